@@ -1,0 +1,13 @@
+"""The one exception that stands for a user's mistake rather than for a bug."""
+
+
+class UserError(Exception):
+    """Bad input, in one sentence: what is wrong, where, and what to do about it."""
+
+
+def missing_extra(package: str, extra: str, purpose: str) -> UserError:
+    """The sentence for a library that belongs to an extra and is not installed."""
+    return UserError(
+        f"{purpose} needs {package}, which is not installed: "
+        f"pip install 'migan_jax[{extra}]'."
+    )

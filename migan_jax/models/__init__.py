@@ -1,0 +1,1 @@
+"""Networks, one file per family; images are [N, H, W, C] in [-1, 1]."""

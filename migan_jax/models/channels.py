@@ -1,0 +1,17 @@
+"""Widths and levels shared by all networks (MI-GAN supplementary, Tables S.4, S.5)."""
+
+LOWEST_RESOLUTION = 4
+
+
+def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
+    """Channels of the level with this nominal resolution."""
+    return min(channel_base // resolution, channel_max)
+
+
+def levels(resolution: int) -> list[int]:
+    """Nominal resolutions from the lowest to the network's own: 4, 8, ..., R."""
+    if resolution < 2 * LOWEST_RESOLUTION or resolution & (resolution - 1):
+        raise ValueError(
+            f"A network's resolution is a power of two from 8 up, not {resolution}."
+        )
+    return [2**k for k in range(2, resolution.bit_length())]

@@ -1,0 +1,320 @@
+"""Co-Mod-GAN's generator (Zhao et al., ICLR 2021), MI-GAN's teacher."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from migan_jax.models.channels import LOWEST_RESOLUTION, channels_at, levels
+from migan_jax.models.layers import (
+    Dense,
+    EqualisedConv,
+    NoiseInjection,
+    add_bias,
+    add_to_image,
+    constant,
+    flatten_channels_first,
+    normal,
+)
+from migan_jax.models.noise import LayerNoise, Noise, layer_noise
+from migan_jax.ops.activation import lrelu_agc
+from migan_jax.ops.conv import (
+    conv,
+    conv_pointwise,
+    conv_transposed,
+    demodulated_conv,
+)
+from migan_jax.ops.precision import at_least_float32, compute_dtype
+from migan_jax.ops.resample import fir_filter
+
+MAPPING_LAYERS = 8
+MAPPING_LEARNING_RATE_MULTIPLIER = 0.01
+W_AVERAGE_DECAY = 0.995
+DROPOUT_RATE = 0.5
+
+
+class Generator(nn.Module):
+    """Fill the hole of a masked image, one of many ways per latent z.
+
+    The encoder ends in a dense layer, so the input is exactly `resolution` square.
+    """
+
+    resolution: int = 256
+    channel_base: int = 32768
+    channel_max: int = 512
+    z_dim: int = 512
+    w_dim: int = 512
+    encoder_dim: int = 1024  # the image's own style vector
+    dtype: DTypeLike | None = None  # compute dtype; None: that of the input
+
+    @property
+    def num_ws(self) -> int:
+        """Style vectors that synthesis uses: two per level, and the last to-RGB."""
+        return 2 * len(levels(self.resolution))
+
+    @nn.nowrap
+    def noise_shapes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        """Height and width of every noise layer, for `noise.random_noise`."""
+        self._check_size(height, width)
+        above = [
+            (f"b{r}/{layer}", (r, r))
+            for r in levels(self.resolution)[1:]
+            for layer in ("conv0", "conv1")
+        ]
+        return dict([("b4/conv", (LOWEST_RESOLUTION,) * 2), *above])
+
+    @nn.nowrap
+    def _check_size(self, height: int, width: int) -> None:
+        if (height, width) != (self.resolution, self.resolution):
+            raise ValueError(
+                f"This Co-Mod-GAN takes {self.resolution}x{self.resolution} images, "
+                f"not {height}x{width}."
+            )
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        z: jax.Array,
+        noise: Noise = "stored",
+        truncation: float = 1.0,
+        mixing: tuple[jax.Array, jax.Array] | None = None,
+        dropout_keys: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[int, jax.Array]]:
+        """Complete `x` = concat(mask - 0.5, image * mask), [N, R, R, 4], mask 1 = known.
+
+        Args:
+          x: masked image.
+          z: latents [N, z_dim].
+          noise: see models/noise.py.
+          truncation: 1 is none; towards 0 all styles approach their average.
+          mixing: second latents [N, z_dim] and, per sample, the index [N] of the first
+            style vector that comes from them. Training only.
+          dropout_keys: one key per sample for the encoder's dropout. Training only.
+
+        Returns the picture [N, R, R, 3] and every level's own contribution to it.
+        While the collection `stats` is mutable, the average style follows z.
+        """
+        self._check_size(*x.shape[1:3])
+        widths = dict(
+            resolution=self.resolution,
+            channel_base=self.channel_base,
+            channel_max=self.channel_max,
+        )
+        mapping = Mapping(self.w_dim, name="mapping")
+        ws = jnp.repeat(mapping(z, truncation)[:, None], self.num_ws, axis=1)
+        if mixing is not None:
+            second_z, first_index = mixing
+            second = mapping(second_z, truncation, update_average=False)
+            mixed = jnp.arange(self.num_ws)[None] >= first_index[:, None]
+            ws = jnp.where(mixed[:, :, None], second[:, None], ws)
+        x = x.astype(compute_dtype(self.dtype, x))
+        features = Encoder(**widths, style_dim=self.encoder_dim, name="encoder")(
+            x, dropout_keys
+        )
+        return Synthesis(**widths, name="synthesis")(features, ws, noise)
+
+
+class Mapping(nn.Module):
+    """Latents to styles, with the running average that truncation pulls towards."""
+
+    w_dim: int
+
+    @nn.compact
+    def __call__(
+        self, z: jax.Array, truncation: float, update_average: bool = True
+    ) -> jax.Array:
+        z = at_least_float32(z)
+        w = z * lax.rsqrt(jnp.mean(z**2, axis=1, keepdims=True) + 1e-8)
+        for index in range(MAPPING_LAYERS):
+            layer = Dense(
+                self.w_dim, MAPPING_LEARNING_RATE_MULTIPLIER, name=f"fc{index}"
+            )
+            w = lrelu_agc(layer(w))
+        average = self.variable("stats", "w_avg", lambda: jnp.zeros(self.w_dim))
+        if update_average and self._is_training():
+            batch_mean = lax.stop_gradient(jnp.mean(w, axis=0))
+            average.value += (1 - W_AVERAGE_DECAY) * (batch_mean - average.value)
+        if truncation != 1:
+            center = average.value[None]
+            w = center + truncation * (w - center)
+        return w
+
+    def _is_training(self) -> bool:
+        return self.is_mutable_collection("stats") and not self.is_initializing()
+
+
+class Encoder(nn.Module):
+    """Features of every level, and the image's style vector."""
+
+    resolution: int
+    channel_base: int
+    channel_max: int
+    style_dim: int
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, dropout_keys: jax.Array | None
+    ) -> dict[int | str, Any]:
+        features: dict[int | str, Any] = {}
+        for r in reversed(levels(self.resolution)[1:]):
+            x, features[r] = EncoderBlock(
+                channels=channels_at(r, self.channel_base, self.channel_max),
+                out_channels=channels_at(r // 2, self.channel_base, self.channel_max),
+                from_rgb=r == self.resolution,
+                name=f"b{r}",
+            )(x)
+        features[LOWEST_RESOLUTION], features["style"] = EncoderTop(
+            self.style_dim, name=f"b{LOWEST_RESOLUTION}"
+        )(x, dropout_keys)
+        return features
+
+
+class EncoderBlock(nn.Module):
+    """One level of the encoder: the input of the next level, and its skip feature."""
+
+    channels: int
+    out_channels: int
+    from_rgb: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if self.from_rgb:
+            x = lrelu_agc(EqualisedConv(self.channels, size=1, name="fromrgb")(x))
+        feature = lrelu_agc(EqualisedConv(self.channels, name="conv0")(x))
+        down = EqualisedConv(self.out_channels, down=True, name="conv1")
+        return lrelu_agc(down(feature)), feature
+
+
+class EncoderTop(nn.Module):
+    """The 4x4 level: its feature, and a style vector of the whole image."""
+
+    style_dim: int
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, dropout_keys: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        feature = lrelu_agc(EqualisedConv(x.shape[-1], name="conv")(x))
+        flat = flatten_channels_first(feature)
+        style = lrelu_agc(Dense(self.style_dim, name="fc")(flat))
+        if dropout_keys is not None:
+            draw = jax.vmap(
+                lambda key: jax.random.bernoulli(
+                    key, 1 - DROPOUT_RATE, (self.style_dim,)
+                )
+            )
+            style = jnp.where(draw(dropout_keys), style / (1 - DROPOUT_RATE), 0)
+        return feature, at_least_float32(style)
+
+
+class Synthesis(nn.Module):
+    """The decoder: every layer is modulated by a style from z and one from the image."""
+
+    resolution: int
+    channel_base: int
+    channel_max: int
+
+    @nn.compact
+    def __call__(
+        self, features: dict[int | str, Any], ws: jax.Array, noise: Noise
+    ) -> tuple[jax.Array, dict[int, jax.Array]]:
+        image_style = jnp.broadcast_to(
+            features["style"][:, None],
+            (*ws.shape[:2], features["style"].shape[-1]),
+        )
+        styles = jnp.concatenate([ws, image_style], axis=-1)  # [N, num_ws, w + style]
+        x, image, pyramid = features["style"], None, {}
+        for index, r in enumerate(levels(self.resolution)):
+            block = LowestBlock if r == LOWEST_RESOLUTION else SynthesisBlock
+            first = max(0, 2 * index - 1)
+            x, pyramid[r] = block(
+                channels=channels_at(r, self.channel_base, self.channel_max),
+                resolution=r,
+                name=f"b{r}",
+            )(x, features[r], styles[:, first : 2 * index + 2], noise)
+            image = add_to_image(image, pyramid[r])
+        return image, pyramid
+
+
+class LowestBlock(nn.Module):
+    """The 4x4 level, which starts from the image's style vector."""
+
+    channels: int
+    resolution: int
+
+    @nn.compact
+    def __call__(
+        self, style: jax.Array, feature: jax.Array, styles: jax.Array, noise: Noise
+    ) -> tuple[jax.Array, jax.Array]:
+        n, r, c = style.shape[0], self.resolution, self.channels
+        x = lrelu_agc(Dense(c * r * r, name="fc")(style.astype(feature.dtype)))
+        x = x.reshape(n, c, r, r).transpose(0, 2, 3, 1) + feature
+        x = ModulatedConv(c, r, name="conv")(
+            x, styles[:, 0], layer_noise(noise, f"{self.name}/conv")
+        )
+        return x, ToRGB(name="torgb")(x, styles[:, 1])
+
+
+class SynthesisBlock(nn.Module):
+    """One level above: up-sampling, the encoder's feature, refinement, to-RGB.
+
+    The to-RGB's style is the one that the next level's first convolution uses.
+    """
+
+    channels: int
+    resolution: int
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, feature: jax.Array, styles: jax.Array, noise: Noise
+    ) -> tuple[jax.Array, jax.Array]:
+        x = ModulatedConv(self.channels, self.resolution, up=True, name="conv0")(
+            x, styles[:, 0], layer_noise(noise, f"{self.name}/conv0")
+        )
+        x = ModulatedConv(self.channels, self.resolution, name="conv1")(
+            x + feature, styles[:, 1], layer_noise(noise, f"{self.name}/conv1")
+        )
+        return x, ToRGB(name="torgb")(x, styles[:, 2])
+
+
+class ModulatedConv(nn.Module):
+    """3x3 modulated, demodulated convolution with noise, bias and activation."""
+
+    features: int
+    resolution: int  # nominal, of the stored noise
+    up: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, style: jax.Array, noise: LayerNoise) -> jax.Array:
+        channels = x.shape[-1]
+        scales = Dense(channels, bias_init=1.0, name="affine")(style)
+        weight = self.param("weight", normal, (3, 3, channels, self.features))
+        if self.up:
+            x = demodulated_conv(x, weight, scales, conv_transposed)
+            x = 4 * fir_filter(x, padding=1)
+        else:
+            same = lambda x, kernel: conv(x, kernel, padding=1)  # noqa: E731
+            x = demodulated_conv(x, weight, scales, same)
+        x = NoiseInjection(self.resolution, name="noise")(x, noise)
+        bias = self.param("bias", constant(0), (self.features,))
+        return lrelu_agc(add_bias(x, bias))
+
+
+class ToRGB(nn.Module):
+    """Modulated 1x1 convolution to three channels, without demodulation."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, style: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        scales = Dense(channels, bias_init=1.0, name="affine")(style)
+        scales *= 1 / math.sqrt(channels)
+        weight = self.param("weight", normal, (1, 1, channels, 3))
+        x = at_least_float32(x) * scales[:, None, None]
+        return add_bias(
+            conv_pointwise(x, weight), self.param("bias", constant(0), (3,))
+        )

@@ -1,0 +1,220 @@
+"""Layers that several networks share.
+
+Layers compute in the dtype of their input; parameters are created in float32.
+Parameter names carry meaning for the converters, the optimiser and the EMA:
+  kernel   a re-parametrised kernel, stored as one array; in the fused form the same
+           name holds the normalised kernel, which is used as it is
+  kernels  the same written out as n kernels, [n, kh, kw, I, O]
+  weight   any other weight
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from migan_jax.models.noise import LayerNoise, tile_noise
+from migan_jax.ops.activation import lrelu_agc
+from migan_jax.ops.conv import (
+    conv,
+    conv_depthwise,
+    conv_pointwise,
+    join_kernels,
+    normalise_kernel,
+)
+from migan_jax.ops.precision import at_least_float32
+from migan_jax.ops.resample import downsample2x, fir_filter, upsample2x
+
+Resampling = Literal["up", "down"] | None
+
+
+def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Every weight starts as N(0, 1): normalisation or scaling at run time does the rest."""
+    return jax.random.normal(key, shape, jnp.float32)
+
+
+def constant(value: float) -> Callable[..., jax.Array]:
+    """Initialiser of biases and strengths."""
+    return lambda key, shape: jnp.full(shape, value, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reparam:
+    """How re-parametrised convolutions store their kernels (MI-GAN, section 3.2).
+
+    The method draws `kernels` kernels per layer, sums them, scales the sum by
+    1 / sqrt(kernels) and normalises it per output channel. Under Adam only the sum
+    matters, so "collapsed" stores just that; "expanded" stores all of them, as the
+    reference does in training; "fused" stores the normalised result of either, as the
+    released networks do.
+    """
+
+    form: Literal["collapsed", "expanded", "fused"] = "collapsed"
+    kernels: int = 9
+
+    def kernel(self, layer: nn.Module, shape: tuple[int, int, int, int]) -> jax.Array:
+        """Declare the layer's kernel parameter and return what it convolves with."""
+        if self.form == "expanded":
+            kernels = layer.param("kernels", normal, (self.kernels, *shape))
+            return normalise_kernel(join_kernels(kernels))
+        if self.form == "collapsed":
+            return normalise_kernel(layer.param("kernel", normal, shape))
+        return layer.param(
+            "kernel", lambda *args: normalise_kernel(normal(*args)), shape
+        )
+
+
+class DepthwiseConv(nn.Module):
+    """3x3 depthwise convolution with bias."""
+
+    reparam: Reparam
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = x.shape[-1]
+        y = conv_depthwise(x, self.reparam.kernel(self, (3, 3, 1, c)))
+        return add_bias(y, self.param("bias", constant(0), (c,)))
+
+
+class PointwiseConv(nn.Module):
+    """1x1 convolution; down-sampling filters before it, up-sampling after it."""
+
+    features: int
+    reparam: Reparam
+    use_bias: bool = False
+    resample: Resampling = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.resample == "down":
+            x = downsample2x(x)
+        shape = (1, 1, x.shape[-1], self.features)
+        y = conv_pointwise(x, self.reparam.kernel(self, shape))
+        if self.use_bias:
+            y = add_bias(y, self.param("bias", constant(0), (self.features,)))
+        return upsample2x(y) if self.resample == "up" else y
+
+
+class NoiseInjection(nn.Module):
+    """Add one channel of noise to all, times a learned strength (initially zero)."""
+
+    resolution: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, noise: LayerNoise) -> jax.Array:
+        strength = self.param("strength", constant(0), ())
+        shape = (self.resolution, self.resolution)
+        if self.is_initializing():
+            self.variable(
+                "stats", "noise", lambda: normal(self.make_rng("params"), shape)
+            )
+        if isinstance(noise, str):
+            if noise == "none":
+                return x
+            stored = self.get_variable("stats", "noise")
+            noise = tile_noise(stored, *x.shape[1:3])[None, :, :, None]
+        return x + (strength * noise).astype(x.dtype)
+
+
+class SeparableConv(nn.Module):
+    """Depthwise 3x3 and pointwise 1x1, each activated (MI-GAN, section 3.1).
+
+    `noise_resolution` is the nominal resolution of the noise added before the second
+    activation, or None for a layer without noise.
+    """
+
+    features: int
+    reparam: Reparam
+    resample: Resampling = None
+    noise_resolution: int | None = None
+    gain: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, noise: LayerNoise = "none") -> jax.Array:
+        x = lrelu_agc(DepthwiseConv(self.reparam, name="depthwise")(x), self.gain)
+        x = PointwiseConv(
+            self.features, self.reparam, resample=self.resample, name="pointwise"
+        )(x)
+        if self.noise_resolution is not None:
+            x = NoiseInjection(self.noise_resolution, name="noise")(x, noise)
+        return lrelu_agc(x, self.gain)
+
+
+class NormalisedConv(nn.Module):
+    """1x1 convolution of the generator's input: one weight, normalised unless fused."""
+
+    features: int
+    fused: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (1, 1, x.shape[-1], self.features)
+        weight = self.param("weight", normal, shape)
+        y = conv_pointwise(x, weight if self.fused else normalise_kernel(weight))
+        return add_bias(y, self.param("bias", constant(0), (self.features,)))
+
+
+class Dense(nn.Module):
+    """Fully connected layer with equalised learning rate (Karras et al. 2018)."""
+
+    features: int
+    learning_rate_multiplier: float = 1.0
+    bias_init: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        fan_in, multiplier = x.shape[-1], self.learning_rate_multiplier
+        weight = self.param(
+            "weight", lambda *args: normal(*args) / multiplier, (fan_in, self.features)
+        )
+        bias = self.param("bias", constant(self.bias_init), (self.features,))
+        kernel = weight[None, None] * (multiplier / math.sqrt(fan_in))
+        y = conv_pointwise(x[:, None, None], kernel)[:, 0, 0]
+        return add_bias(y, bias * multiplier)
+
+
+class EqualisedConv(nn.Module):
+    """Dense convolution with equalised learning rate, as StyleGAN2's encoders use it.
+
+    Down-sampling filters first, then convolves with stride 2 (1x1: filter and decimate
+    in one). No activation.
+    """
+
+    features: int
+    size: int = 3
+    down: bool = False
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        scale = 1 / math.sqrt(math.prod(shape[:3]))
+        weight = self.param("weight", normal, shape) * scale
+        if self.size == 1:
+            y = conv_pointwise(downsample2x(x) if self.down else x, weight)
+        elif self.down:
+            y = conv(fir_filter(x, padding=2), weight, padding=0, strides=2)
+        else:
+            y = conv(x, weight, padding=self.size // 2)
+        if self.use_bias:
+            y = add_bias(y, self.param("bias", constant(0), (self.features,)))
+        return y
+
+
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Add one value per channel to the last axis."""
+    return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def flatten_channels_first(x: jax.Array) -> jax.Array:
+    """[N, H, W, C] -> [N, C * H * W], the order of the released dense weights."""
+    return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+
+
+def add_to_image(image: jax.Array | None, rgb: jax.Array) -> jax.Array:
+    """Skip connection of the output: the image so far, doubled, plus this level's."""
+    return rgb if image is None else upsample2x(image) + at_least_float32(rgb)

@@ -1,0 +1,167 @@
+"""Convolutions of MI-GAN (section 3.1) and of the StyleGAN2 family (Co-Mod-GAN).
+
+Kernels are [kh, kw, I, O]. Inputs may be half precision while kernels stay float32:
+then the kernel is cast to the input's dtype, and its gradient is summed and returned in
+float32 (a plain cast would round it, and a data-parallel step would all-reduce halves).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from migan_jax.ops.depthwise import depthwise3x3, depthwise_weight_gradient
+from migan_jax.ops.precision import at_least_float32
+
+__all__ = [
+    "conv",
+    "conv_depthwise",
+    "conv_pointwise",
+    "conv_transposed",
+    "demodulated_conv",
+    "join_kernels",
+    "normalise_kernel",
+]
+
+# Kernels.
+
+
+def join_kernels(kernels: jax.Array) -> jax.Array:
+    """The one kernel that n re-parametrisation kernels [n, kh, kw, I, O] stand for."""
+    return jnp.sum(at_least_float32(kernels), axis=0) * (kernels.shape[0] ** -0.5)
+
+
+def normalise_kernel(kernel: jax.Array) -> jax.Array:
+    """Weight normalisation: every output channel's kernel gets (nearly) unit norm."""
+    kernel = at_least_float32(kernel)
+    square = jnp.sum(kernel**2, axis=(0, 1, 2), keepdims=True)
+    return kernel / jnp.sqrt(square + 1e-8)
+
+
+# Convolutions whose kernel gradient is at least float32.
+
+
+def conv_depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """3x3 depthwise convolution, zero padding 1; kernel [3, 3, 1, C]."""
+    return _in_dtype_of_input(depthwise3x3, depthwise_weight_gradient)(x, kernel)
+
+
+def conv_pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """1x1 convolution as a matrix product; kernel [1, 1, I, O]."""
+    return _in_dtype_of_input(_pointwise, _pointwise_gradient)(x, kernel)
+
+
+def conv(x: jax.Array, kernel: jax.Array, padding: int, strides: int = 1) -> jax.Array:
+    """Dense convolution with symmetric zero padding."""
+    return _dense(kernel.shape[0], strides, padding, dilation=1)(x, kernel)
+
+
+def conv_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Transposed convolution, stride 2, no padding: H -> 2H + 1 for a 3x3 kernel.
+
+    The kernel is applied as stored, which is the scatter convention: input pixel i adds
+    kernel[k] to output pixel 2i + k.
+    """
+    size = kernel.shape[0]
+    scatter = _dense(size, strides=1, padding=size - 1, dilation=2)
+    return scatter(x, kernel[::-1, ::-1])
+
+
+def demodulated_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    styles: jax.Array,
+    convolve: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """Modulated convolution with per-sample demodulation (StyleGAN2, Equations 1-3).
+
+    `styles` [N, I] scale the input channels of a kernel shared by all samples; output
+    channels are divided by the norm of the scaled kernel. Both factors are applied to
+    activations, so the convolution itself is an ordinary one.
+    """
+    kernel = at_least_float32(kernel)
+    styles = at_least_float32(styles)
+    mean_square = jnp.mean(kernel**2, axis=(0, 1, 2), keepdims=True)
+    kernel = kernel * lax.rsqrt(mean_square)
+    styles = styles * lax.rsqrt(jnp.mean(styles**2))
+    power = jnp.sum(kernel**2, axis=(0, 1))  # [I, O]
+    norm = lax.rsqrt(styles**2 @ power + 1e-8)  # [N, O]
+    y = convolve(x * styles[:, None, None].astype(x.dtype), kernel)
+    return y * norm[:, None, None].astype(y.dtype)
+
+
+def _in_dtype_of_input(
+    apply: Callable[[jax.Array, jax.Array], jax.Array],
+    weight_gradient: Callable[[jax.Array, jax.Array], jax.Array],
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Run `apply(x, kernel)` in x's dtype with a kernel gradient in the kernel's.
+
+    Equal dtypes need no help, and stay differentiable any number of times.
+    """
+
+    @jax.custom_vjp
+    def mixed(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return apply(x, kernel.astype(x.dtype))
+
+    def forward(x: jax.Array, kernel: jax.Array):
+        return mixed(x, kernel), (x, kernel)
+
+    def backward(saved, dy: jax.Array):
+        x, kernel = saved
+        _, input_gradient = jax.vjp(lambda x: apply(x, kernel.astype(x.dtype)), x)
+        return *input_gradient(dy), weight_gradient(x, dy).astype(kernel.dtype)
+
+    mixed.defvjp(forward, backward)
+
+    def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        same = x.dtype == kernel.dtype
+        return apply(x, kernel) if same else mixed(x, kernel)
+
+    return run
+
+
+def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+
+
+def _pointwise_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+    every_pixel = (((0, 1, 2), (0, 1, 2)), ((), ()))
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return lax.dot_general(x, dy, every_pixel, preferred_element_type=dtype)[None, None]
+
+
+def _dense(
+    kernel_size: int, strides: int, padding: int, dilation: int
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """A dense convolution of given geometry, with its float32 kernel gradient."""
+
+    def apply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(strides, strides),
+            padding=((padding, padding), (padding, padding)),
+            lhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    def far_padding(size: int, window: int) -> int:
+        """What makes correlating input and output gradient give kernel_size taps."""
+        span = (window - 1) * strides + 1
+        return kernel_size - 1 + span - ((size - 1) * dilation + 1) - padding
+
+    def weight_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+        # The batch is what is summed over: it takes the place of the input features.
+        return lax.conv_general_dilated(
+            x,
+            dy,
+            window_strides=(1, 1),
+            padding=[(padding, far_padding(x.shape[i], dy.shape[i])) for i in (1, 2)],
+            lhs_dilation=(dilation, dilation),
+            rhs_dilation=(strides, strides),
+            dimension_numbers=("CHWN", "IHWO", "HWNC"),
+            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+        )
+
+    return _in_dtype_of_input(apply, weight_gradient)

@@ -1,0 +1,29 @@
+"""Minibatch standard deviation (Karras et al. 2018, section 3), grouped by stride."""
+
+import jax
+import jax.numpy as jnp
+
+from migan_jax.ops.precision import at_least_float32
+
+GROUP_SIZE = 4
+
+
+def append_minibatch_std(x: jax.Array) -> jax.Array:
+    """Append one channel: how much a sample's group varies, [N, H, W, C + 1].
+
+    Sample i is grouped with the samples congruent to i modulo N / group, as in the
+    reference. The group is GROUP_SIZE, or the whole batch where that is smaller.
+    """
+    n, h, w, c = x.shape
+    group = min(GROUP_SIZE, n)
+    if n % group:
+        raise ValueError(
+            f"The discriminator compares images in groups of {group}, so a batch of "
+            f"{n} cannot be split: use a batch size that is a multiple of {group}."
+        )
+    grouped = at_least_float32(x).reshape(group, n // group, h, w, c)
+    variance = jnp.mean((grouped - jnp.mean(grouped, axis=0)) ** 2, axis=0)
+    std = jnp.mean(jnp.sqrt(variance + 1e-8), axis=(1, 2, 3))  # [N / group]
+    channel = jnp.tile(std, group)[:, None, None, None]
+    channel = jnp.broadcast_to(channel, (n, h, w, 1)).astype(x.dtype)
+    return jnp.concatenate([x, channel], axis=-1)

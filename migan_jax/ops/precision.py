@@ -1,0 +1,20 @@
+"""Mixed precision: what runs in the compute dtype and what never does.
+
+Networks take a compute dtype (bfloat16 on accelerators), parameters stay float32.
+Norms, sums over many terms and everything shown or compared stay at least float32;
+"at least", because the parity tests run in float64 and must not be cast down.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Widen half precision to float32; leave float32 and float64 as they are."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def compute_dtype(dtype: DTypeLike | None, x: jax.Array) -> jnp.dtype:
+    """The dtype a layer computes in: the one asked for, or that of its input."""
+    return jnp.dtype(x.dtype if dtype is None else dtype)

@@ -1,0 +1,136 @@
+"""FIR resampling by two with the [1, 3, 3, 1] filter (MI-GAN section 3, StyleGAN2).
+
+Per axis, with zeros outside the image:
+  up    out[2i] = .25 x[i-1] + .75 x[i],  out[2i+1] = .75 x[i] + .25 x[i+1]
+  down  out[i]  = (x[2i-1] + 3 x[2i] + 3 x[2i+1] + x[2i+2]) / 8
+These are each other's adjoints up to a factor of four, and the plain filter's adjoint
+is itself with the complementary padding. The CPU forms use that as their derivative
+(XLA's own grouped convolutions are slow there); accelerators run plain convolutions.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+TAPS = (1.0, 3.0, 3.0, 1.0)
+_FILTER_1D = np.array(TAPS) / sum(TAPS)
+
+
+def upsample2x(x: jax.Array) -> jax.Array:
+    """Double height and width: [N, H, W, C] -> [N, 2H, 2W, C]."""
+    return lax.platform_dependent(x, cpu=_up_cpu, default=_up_convolution)
+
+
+def downsample2x(x: jax.Array) -> jax.Array:
+    """Halve height and width, which must be even: [N, H, W, C] -> [N, H/2, W/2, C]."""
+    _, h, w, _ = x.shape
+    if h % 2 or w % 2:
+        raise ValueError(f"downsample2x needs even sizes, got height {h}, width {w}.")
+    return lax.platform_dependent(x, cpu=_down_cpu, default=_down_convolution)
+
+
+def fir_filter(x: jax.Array, padding: int) -> jax.Array:
+    """Filter without resampling: [N, H, W, C] -> [N, H + 2p - 3, W + 2p - 3, C]."""
+    return lax.platform_dependent(
+        x,
+        cpu=lambda x: _filter_cpu(x, padding),
+        default=lambda x: _filter_convolution(x, padding),
+    )
+
+
+# Accelerators: depthwise convolutions with the 4x4 outer product.
+
+
+def _fir_convolution(
+    x: jax.Array, gain: float, strides: int, padding: tuple[int, int], dilation: int
+) -> jax.Array:
+    channels = x.shape[-1]
+    taps = gain * np.outer(_FILTER_1D, _FILTER_1D)
+    kernel = jnp.asarray(np.tile(taps[:, :, None, None], channels), x.dtype)
+    return lax.conv_general_dilated(
+        x,
+        kernel,  # [4, 4, 1, C]
+        window_strides=(strides, strides),
+        padding=(padding, padding),
+        lhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=channels,
+    )
+
+
+def _up_convolution(x: jax.Array) -> jax.Array:
+    return _fir_convolution(x, gain=4, strides=1, padding=(2, 2), dilation=2)
+
+
+def _down_convolution(x: jax.Array) -> jax.Array:
+    return _fir_convolution(x, gain=1, strides=2, padding=(1, 1), dilation=1)
+
+
+def _filter_convolution(x: jax.Array, padding: int) -> jax.Array:
+    return _fir_convolution(
+        x, gain=1, strides=1, padding=(padding, padding), dilation=1
+    )
+
+
+# CPU: shifted slices, one axis after the other, with the exact adjoints.
+
+
+def _linear_with_adjoint(
+    function: Callable[[jax.Array], jax.Array],
+    adjoint: Callable[[jax.Array], jax.Array],
+) -> Callable[[jax.Array], jax.Array]:
+    """A linear map whose derivative is given; the adjoint may refer back to it."""
+    wrapped = jax.custom_vjp(function)
+    wrapped.defvjp(lambda x: (function(x), None), lambda _, dy: (adjoint(dy),))
+    return wrapped
+
+
+def _up_phases(x: jax.Array) -> jax.Array:
+    n, h, w, c = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+    def phase(row: int, column: int) -> jax.Array:
+        """The output's pixels of one parity: weights .75 at (1, 1), .25 beside it."""
+        total = 0.0
+        for dy, wy in ((1, 0.75), (2 * row, 0.25)):
+            for dx, wx in ((1, 0.75), (2 * column, 0.25)):
+                total += wy * wx * padded[:, dy : dy + h, dx : dx + w]
+        return total
+
+    rows = [jnp.stack([phase(row, 0), phase(row, 1)], axis=3) for row in (0, 1)]
+    return jnp.stack(rows, axis=2).reshape(n, 2 * h, 2 * w, c)
+
+
+def _down_slices(x: jax.Array) -> jax.Array:
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    _, h, w, _ = x.shape
+    total = 0.0
+    for i, wy in enumerate(_FILTER_1D):
+        for j, wx in enumerate(_FILTER_1D):
+            total += float(wy * wx) * padded[:, i : i + h : 2, j : j + w : 2]
+    return total
+
+
+_up_cpu = _linear_with_adjoint(_up_phases, lambda dy: 4 * _down_cpu(dy))
+_down_cpu = _linear_with_adjoint(_down_slices, lambda dy: _up_cpu(dy) / 4)
+
+
+def _filter_shifts(x: jax.Array, padding: int) -> jax.Array:
+    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    for axis in (1, 2):
+        size = padded.shape[axis] - 3
+        padded = sum(
+            float(weight) * lax.slice_in_dim(padded, i, i + size, axis=axis)
+            for i, weight in enumerate(_FILTER_1D)
+        )
+    return padded
+
+
+def _filter_cpu(x: jax.Array, padding: int) -> jax.Array:
+    function = _linear_with_adjoint(
+        lambda x: _filter_shifts(x, padding), lambda dy: _filter_cpu(dy, 3 - padding)
+    )
+    return function(x)

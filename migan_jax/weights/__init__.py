@@ -1,0 +1,1 @@
+"""Checkpoints in and out: safe reading, name maps, fusing, workdirs."""

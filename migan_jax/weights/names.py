@@ -1,0 +1,175 @@
+"""Parameter names of the released checkpoints, and how our trees map onto them.
+
+A network's own abstract tree is walked, so the map covers exactly what the network has;
+a file that has more or less is reported whole, every misfit at once. Names differ
+between the released, fused generators and the n-kernel networks of training.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from migan_jax.models import comodgan
+from migan_jax.models.channels import channels_at, levels
+from migan_jax.ops.resample import TAPS
+from migan_jax.weights.families import Network, family_of
+from migan_jax.weights.reading import Tensors
+
+# Paths in our trees, joined by "/", to the reference's: (pattern, replacement).
+_COMMON = (("/depthwise/", "/conv1/"), ("/pointwise/", "/conv2/"))
+_RELEASED = (
+    *_COMMON,
+    (r"/noise/strength$", "/noise_strength"),
+    (r"/noise/noise$", "/noise_const"),
+    (r"/kernel$", "/weight"),
+)
+_TRAINING = (
+    *_COMMON,
+    (r"/noise/strength$", "/conv2/noise_strength"),
+    (r"/noise/noise$", "/conv2/noise_const"),
+    (r"/kernels$", "/w{}"),
+)
+
+# Constants in the files that are no parameters: filter taps and zero-stuffing masks.
+_CONSTANT = re.compile(
+    r"(^|\.)(resample_filter|filter_const|(up|down)sample\.filter\.weight)$"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One leaf of our trees: where it is, and the tensors it is made of."""
+
+    collection: str  # "params" or "stats"
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    names: tuple[str, ...]  # several for n kernels
+
+    @property
+    def stacked(self) -> bool:
+        return self.path[-1] == "kernels"
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Ours to PyTorch's: [kh, kw, I, O] -> [O, I, kh, kw], dense [I, O] -> [O, I]."""
+        dimensions = len(self.shape) - self.stacked
+        if self.path[-1] not in ("kernel", "kernels", "weight"):
+            return tuple(range(dimensions))
+        return (3, 2, 0, 1) if dimensions == 4 else (1, 0)
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """Shape of each tensor in the file."""
+        shape = self.shape[1:] if self.stacked else self.shape
+        return tuple(shape[axis] for axis in self.axes)
+
+    def from_tensors(self, tensors: Tensors) -> np.ndarray:
+        inverse = np.argsort(self.axes)
+        arrays = [np.transpose(tensors[name], inverse) for name in self.names]
+        return np.stack(arrays) if self.stacked else np.ascontiguousarray(arrays[0])
+
+    def to_tensors(self, leaf: Any) -> Tensors:
+        arrays = np.asarray(leaf) if self.stacked else [np.asarray(leaf)]
+        return {
+            # `copy`, because ascontiguousarray would make a scalar a vector.
+            name: np.transpose(array, self.axes).copy(order="C")
+            for name, array in zip(self.names, arrays, strict=True)
+        }
+
+
+def entries(network: Network) -> list[Entry]:
+    """Every leaf of the network's trees with its names in a checkpoint."""
+    leaves = jax.tree_util.tree_flatten_with_path(abstract_variables(network))[0]
+    return [_entry(network, path, leaf.shape) for path, leaf in leaves]
+
+
+def abstract_variables(network: Network) -> dict[str, Any]:
+    """Shapes of the network's parameters and stats, without computing anything."""
+    r = network.resolution
+    arguments = [jax.ShapeDtypeStruct((1, r, r, 4), jnp.float32)]
+    if isinstance(network, comodgan.Generator):
+        arguments.append(jax.ShapeDtypeStruct((1, network.z_dim), jnp.float32))
+    return jax.eval_shape(network.init, jax.random.key(0), *arguments)
+
+
+def _entry(network: Network, path: Any, shape: tuple[int, ...]) -> Entry:
+    collection, *keys = (part.key for part in path)
+    name = "/" + "/".join(keys)
+    for pattern, replacement in _rules(network):
+        name = re.sub(pattern, replacement, name)
+    name = name[1:].replace("/", ".")
+    count = shape[0] if keys[-1] == "kernels" else 1
+    names = tuple(name.format(index) for index in range(count))
+    return Entry(collection, tuple(keys), shape, names)
+
+
+def _rules(network: Network) -> tuple[tuple[str, str], ...]:
+    reparam = getattr(network, "reparam", None)
+    if reparam is None or reparam.form == "fused":
+        return _RELEASED
+    if reparam.form == "collapsed":
+        raise ValueError("Collapsed kernels have no names in a file: expand or fuse.")
+    return _TRAINING
+
+
+def is_constant(name: str) -> bool:
+    """Whether a tensor of this name is a constant that files carry along."""
+    return _CONSTANT.search(name) is not None
+
+
+def constants(network: Network) -> Tensors:
+    """The constant tensors that the reference's networks expect in a file."""
+    fir = np.outer(TAPS, TAPS).astype(np.float32) / sum(TAPS) ** 2
+
+    def at(resolution: int) -> int:
+        return channels_at(resolution, network.channel_base, network.channel_max)
+
+    def fused_up(prefix: str, resolution: int, channels: int) -> Iterator[Any]:
+        stuffing = np.zeros((1, 1, resolution, resolution), np.float32)
+        stuffing[..., ::2, ::2] = 1
+        yield f"{prefix}.filter_const", stuffing
+        yield f"{prefix}.filter.weight", np.tile(4 * fir, (channels, 1, 1, 1))
+
+    def released(upper: list[int]) -> Iterator[Any]:
+        for r in upper:
+            yield from fused_up(f"synthesis.b{r}.conv1.upsample", r, at(r))
+            yield from fused_up(f"synthesis.b{r}.upsample", r, 3)
+            taps = np.tile(fir, (at(r), 1, 1, 1))
+            yield f"encoder.b{r}.conv2.downsample.filter.weight", taps
+
+    upper = levels(network.resolution)[1:]
+    if getattr(network, "reparam", None) and network.reparam.form == "fused":
+        if family_of(network) == "migan":
+            return dict(released(upper))
+    owners = _FILTER_OWNERS[family_of(network)]
+    names = [
+        owner.format(r)
+        for owner in owners
+        for r in (upper if "{}" in owner else upper[:1])
+    ]
+    return {f"{name}.resample_filter": fir.copy() for name in names}
+
+
+# Modules that hold the filter as a [4, 4] buffer, on every level above 4 ("{}").
+_FILTER_OWNERS = {
+    "migan": (
+        "synthesis.b{}",
+        "synthesis.b{}.conv1.conv2",
+        "encoder.b{}.conv2.conv2",
+        "encoder.b4.conv2.conv2",
+    ),
+    "migan_discriminator": ("b{}.conv2.conv2", "b{}.skip"),
+    "comodgan": (
+        "synthesis.b4.conv",
+        "synthesis.b{}",
+        "synthesis.b{}.conv0",
+        "encoder.b{}",
+        "encoder.b{}.conv1",
+    ),
+    "comodgan_discriminator": ("b{}", "b{}.conv1", "b{}.skip"),
+}

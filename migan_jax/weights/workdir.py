@@ -1,0 +1,54 @@
+"""The part of a run's folder that other programs read: network and exported weights.
+
+`<workdir>/checkpoints/<step>/` is an Orbax checkpoint; its item `network` describes the
+network as JSON, `exported` holds the weights to ship (in training: the EMA).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from migan_jax.errors import UserError
+from migan_jax.weights.families import Network, build, describe
+from migan_jax.weights.names import abstract_variables
+
+CHECKPOINTS = "checkpoints"
+
+
+def write(path: Path, network: Network, params: Any, stats: Any) -> None:
+    """Make a workdir with one checkpoint, step 0."""
+    items = ocp.args.Composite(
+        network=ocp.args.JsonSave(describe(network)),
+        exported=ocp.args.StandardSave({"params": params, "stats": stats}),
+    )
+    with _manager(path, create=True) as manager:
+        manager.save(0, args=items)
+
+
+def read(path: Path) -> tuple[Network, Any, Any]:
+    """Network, parameters and stats of a workdir's newest step."""
+    if not (path / CHECKPOINTS).is_dir():
+        raise UserError(
+            f"{path} is not a run's workdir: it has no folder {CHECKPOINTS}/."
+        )
+    with _manager(path, create=False) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise UserError(f"{path} holds no finished checkpoint yet.")
+        described = ocp.args.Composite(network=ocp.args.JsonRestore())
+        network = build(manager.restore(step, args=described)["network"])
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+            {"stats": {}, **abstract_variables(network)},
+        )
+        exported = ocp.args.Composite(exported=ocp.args.StandardRestore(target))
+        variables = manager.restore(step, args=exported)["exported"]
+    return network, variables["params"], variables["stats"]
+
+
+def _manager(path: Path, create: bool) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(create=create, read_only=not create)
+    return ocp.CheckpointManager((path / CHECKPOINTS).absolute(), options=options)
