@@ -85,10 +85,10 @@ class Generator(nn.Module):
         mixing: tuple[jax.Array, jax.Array] | None = None,
         dropout_keys: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[int, jax.Array]]:
-        """Complete `x` = concat(mask - 0.5, image * mask), [N, R, R, 4], mask 1 = known.
+        """Complete `x` = concat(mask - 0.5, image * mask), mask 1 = known.
 
         Args:
-          x: masked image.
+          x: masked image [N, R, R, 4].
           z: latents [N, z_dim].
           noise: see models/noise.py.
           truncation: 1 is none; towards 0 all styles approach their average.
@@ -203,17 +203,19 @@ class EncoderTop(nn.Module):
         flat = flatten_channels_first(feature)
         style = lrelu_agc(Dense(self.style_dim, name="fc")(flat))
         if dropout_keys is not None:
-            draw = jax.vmap(
-                lambda key: jax.random.bernoulli(
-                    key, 1 - DROPOUT_RATE, (self.style_dim,)
-                )
-            )
-            style = jnp.where(draw(dropout_keys), style / (1 - DROPOUT_RATE), 0)
+            style = _dropout(dropout_keys, style)
         return feature, at_least_float32(style)
 
 
+def _dropout(keys: jax.Array, x: jax.Array) -> jax.Array:
+    """Drop features of each sample by its own key."""
+    keep_rate = 1 - DROPOUT_RATE
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, keep_rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / keep_rate, 0)
+
+
 class Synthesis(nn.Module):
-    """The decoder: every layer is modulated by a style from z and one from the image."""
+    """The decoder: layers are modulated by a style from z and one from the image."""
 
     resolution: int
     channel_base: int
@@ -315,6 +317,5 @@ class ToRGB(nn.Module):
         scales *= 1 / math.sqrt(channels)
         weight = self.param("weight", normal, (1, 1, channels, 3))
         x = at_least_float32(x) * scales[:, None, None]
-        return add_bias(
-            conv_pointwise(x, weight), self.param("bias", constant(0), (3,))
-        )
+        y = conv_pointwise(x, weight)
+        return add_bias(y, self.param("bias", constant(0), (3,)))

@@ -33,7 +33,7 @@ Resampling = Literal["up", "down"] | None
 
 
 def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Every weight starts as N(0, 1): normalisation or scaling at run time does the rest."""
+    """Every weight starts as N(0, 1); normalisation or scaling does the rest."""
     return jax.random.normal(key, shape, jnp.float32)
 
 
@@ -63,9 +63,11 @@ class Reparam:
             return normalise_kernel(join_kernels(kernels))
         if self.form == "collapsed":
             return normalise_kernel(layer.param("kernel", normal, shape))
-        return layer.param(
-            "kernel", lambda *args: normalise_kernel(normal(*args)), shape
-        )
+        return layer.param("kernel", _normalised, shape)
+
+
+def _normalised(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return normalise_kernel(normal(key, shape))
 
 
 class DepthwiseConv(nn.Module):
@@ -109,9 +111,8 @@ class NoiseInjection(nn.Module):
         strength = self.param("strength", constant(0), ())
         shape = (self.resolution, self.resolution)
         if self.is_initializing():
-            self.variable(
-                "stats", "noise", lambda: normal(self.make_rng("params"), shape)
-            )
+            key = self.make_rng("params")
+            self.variable("stats", "noise", normal, key, shape)
         if isinstance(noise, str):
             if noise == "none":
                 return x

@@ -40,20 +40,18 @@ class Generator(nn.Module):
     @nn.nowrap
     def noise_shapes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
         """Height and width of every noise layer, for `noise.random_noise`."""
-        return {
-            f"b{r}/{layer}": (
-                height * r // self.resolution,
-                width * r // self.resolution,
-            )
-            for r in levels(self.resolution)[1:]
-            for layer in ("conv1", "conv2")
-        }
+        shapes = {}
+        for r in levels(self.resolution)[1:]:
+            scale = self.resolution // r
+            for layer in ("conv1", "conv2"):
+                shapes[f"b{r}/{layer}"] = (height // scale, width // scale)
+        return shapes
 
     @nn.compact
     def __call__(
         self, x: jax.Array, noise: Noise = "stored"
     ) -> tuple[jax.Array, dict[int, jax.Array]]:
-        """Complete `x` = concat(mask - 0.5, image * mask), [N, H, W, 4], mask 1 = known.
+        """Complete `x` = concat(mask - 0.5, image * mask), mask 1 = known.
 
         Returns the picture [N, H, W, 3] (linear, not clipped) and every level's own
         contribution to it, {resolution: rgb}.

@@ -22,7 +22,7 @@ def depthwise3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def depthwise_weight_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
     """The kernel's gradient [3, 3, 1, C], summed in at least float32."""
     return lax.platform_dependent(
-        x, dy, cpu=_correlate_rows, default=_correlate_convolution
+        x, dy, cpu=_correlated, default=_correlation_by_convolution
     )
 
 
@@ -37,7 +37,7 @@ def _grouped_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
-def _correlate_convolution(x: jax.Array, dy: jax.Array) -> jax.Array:
+def _correlation_by_convolution(x: jax.Array, dy: jax.Array) -> jax.Array:
     # Channels become groups of one "image" each, the batch its input features.
     return lax.conv_general_dilated(
         x,
@@ -66,7 +66,7 @@ def _shift_and_add(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _row_scan(x: jax.Array, dy: jax.Array) -> jax.Array:
-    n, h, w, c = x.shape
+    _, h, w, c = x.shape
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     padded = _pad_by_one(x)
 
@@ -90,23 +90,28 @@ def _shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def _correlate_rows(x: jax.Array, dy: jax.Array) -> jax.Array:
+def _correlated(x: jax.Array, dy: jax.Array) -> jax.Array:
     return _row_scan(x, dy)
+
+
+def _shifted_forward(x: jax.Array, kernel: jax.Array):
+    return _shifted(x, kernel), (x, kernel)
 
 
 def _shifted_backward(saved, dy: jax.Array):
     x, kernel = saved
-    weight_gradient = _correlate_rows(x, dy).astype(kernel.dtype)
-    return _shifted(dy, kernel[::-1, ::-1]), weight_gradient
+    return _shifted(dy, kernel[::-1, ::-1]), _correlated(x, dy).astype(kernel.dtype)
 
 
-def _correlate_backward(saved, gradient: jax.Array):
+def _correlated_forward(x: jax.Array, dy: jax.Array):
+    return _correlated(x, dy), (x, dy)
+
+
+def _correlated_backward(saved, gradient: jax.Array):
     x, dy = saved
-    gradient = gradient.astype(x.dtype)
-    return _shifted(dy, gradient[::-1, ::-1]), _shifted(x, gradient)
+    kernel = gradient.astype(x.dtype)
+    return _shifted(dy, kernel[::-1, ::-1]), _shifted(x, kernel)
 
 
-_shifted.defvjp(lambda x, kernel: (_shifted(x, kernel), (x, kernel)), _shifted_backward)
-_correlate_rows.defvjp(
-    lambda x, dy: (_correlate_rows(x, dy), (x, dy)), _correlate_backward
-)
+_shifted.defvjp(_shifted_forward, _shifted_backward)
+_correlated.defvjp(_correlated_forward, _correlated_backward)

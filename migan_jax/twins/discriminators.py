@@ -124,7 +124,7 @@ class MIGANDiscriminator(Discriminator):
 
 
 class CoModGANDiscriminator(Discriminator):
-    """Co-Mod-GAN's; some released ones have `channel_base` 16384."""
+    """Co-Mod-GAN's; the reference class's own default `channel_base` is 16384."""
 
     def __init__(
         self,

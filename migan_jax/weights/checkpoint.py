@@ -29,7 +29,7 @@ Form = Literal["fused", "training"]
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A network and its weights: `params` trainable, `stats` constant (noise, w_avg)."""
+    """A network and its weights: `params` trainable, `stats` not (noise, w_avg)."""
 
     network: Network
     params: Any

@@ -11,53 +11,52 @@ MISFITS_SHOWN = 40
 HIGHEST_RESOLUTION = 4096
 
 
-class Misfit(Exception):
-    """Everything in which a file's tensors differ from the network they name."""
+_LEVEL = re.compile(r"(?:^|\.)b(\d+)\.")
 
-    def __init__(self, network: Network | None, problems: list[str]):
-        if network is None:
-            text = (
-                "its tensors are not those of a MI-GAN or Co-Mod-GAN network "
-                "(released names, such as synthesis.b4.torgb.weight): check which "
-                "network the file holds."
-            )
-        else:
-            shown = problems[:MISFITS_SHOWN]
-            more = len(problems) - len(shown)
-            text = "\n  ".join(
-                [
-                    f"it looks like {type(network).__name__} at "
-                    f"{network.resolution} px, but {len(problems)} tensors differ.",
-                    *shown,
-                    *([f"and {more} more"] if more else []),
-                ]
-            )
-        super().__init__(text)
-        self.problems = problems
+# What tells the families apart: a tensor that only they have, and the tensor (and its
+# axis) where a level's width can be read off. The first that matches counts.
+_SIGNS = (
+    (comodgan.Generator, r"mapping\..*", r"synthesis\.b{}\.torgb\.weight", 1),
+    (migan.Generator, r"synthesis\..*", r"synthesis\.b{}\.torgb\.(?:weight|w0)", 1),
+    (
+        discriminators.MIGANDiscriminator,
+        r"b\d+\.conv1\.conv1\.w0",
+        r"b{}\.conv1\.conv1\.w0",
+        0,
+    ),
+    (
+        discriminators.CoModGANDiscriminator,
+        r"b\d+\.conv0\.weight",
+        r"b{}\.conv0\.weight",
+        0,
+    ),
+)
 
 
 def infer_network(tensors: Tensors) -> Network:
-    """Family, resolution, widths and kernel form, from names and shapes alone."""
-    levels = {int(level) for name in tensors for level in _LEVEL.findall(name)}
-    if len(levels) < 2 or max(levels) & (max(levels) - 1) or max(levels) > 4096:
+    """The network that has these tensors, from names and shapes alone."""
+    named = {int(level) for name in tensors for level in _LEVEL.findall(name)}
+    resolution = max(named, default=0)
+    signs = [s for s in _SIGNS if any(re.fullmatch(s[1], name) for name in tensors)]
+    if not signs or not 8 <= resolution <= HIGHEST_RESOLUTION:
         raise Misfit(None, [])
-    for kind, mark, width_name, axis in _MARKS:
-        if any(re.search(mark, name) for name in tensors):
-            break
-    else:
+    if resolution & (resolution - 1):
         raise Misfit(None, [])
-    widths = {}
-    for level in levels:
-        for name, array in tensors.items():
-            if re.fullmatch(width_name.format(level), name) and array.ndim > axis:
-                widths[level] = array.shape[axis]
-    if not widths:
+    kind, _, width_name, axis = signs[0]
+    widths = {
+        level: array.shape[axis]
+        for level in named
+        for name, array in tensors.items()
+        if re.fullmatch(width_name.format(level), name) and array.ndim > axis
+    }
+    widest = max(widths.values(), default=0)
+    if not widest:
         raise Misfit(None, [])
-    resolution, widest = max(levels), max(widths.values())
-    bases = [width * level for level, width in widths.items() if width < widest]
+    narrower = [width * level for level, width in widths.items() if width < widest]
     sizes = dict(
         resolution=resolution,
-        channel_base=max(bases, default=widest * resolution),
+        # Where every level is as wide as the widest, any large enough base will do.
+        channel_base=max(narrower, default=widest * resolution),
         channel_max=widest,
     )
     if kind is comodgan.Generator:
@@ -65,27 +64,6 @@ def infer_network(tensors: Tensors) -> Network:
     if kind is discriminators.CoModGANDiscriminator:
         return kind(**sizes)
     return kind(**sizes, reparam=_file_form(tensors))
-
-
-_LEVEL = re.compile(r"(?:^|\.)b(\d+)\.")
-
-# What tells the families apart, and where a level's width can be read off.
-_MARKS = (
-    (comodgan.Generator, r"^mapping\.", r"synthesis\.b{}\.torgb\.weight", 1),
-    (migan.Generator, r"^synthesis\.", r"synthesis\.b{}\.torgb\.(?:weight|w0)", 1),
-    (
-        discriminators.MIGANDiscriminator,
-        r"^b\d+\.conv1\.conv1\.w0$",
-        r"b{}\.conv1\.conv1\.w0",
-        0,
-    ),
-    (
-        discriminators.CoModGANDiscriminator,
-        r"^b\d+\.conv0\.weight$",
-        r"b{}\.conv0\.weight",
-        0,
-    ),
-)
 
 
 def _dense_widths(tensors: Tensors) -> dict[str, int]:
@@ -111,3 +89,28 @@ def _file_form(tensors: Tensors) -> Reparam:
     if not indices:
         return Reparam(form="fused")
     return Reparam(form="expanded", kernels=max(indices) + 1)
+
+
+class Misfit(Exception):
+    """Everything in which a file's tensors differ from the network they name."""
+
+    def __init__(self, network: Network | None, problems: list[str]):
+        if network is None:
+            text = (
+                "its tensors are not those of a MI-GAN or Co-Mod-GAN network "
+                "(released names, such as synthesis.b4.torgb.weight): check which "
+                "network the file holds."
+            )
+        else:
+            shown = problems[:MISFITS_SHOWN]
+            more = len(problems) - len(shown)
+            text = "\n  ".join(
+                [
+                    f"it looks like {type(network).__name__} at "
+                    f"{network.resolution} px, but {len(problems)} tensors differ.",
+                    *shown,
+                    *([f"and {more} more"] if more else []),
+                ]
+            )
+        super().__init__(text)
+        self.problems = problems

@@ -56,7 +56,7 @@ class Entry:
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """Ours to PyTorch's: [kh, kw, I, O] -> [O, I, kh, kw], dense [I, O] -> [O, I]."""
+        """Ours to PyTorch's: [kh, kw, I, O] -> [O, I, kh, kw], [I, O] -> [O, I]."""
         dimensions = len(self.shape) - self.stacked
         if self.path[-1] not in ("kernel", "kernels", "weight"):
             return tuple(range(dimensions))
