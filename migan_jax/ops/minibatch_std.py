@@ -22,8 +22,9 @@ def append_minibatch_std(x: jax.Array) -> jax.Array:
             f"{n} cannot be split: use a batch size that is a multiple of {group}."
         )
     grouped = at_least_float32(x).reshape(group, n // group, h, w, c)
-    variance = jnp.mean((grouped - jnp.mean(grouped, axis=0)) ** 2, axis=0)
-    std = jnp.mean(jnp.sqrt(variance + 1e-8), axis=(1, 2, 3))  # [N / group]
+    std = jnp.mean(
+        jnp.sqrt(jnp.var(grouped, axis=0) + 1e-8), axis=(1, 2, 3)
+    )  # [N / group]
     channel = jnp.tile(std, group)[:, None, None, None]
     channel = jnp.broadcast_to(channel, (n, h, w, 1)).astype(x.dtype)
     return jnp.concatenate([x, channel], axis=-1)

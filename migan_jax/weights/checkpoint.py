@@ -46,14 +46,19 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if path.is_dir():
         return Checkpoint(*workdir.read(path))
+    return _collapsed(load_file(path))
+
+
+def load_file(path: Path) -> Checkpoint:
+    """Read a `.pt` or a `.safetensors`, kernels in the form that the file has."""
     try:
-        return _collapsed(from_tensors(read_tensors(path)))
+        return from_tensors(read_tensors(path))
     except Misfit as misfit:
         raise UserError(f"{path} does not fit: {misfit}") from misfit
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | Path, form: Form) -> None:
-    """Write a `.pt`, a `.safetensors` or, for any other ending, a workdir.
+    """Write a `.pt`, a `.safetensors` or, for a name without ending, a workdir.
 
     In files, "fused" is the released format and "training" the reference's n-kernel
     one; a workdir keeps trainable kernels as one each.
@@ -62,16 +67,23 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path, form: Form) -> Non
     if path.exists():
         raise UserError(f"{path} exists already: remove it or choose another output.")
     checkpoint = to_form(checkpoint, form)
-    if path.suffix in FILE_ENDINGS:
+    if is_file_name(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, to_tensors(checkpoint))
-    elif path.suffix:
-        raise UserError(
-            f"{path} has an unknown ending: use {', '.join(FILE_ENDINGS)}, or a name "
-            f"without ending for a workdir."
-        )
     else:
         workdir.write(path, checkpoint.network, checkpoint.params, checkpoint.stats)
+
+
+def is_file_name(path: Path) -> bool:
+    """Whether an output of this name is a file of tensors, or else a workdir."""
+    if path.suffix in FILE_ENDINGS:
+        return True
+    if path.suffix[1:].isalpha():
+        raise UserError(
+            f"{path} has an ending that cannot be written: use "
+            f"{', '.join(FILE_ENDINGS)}, or a name without ending for a workdir."
+        )
+    return False
 
 
 def to_form(checkpoint: Checkpoint, form: Form) -> Checkpoint:

@@ -71,7 +71,7 @@ class Entry:
     def from_tensors(self, tensors: Tensors) -> np.ndarray:
         inverse = np.argsort(self.axes)
         arrays = [np.transpose(tensors[name], inverse) for name in self.names]
-        return np.stack(arrays) if self.stacked else np.ascontiguousarray(arrays[0])
+        return np.stack(arrays) if self.stacked else arrays[0]
 
     def to_tensors(self, leaf: Any) -> Tensors:
         arrays = np.asarray(leaf) if self.stacked else [np.asarray(leaf)]

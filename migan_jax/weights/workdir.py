@@ -50,5 +50,5 @@ def read(path: Path) -> tuple[Network, Any, Any]:
 
 
 def _manager(path: Path, create: bool) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(create=create, read_only=not create)
+    options = ocp.CheckpointManagerOptions(create=create)
     return ocp.CheckpointManager((path / CHECKPOINTS).absolute(), options=options)

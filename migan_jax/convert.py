@@ -1,0 +1,120 @@
+"""Convert a checkpoint between formats, and between fused and trainable kernels.
+
+INPUT is a released or own .pt, a .safetensors file, or a run's workdir; sizes and the
+family (MI-GAN, Co-Mod-GAN, their discriminators) are inferred from its tensors. OUTPUT's
+ending decides what is written; a name without ending is a workdir.
+
+  # The released network, ready for fine-tuning:
+  python -m migan_jax.convert migan_512_places2.pt runs/places --check
+  # A trained network in the released format, for any tool that reads it:
+  python -m migan_jax.convert runs/mine migan_mine.pt --form=fused --check
+  # Without pickle:
+  python -m migan_jax.convert migan_256_ffhq.pt migan_256_ffhq.safetensors
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from migan_jax.config import run_verb, verb_parser
+from migan_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from migan_jax.weights.checkpoint import Checkpoint
+
+# Two implementations in float32 round differently; a wrong conversion is far above.
+CHECK_TOLERANCE = 1e-4
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = verb_parser("convert", __doc__)
+    parser.add_argument("input", metavar="INPUT", type=Path, help="what to read")
+    parser.add_argument(
+        "output",
+        metavar="OUTPUT",
+        type=Path,
+        help="what to write: .pt, .pth, .safetensors, or a workdir; must not exist",
+    )
+    parser.add_argument(
+        "--form",
+        choices=("fused", "training"),
+        help="fused: kernels normalised once, as the released networks are; training: "
+        "kernels that can be trained on (a fused input is un-fused; in files the "
+        "reference's n kernels, in a workdir one). Default: fused for a generator's "
+        "file, training otherwise",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="run the written network beside its PyTorch twin, which loads the input, "
+        "print the largest difference, and fail where it exceeds rounding",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    from migan_jax.weights.checkpoint import (
+        is_file_name,
+        load_checkpoint,
+        save_checkpoint,
+    )
+    from migan_jax.weights.families import GENERATORS, family_of
+
+    checkpoint = load_checkpoint(arguments.input)
+    fusible = family_of(checkpoint.network) in GENERATORS
+    fuse = fusible and is_file_name(arguments.output)
+    form = arguments.form or ("fused" if fuse else "training")
+    save_checkpoint(checkpoint, arguments.output, form)
+    written = load_checkpoint(arguments.output)
+    print(f"read    {arguments.input}: {_describe(checkpoint)}")
+    print(f"wrote   {arguments.output}: {_describe(written)}")
+    if arguments.check:
+        check(arguments.input, written)
+
+
+def check(source: Path, written: "Checkpoint") -> None:
+    """Print how far the written network is from a PyTorch twin loaded with the source.
+
+    Two images, because discriminators compare those of a batch.
+    """
+    import jax
+    import numpy as np
+
+    from migan_jax.weights.checkpoint import load_checkpoint, load_file, to_tensors
+    from migan_jax.weights.families import family_of
+    from migan_jax.weights.reading import import_torch
+
+    import_torch("--check")
+    from migan_jax.twins.build import run_twin
+
+    network = written.network
+    rng = np.random.default_rng(0)
+    shapes = [(2, network.resolution, network.resolution, 4)]
+    if family_of(network) == "comodgan":
+        shapes.append((2, network.z_dim))
+    inputs = [rng.standard_normal(shape, np.float32) for shape in shapes]
+    original = load_checkpoint(source) if source.is_dir() else load_file(source)
+    expected = run_twin(original.network, to_tensors(original), *inputs)
+    actual = jax.jit(network.apply)(written.variables, *inputs)
+    # Generators return (rgb, pyramid).
+    actual = np.asarray(actual[0] if isinstance(actual, tuple) else actual)
+    worst, scale = np.abs(actual - expected).max(), np.abs(expected).max()
+    print(f"checked largest difference {worst:.2e} at outputs up to {scale:.3g}")
+    if not worst <= CHECK_TOLERANCE * scale:
+        raise UserError(f"{source} and what was written differ by more than rounding.")
+
+
+def _describe(checkpoint: "Checkpoint") -> str:
+    import jax
+
+    from migan_jax.weights.families import family_of, has_kernels
+
+    network = checkpoint.network
+    form = f", {network.reparam.form} kernels" if has_kernels(network) else ""
+    count = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params))
+    return f"{family_of(network)}, {network.resolution} px{form}, {count:,} parameters"
+
+
+if __name__ == "__main__":
+    run_verb(main)

@@ -1,0 +1,146 @@
+"""Flax against the PyTorch twins: values, gradients and gradients of gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from parity import (  # noqa: E402
+    by_name,
+    flax_of,
+    inputs_like,
+    nhwc,
+    randomise,
+    relative_l2,
+)
+
+from migan_jax.twins import comodgan, migan  # noqa: E402
+from migan_jax.twins.discriminators import (  # noqa: E402
+    CoModGANDiscriminator,
+    MIGANDiscriminator,
+)
+
+pytestmark = pytest.mark.torch
+
+BATCH = 8
+NARROW = {"resolution": 32, "channel_base": 512, "channel_max": 24}
+CODES = {"z_dim": 12, "w_dim": 10, "encoder_dim": 14}
+# The second scale drives activations beyond the clamp at 256.
+SCALES = pytest.mark.parametrize("scale", [1.0, 3000.0], ids=["usual", "clamped"])
+
+GENERATORS = {
+    "migan_fused": lambda: migan.Generator(**NARROW),
+    "migan_3_kernels": lambda: migan.Generator(**NARROW, num_kernels=3),
+    "comodgan": lambda: comodgan.Generator(**NARROW, **CODES),
+}
+DISCRIMINATORS = {
+    "migan": lambda: MIGANDiscriminator(**NARROW, num_kernels=3),
+    "comodgan": lambda: CoModGANDiscriminator(**NARROW),
+}
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def generator_case(twin, dtype, scale=1.0, batch=BATCH, seed=1):
+    """Inputs of a generator for both sides: x and, for a teacher, z."""
+    size = NARROW["resolution"] if not hasattr(twin, "size") else twin.size
+    pairs = [inputs_like((batch, size, size, 4), dtype, seed, scale)]
+    if isinstance(twin, comodgan.Generator):
+        z_dim = twin.mapping.fc0.weight.shape[1]
+        pairs.append(inputs_like((batch, z_dim), dtype, seed + 1))
+    ours, theirs = zip(*pairs, strict=True)
+    return ours, theirs
+
+
+def everything(rgb, pyramid):
+    return {"rgb": rgb, **{f"y_{r}": y for r, y in pyramid.items()}}
+
+
+@SCALES
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generator_in_float64(name, scale, float64):
+    twin = randomise(GENERATORS[name](), torch.float64)
+    checkpoint = flax_of(twin)
+    ours, theirs = generator_case(twin, np.float64, scale)
+    outputs = everything(*twin(*theirs, pyramid=True))
+    probes = {
+        key: np.random.default_rng(7).standard_normal(nhwc(value).shape)
+        for key, value in outputs.items()
+    }
+
+    def loss(params, *inputs):
+        variables = {"params": params, "stats": checkpoint.stats}
+        mine = everything(*checkpoint.network.apply(variables, *inputs))
+        return sum(jnp.sum(mine[key] * probes[key]) for key in mine), mine
+
+    argnums = tuple(range(1 + len(ours)))
+    grad = jax.jit(jax.grad(loss, argnums, has_aux=True))
+    (params_grad, *inputs_grad), mine = grad(checkpoint.params, *ours)
+    sum(
+        (value * torch.from_numpy(np.moveaxis(probes[key], -1, 1))).sum()
+        for key, value in outputs.items()
+    ).backward()
+
+    for key, value in outputs.items():
+        assert mine[key].dtype == np.float64
+        assert relative_l2(mine[key], nhwc(value)) <= 1e-9, key
+    for mine_grad, their_input in zip(inputs_grad, theirs, strict=True):
+        assert relative_l2(mine_grad, nhwc(their_input.grad)) <= 1e-9
+    named = by_name(checkpoint.network, params_grad)
+    expected = {k: p.grad.numpy() for k, p in twin.named_parameters()}
+    assert named.keys() == expected.keys()
+    for key, value in expected.items():
+        assert np.any(value), key
+        assert relative_l2(named[key], value) <= 1e-9, key
+
+
+@SCALES
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_discriminator_and_r1_in_float64(name, scale, float64):
+    twin = randomise(DISCRIMINATORS[name](), torch.float64)
+    checkpoint = flax_of(twin)
+    size = NARROW["resolution"]
+    x, their_x = inputs_like((BATCH, size, size, 4), np.float64, 1, scale)
+    probe = np.random.default_rng(7).standard_normal((BATCH, 1))
+
+    def weighted(params, x):
+        logits = checkpoint.network.apply({"params": params}, x)
+        return jnp.sum(logits * probe), logits
+
+    def penalty(params, x):
+        gradient = jax.grad(lambda x: jnp.sum(weighted(params, x)[1]))(x)
+        return jnp.mean(jnp.sum(gradient**2, axis=(1, 2, 3)))
+
+    first, logits = jax.jit(jax.grad(weighted, (0, 1), has_aux=True))(
+        checkpoint.params, x
+    )
+    value, second = jax.jit(jax.value_and_grad(penalty, (0, 1)))(checkpoint.params, x)
+
+    their_logits = twin(their_x)
+    parameters = dict(twin.named_parameters())
+    wrt = [*parameters.values(), their_x]
+    their_first = torch.autograd.grad(
+        (their_logits * torch.from_numpy(probe)).sum(), wrt, retain_graph=True
+    )
+    (gradient,) = torch.autograd.grad(their_logits.sum(), their_x, create_graph=True)
+    their_value = gradient.square().sum(dim=(1, 2, 3)).mean()
+    their_second = torch.autograd.grad(their_value, wrt, materialize_grads=True)
+
+    assert relative_l2(logits, their_logits.detach().numpy()) <= 1e-9
+    assert relative_l2(value, their_value.detach().numpy()) <= 1e-9
+    for mine, theirs in ((first, their_first), (second, their_second)):
+        named = by_name(checkpoint.network, mine[0])
+        assert named.keys() == parameters.keys()
+        for key, expected in zip(parameters, theirs, strict=False):
+            if np.any(expected.numpy()):
+                assert relative_l2(named[key], expected.numpy()) <= 1e-9, key
+            else:
+                assert not np.any(named[key]), key
+        if np.any(theirs[-1].numpy()):
+            assert relative_l2(mine[1], nhwc(theirs[-1])) <= 1e-9
