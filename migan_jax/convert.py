@@ -1,8 +1,8 @@
 """Convert a checkpoint between formats, and between fused and trainable kernels.
 
 INPUT is a released or own .pt, a .safetensors file, or a run's workdir; sizes and the
-family (MI-GAN, Co-Mod-GAN, their discriminators) are inferred from its tensors. OUTPUT's
-ending decides what is written; a name without ending is a workdir.
+family (MI-GAN, Co-Mod-GAN, their discriminators) are inferred from its tensors.
+OUTPUT's ending decides what is written; a name without ending is a workdir.
 
   # The released network, ready for fine-tuning:
   python -m migan_jax.convert migan_512_places2.pt runs/places --check

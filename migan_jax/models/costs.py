@@ -8,7 +8,8 @@ gain), noise, sums and the mask that stuffs the zeros. `Cost` keeps these apart.
 
 import dataclasses
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -35,15 +36,22 @@ class Cost:
         return self.convolution + self.filter + self.zeros + self.elementwise
 
 
-def count(network: nn.Module, *inputs: Any) -> dict[tuple[str, ...], Cost]:
-    """Cost by block, {module path: cost}; inputs (or their shapes) of one sample."""
-    costs: dict[tuple[str, ...], Cost] = {}
+def block_of(path: Sequence[str]) -> str:
+    """The block that a module or parameter belongs to, such as "encoder b256"."""
+    is_level = [bool(re.fullmatch(r"b\d+", key)) for key in path]
+    end = is_level.index(True) + 1 if any(is_level) else 1
+    return " ".join(path[:end])
+
+
+def count(network: nn.Module, *inputs: Any) -> dict[str, Cost]:
+    """Cost by block; inputs (or their shapes) of one sample."""
+    costs: dict[str, Cost] = {}
 
     def record(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
         result = call(*args, **kwargs)
         module = context.module
         if context.method_name == "__call__" and type(module) in _RULES:
-            block = module.scope.path[:2]
+            block = block_of(module.scope.path)
             out = result[0] if isinstance(result, tuple) else result
             cost = _RULES[type(module)](module, args, out)
             costs[block] = costs.get(block, Cost()) + cost
@@ -90,7 +98,7 @@ def _equalised(layer: layers.EqualisedConv, args: tuple, out: Any) -> Cost:
     x = args[0]
     cost = Cost(layer.size**2 * x.shape[-1] * _size(out))
     if layer.down:
-        n, h, w, c = x.shape
+        _, h, w, c = x.shape
         filtered = (h + 1) * (w + 1) if layer.size == 3 else h * w // 4
         cost += Cost(filter=16 * filtered * c)
     # All but the residual skips, which have no bias, are activated.

@@ -7,17 +7,16 @@ between the released, fused generators and the n-kernel networks of training.
 
 import dataclasses
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from migan_jax.models import comodgan
+from migan_jax.models import comodgan, migan
 from migan_jax.models.channels import channels_at, levels
 from migan_jax.ops.resample import TAPS
-from migan_jax.weights.families import Network, family_of
+from migan_jax.weights.families import Network, family_of, has_kernels
 from migan_jax.weights.reading import Tensors
 
 # Paths in our trees, joined by "/", to the reference's: (pattern, replacement).
@@ -90,11 +89,16 @@ def entries(network: Network) -> list[Entry]:
 
 def abstract_variables(network: Network) -> dict[str, Any]:
     """Shapes of the network's parameters and stats, without computing anything."""
-    r = network.resolution
-    arguments = [jax.ShapeDtypeStruct((1, r, r, 4), jnp.float32)]
+    inputs = abstract_inputs(network)
+    return jax.eval_shape(network.init, jax.random.key(0), *inputs)
+
+
+def abstract_inputs(network: Network) -> list[jax.ShapeDtypeStruct]:
+    """Shapes of one sample's inputs: the image and, for Co-Mod-GAN, z."""
+    shapes = [(1, network.resolution, network.resolution, 4)]
     if isinstance(network, comodgan.Generator):
-        arguments.append(jax.ShapeDtypeStruct((1, network.z_dim), jnp.float32))
-    return jax.eval_shape(network.init, jax.random.key(0), *arguments)
+        shapes.append((1, network.z_dim))
+    return [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
 
 
 def _entry(network: Network, path: Any, shape: tuple[int, ...]) -> Entry:
@@ -124,36 +128,35 @@ def is_constant(name: str) -> bool:
 
 def constants(network: Network) -> Tensors:
     """The constant tensors that the reference's networks expect in a file."""
-    fir = np.outer(TAPS, TAPS).astype(np.float32) / sum(TAPS) ** 2
-
-    def at(resolution: int) -> int:
-        return channels_at(resolution, network.channel_base, network.channel_max)
-
-    def fused_up(prefix: str, resolution: int, channels: int) -> Iterator[Any]:
-        stuffing = np.zeros((1, 1, resolution, resolution), np.float32)
-        stuffing[..., ::2, ::2] = 1
-        yield f"{prefix}.filter_const", stuffing
-        yield f"{prefix}.filter.weight", np.tile(4 * fir, (channels, 1, 1, 1))
-
-    def released(upper: list[int]) -> Iterator[Any]:
-        for r in upper:
-            yield from fused_up(f"synthesis.b{r}.conv1.upsample", r, at(r))
-            yield from fused_up(f"synthesis.b{r}.upsample", r, 3)
-            taps = np.tile(fir, (at(r), 1, 1, 1))
-            yield f"encoder.b{r}.conv2.downsample.filter.weight", taps
-
     upper = levels(network.resolution)[1:]
-    if getattr(network, "reparam", None) and network.reparam.form == "fused":
-        if family_of(network) == "migan":
-            return dict(released(upper))
-    owners = _FILTER_OWNERS[family_of(network)]
-    names = [
-        owner.format(r)
-        for owner in owners
+    if has_kernels(network) and network.reparam.form == "fused":
+        masks = {}
+        for r in upper:
+            stuffing = np.zeros((1, 1, r, r), np.float32)
+            stuffing[..., ::2, ::2] = 1
+            for owner in (f"synthesis.b{r}.conv1", f"synthesis.b{r}"):
+                masks[f"{owner}.upsample.filter_const"] = stuffing.copy()
+        return masks | fused_filter_taps(network)
+    return {
+        f"{owner.format(r)}.resample_filter": _FIR.copy()
+        for owner in _FILTER_OWNERS[family_of(network)]
         for r in (upper if "{}" in owner else upper[:1])
-    ]
-    return {f"{name}.resample_filter": fir.copy() for name in names}
+    }
 
+
+def fused_filter_taps(network: migan.Generator) -> Tensors:
+    """FIR taps as the released generators hold them: depthwise kernels [C, 1, 4, 4]."""
+    taps = {}
+    for r in levels(network.resolution)[1:]:
+        c = channels_at(r, network.channel_base, network.channel_max)
+        down, up = np.tile(_FIR, (c, 1, 1, 1)), np.tile(4 * _FIR, (c, 1, 1, 1))
+        taps[f"encoder.b{r}.conv2.downsample.filter.weight"] = down
+        taps[f"synthesis.b{r}.conv1.upsample.filter.weight"] = up
+        taps[f"synthesis.b{r}.upsample.filter.weight"] = up[:3].copy()
+    return taps
+
+
+_FIR = (np.outer(TAPS, TAPS) / sum(TAPS) ** 2).astype(np.float32)
 
 # Modules that hold the filter as a [4, 4] buffer, on every level above 4 ("{}").
 _FILTER_OWNERS = {
