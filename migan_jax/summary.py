@@ -1,4 +1,4 @@
-"""Show the networks: parameters and multiply-adds per block, beside the papers' figures.
+"""Show the networks, their parameters and multiply-adds, beside the papers' figures.
 
   # All four networks at 256 px, and a picture of one forward pass:
   python -m migan_jax.summary --picture=forward.png
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 
 FAMILIES = ("migan", "migan_discriminator", "comodgan", "comodgan_discriminator")
 
-# MI-GAN, Tables 1 and 2: G multiply-adds, by family and resolution.
-PAPERS_COUNT = {
+# Published for the generators: G multiply-adds, and M parameters with FIR taps.
+PAPERS_MULTIPLY_ADDS = {
     ("migan", 256): 11.19,
     ("migan", 512): 15.69,
     ("comodgan", 256): 91.21,
     ("comodgan", 512): 121.09,
 }
+PAPERS_PARAMETERS = {("migan", 256): 5.95, ("migan", 512): 5.98}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -82,7 +83,10 @@ def main() -> None:
     for network in networks:
         print("\n".join(describe(network)), end="\n\n")
     if arguments.picture is not None:
-        save_forward_pass(checkpoint or _initialised(networks[0]), arguments.picture)
+        if checkpoint is None:
+            print("The weights are random, so the completion means nothing yet.")
+            checkpoint = _initialised(networks[0])
+        save_forward_pass(checkpoint, arguments.picture)
 
 
 def describe(network: "Network") -> list[str]:
@@ -106,7 +110,12 @@ def describe(network: "Network") -> list[str]:
     total = sum(costs.values(), Cost())
     own = (total.convolution + total.filter) / 1e6
     lines.append(f"{'total':<16}{sum(parameters.values()):>14,}{own:>14,.1f} M")
-    return [*lines, *_trainable_state(network), *_as_the_papers_count(network, total)]
+    return [
+        *lines,
+        *_trainable_state(network),
+        *_with_filter_taps(network, sum(parameters.values())),
+        *_as_the_papers_count(network, total),
+    ]
 
 
 def parameters_by_block(network: "Network") -> dict[str, int]:
@@ -164,12 +173,26 @@ def _as_the_papers_count(network: "Network", cost: "Cost") -> list[str]:
         ("as the papers count", cost.as_papers_count),
     ]
     text = [f"  {name:<48}{value / 1e9:>9.3f} G" for name, value in lines]
-    published = PAPERS_COUNT.get((family_of(network), network.resolution))
-    if published is not None:
-        text[-1] += (
-            f"   (paper {published} G, {100 * (counted / published - 1):+.2f} %)"
-        )
+    key = (family_of(network), network.resolution)
+    if published := PAPERS_MULTIPLY_ADDS.get(key):
+        difference = f"{100 * (counted / published - 1):+.2f} %"
+        text[-1] += f"   (paper: {published} G, {difference})"
     return text
+
+
+def _with_filter_taps(network: "Network", parameters: int) -> list[str]:
+    """The paper's parameter count, which includes constants of the released files."""
+    from migan_jax.weights.families import family_of
+    from migan_jax.weights.names import fused_filter_taps
+
+    published = PAPERS_PARAMETERS.get((family_of(network), network.resolution))
+    if published is None:
+        return []
+    taps = sum(array.size for array in fused_filter_taps(network).values())
+    return [
+        f"parameters with the files' {taps:,} constant FIR taps: "
+        f"{parameters + taps:,}   (paper: {published} M)"
+    ]
 
 
 def _fresh(family: str, resolution: int) -> "Network":

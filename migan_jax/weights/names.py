@@ -149,10 +149,11 @@ def fused_filter_taps(network: migan.Generator) -> Tensors:
     taps = {}
     for r in levels(network.resolution)[1:]:
         c = channels_at(r, network.channel_base, network.channel_max)
-        down, up = np.tile(_FIR, (c, 1, 1, 1)), np.tile(4 * _FIR, (c, 1, 1, 1))
-        taps[f"encoder.b{r}.conv2.downsample.filter.weight"] = down
-        taps[f"synthesis.b{r}.conv1.upsample.filter.weight"] = up
-        taps[f"synthesis.b{r}.upsample.filter.weight"] = up[:3].copy()
+        down, up = f"encoder.b{r}.conv2.downsample", f"synthesis.b{r}.conv1.upsample"
+        taps[f"{down}.filter.weight"] = np.tile(_FIR, (c, 1, 1, 1))
+        taps[f"{up}.filter.weight"] = np.tile(4 * _FIR, (c, 1, 1, 1))
+        image_up = f"synthesis.b{r}.upsample"
+        taps[f"{image_up}.filter.weight"] = np.tile(4 * _FIR, (3, 1, 1, 1))
     return taps
 
 
