@@ -1,0 +1,48 @@
+# `make help` lists the targets. Needs Python >= 3.11; everything else is installed
+# into a virtual environment here.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Extras to install; `make test EXTRAS=dev` does without PyTorch and skips its tests.
+EXTRAS ?= dev,onnx,torch
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed-$(EXTRAS)
+WORKERS ?= 2
+
+.PHONY: help run test test-slow test-all lint wheel clean
+
+help:
+	@echo "make run       build the networks, print their summary, save a forward pass"
+	@echo "make test      the tests, in a few minutes"
+	@echo "make test-all  those and the slow ones (full-size networks)"
+	@echo "make lint      ruff, as CI runs it"
+	@echo "make wheel     build dist/*.whl"
+
+run: $(STAMP)
+	$(RUN) -m migan_jax.summary --picture=out/forward.png
+
+test: $(STAMP) lint
+	$(RUN) -m pytest -n $(WORKERS) -m "not slow"
+
+# One at a time: full-size networks want the memory and the cores for themselves.
+test-slow: $(STAMP)
+	$(RUN) -m pytest -m slow
+
+test-all: test test-slow
+
+lint: $(STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+wheel: $(STAMP)
+	$(RUN) -m build --wheel
+
+clean:
+	rm -rf .venv* build dist out *.egg-info
+
+$(STAMP): setup.cfg requirements.txt pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
+		'migan_jax needs Python 3.11 or newer: make PYTHON=python3.12')"
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable ".[$(EXTRAS)]"
+	@touch $@

@@ -1,0 +1,1 @@
+"""What turns losses into trained weights."""

@@ -1,0 +1,44 @@
+"""Adam for networks whose n re-parametrisation kernels are stored as one.
+
+Each of n kernels would get the gradient g / sqrt(n) of the collapsed kernel
+w = sum(w_j) / sqrt(n), and its update moves w by sqrt(n) times as much. So the gradient
+is divided and the update multiplied by sqrt(n), for those kernels only: the same path
+as with all n of them, at an n-th of the memory (Adam's moments are those of each w_j).
+"""
+
+import math
+from typing import Any
+
+import jax
+import optax
+
+from migan_jax.models.layers import Reparam
+
+
+def adam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float,
+    b2: float,
+    eps: float = 1e-8,
+    reparam: Reparam | None = None,
+) -> optax.GradientTransformation:
+    """Adam as the reference's n-kernel network runs it, whatever form is stored."""
+    collapsed = reparam is not None and reparam.form == "collapsed"
+    spread = math.sqrt(reparam.kernels) if collapsed else 1.0
+    return optax.chain(
+        _scale_kernels(1 / spread),
+        optax.scale_by_adam(b1, b2, eps),
+        _scale_kernels(spread),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _scale_kernels(factor: float) -> optax.GradientTransformation:
+    """Scale the updates of re-parametrised kernels, stored as `kernel`."""
+
+    def scale(path: Any, update: jax.Array) -> jax.Array:
+        return update * factor if path[-1].key == "kernel" else update
+
+    return optax.stateless(
+        lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates)
+    )

@@ -1,0 +1,89 @@
+"""Imports only go to a lower level; heavy and optional libraries stay where they belong.
+
+The levels and the fences are CONTRIBUTING.md's, read from the syntax tree.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "migan_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+LEVELS = {
+    "errors": -1,
+    **dict.fromkeys(("config", "ops"), 0),
+    **dict.fromkeys(("models", "losses", "data"), 1),
+    **dict.fromkeys(("systems", "metrics", "weights", "twins"), 2),
+    **dict.fromkeys(("training", "inpainting", "photos"), 3),
+}
+VERBS = 4  # every other module at the root
+
+# Where a library may be imported; elsewhere it must not be.
+FENCES = {
+    "flax": ("models", "systems"),
+    "torch": ("twins", "weights", "export"),
+    "tensorflow": ("data",),
+    "sklearn": ("metrics",),
+}
+# Extras: not every installation has them, so they are imported when they are needed.
+# Nothing imports the twins unless it is about PyTorch.
+LATE = ("torch", "onnx", "onnxruntime", "tensorflow", "sklearn", "libtpu")
+
+
+def name_of(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def level_of(name):
+    return LEVELS.get(name, VERBS)
+
+
+def imported_modules(path):
+    """Every imported module with whether the import runs when the file is imported."""
+    tree = ast.parse(path.read_text())
+    functions = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    late = {id(node) for function in functions for node in ast.walk(function)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) not in late
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield node.module, id(node) not in late
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_and_respect_the_fences(path):
+    here = name_of(path)
+    for module, at_import in imported_modules(path):
+        library, _, rest = module.partition(".")
+        if library in FENCES:
+            assert here in FENCES[library], f"{path} imports {module}"
+        if library in LATE and here != "twins":
+            assert not at_import, f"{path} imports {module} at its top"
+        if library == "migan_jax" and rest and here != "__init__":
+            there = rest.partition(".")[0]
+            lower = level_of(there) < level_of(here)
+            assert lower or there == here, f"{path} imports {module}"
+
+
+def test_models_do_not_know_the_configuration():
+    for path in (PACKAGE / "models").glob("*.py"):
+        modules = [module for module, _ in imported_modules(path)]
+        assert not any(module.startswith("migan_jax.config") for module in modules)
+
+
+def test_files_and_functions_stay_small():
+    for path in FILES:
+        lines = path.read_text().splitlines()
+        assert len(lines) <= 400, path
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"

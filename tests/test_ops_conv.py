@@ -1,0 +1,407 @@
+"""Convolutions and kernels against loops over which pixel meets which tap."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from migan_jax.ops.conv import (
+    conv,
+    conv_depthwise,
+    conv_pointwise,
+    conv_transposed,
+    demodulated_conv,
+    join_kernels,
+    normalise_kernel,
+)
+
+INPUTS, OUTPUTS = 3, 4
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+# Twins: along one axis, `links` says which input pixel goes to which output pixel
+# through which tap; everything else follows from it.
+
+
+@dataclasses.dataclass(frozen=True)
+class Twin:
+    size: int  # of the kernel
+    padding: int = 0
+    strides: int = 1
+    transposed: bool = False
+
+    def out_size(self, length):
+        if self.transposed:
+            return 2 * length + self.size - 2
+        return (length + 2 * self.padding - self.size) // self.strides + 1
+
+    def links(self, length):
+        if self.transposed:
+            return [(2 * i + u, i, u) for i in range(length) for u in range(self.size)]
+        everywhere = [
+            (o, o * self.strides + u - self.padding, u)
+            for o in range(self.out_size(length))
+            for u in range(self.size)
+        ]
+        return [(o, i, u) for o, i, u in everywhere if 0 <= i < length]
+
+    def pixels(self, h, w):
+        for oy, iy, u in self.links(h):
+            for ox, ix, v in self.links(w):
+                yield (slice(None), oy, ox), (slice(None), iy, ix), (u, v)
+
+    def value(self, x, kernel):
+        n, h, w, _ = x.shape
+        y = np.zeros((n, self.out_size(h), self.out_size(w), kernel.shape[-1]))
+        for out, into, tap in self.pixels(h, w):
+            y[out] += x[into] @ kernel[tap]
+        return y
+
+    def gradients(self, x, kernel, dy):
+        dx, dkernel = np.zeros(x.shape), np.zeros(kernel.shape)
+        for out, into, tap in self.pixels(*x.shape[1:3]):
+            dx[into] += dy[out] @ kernel[tap].T
+            dkernel[tap] += x[into].T @ dy[out]
+        return dx, dkernel
+
+
+class DepthwiseTwin(Twin):
+    """A depthwise kernel is a dense one with zeros off the diagonal."""
+
+    def value(self, x, kernel):
+        return super().value(x, kernel * np.eye(x.shape[-1]))
+
+    def gradients(self, x, kernel, dy):
+        dx, dkernel = super().gradients(x, kernel * np.eye(x.shape[-1]), dy)
+        return dx, np.einsum("uvcc->uvc", dkernel)[:, :, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    operation: Callable
+    twin: Twin
+    sizes: list[tuple[int, int]]
+    depthwise: bool = False
+
+    def arrays(self, size, batch=2, seed=0, channels=(INPUTS, OUTPUTS)):
+        """x, a kernel, and the gradient of the output."""
+        rng = np.random.default_rng(seed)
+        inputs, outputs = channels
+        taps = (self.twin.size, self.twin.size)
+        x = rng.standard_normal((batch, *size, inputs))
+        ends = (1, inputs) if self.depthwise else (inputs, outputs)
+        out = [self.twin.out_size(length) for length in size]
+        dy = rng.standard_normal((batch, *out, ends[1]))
+        return x, rng.standard_normal((*taps, *ends)), dy
+
+
+def strided(padding, strides):
+    return lambda x, kernel: conv(x, kernel, padding, strides)
+
+
+SMALL = [(1, 1), (1, 4), (3, 5)]
+CASES = {
+    "depthwise": Case(conv_depthwise, DepthwiseTwin(3, padding=1), SMALL, True),
+    "pointwise": Case(conv_pointwise, Twin(1), SMALL),
+    "same": Case(strided(1, 1), Twin(3, padding=1), SMALL),
+    "one_tap": Case(strided(0, 1), Twin(1), [(2, 3)]),
+    "valid": Case(strided(0, 1), Twin(3), [(3, 3), (4, 6)]),
+    # With even sizes the last row and column are never looked at.
+    "strided": Case(strided(0, 2), Twin(3, strides=2), [(3, 3), (5, 7), (6, 4)]),
+    "strided_padded": Case(
+        strided(1, 2), Twin(3, padding=1, strides=2), [(1, 1), (4, 5)]
+    ),
+    "transposed": Case(conv_transposed, Twin(3, transposed=True), SMALL),
+}
+EVERY_CASE = pytest.mark.parametrize("name", CASES)
+EVERY_SIZE = pytest.mark.parametrize(
+    "name, size",
+    [(name, size) for name, case in CASES.items() for size in case.sizes],
+    ids=[f"{name}-{h}x{w}" for name, case in CASES.items() for h, w in case.sizes],
+)
+
+
+def value_and_gradients(operation):
+    @jax.jit
+    def run(x, kernel, dy):
+        y, pullback = jax.vjp(operation, x, kernel)
+        return y, *pullback(dy)
+
+    return run
+
+
+@EVERY_SIZE
+def test_value_and_gradients(name, size, float64):
+    case = CASES[name]
+    x, kernel, dy = case.arrays(size)
+
+    results = value_and_gradients(case.operation)(x, kernel, dy)
+
+    expected = case.twin.value(x, kernel), *case.twin.gradients(x, kernel, dy)
+    for actual, wanted in zip(results, expected, strict=True):
+        assert actual.dtype == np.float64
+        assert actual.shape == wanted.shape
+        np.testing.assert_allclose(actual, wanted, atol=1e-12)
+
+
+@EVERY_CASE
+def test_second_derivatives_against_finite_differences(name, float64):
+    case = CASES[name]
+    x, kernel, _ = case.arrays(case.sizes[-1], batch=1)
+    check_grads(case.operation, (x, kernel), order=2, modes=["rev"])
+
+
+def test_transposed_without_batching_a_kernel_flip():
+    # One pixel shows the kernel as it is stored.
+    kernel = np.arange(9.0, dtype=np.float32).reshape(3, 3, 1, 1)
+    y = conv_transposed(np.ones((1, 1, 1, 1), np.float32), kernel)
+    np.testing.assert_array_equal(y[0], kernel[..., 0])
+
+
+# Mixed precision.
+
+
+def half_precision_arrays(case, size, **kwargs):
+    x, kernel, dy = case.arrays(size, **kwargs)
+    as_half = lambda array: jnp.asarray(array, jnp.bfloat16)  # noqa: E731
+    return as_half(x), jnp.asarray(kernel, jnp.float32), as_half(dy)
+
+
+def rounded(array):
+    """To bfloat16 and back."""
+    return np.asarray(jnp.asarray(array, jnp.bfloat16), np.float64)
+
+
+def error(actual, exact):
+    difference = np.asarray(actual, np.float64) - exact
+    return np.linalg.norm(difference) / np.linalg.norm(exact)
+
+
+@EVERY_SIZE
+def test_half_precision_input_with_float32_kernel(name, size):
+    case = CASES[name]
+    x, kernel, dy = half_precision_arrays(case, size)
+
+    y, dx, dkernel = value_and_gradients(case.operation)(x, kernel, dy)
+
+    assert y.dtype == dx.dtype == jnp.bfloat16
+    assert dkernel.dtype == jnp.float32
+    exact = rounded(x), rounded(kernel), rounded(dy)
+    exact_dx, exact_dkernel = case.twin.gradients(*exact)
+    assert error(y, case.twin.value(*exact[:2])) < 0.01
+    assert error(dx, exact_dx) < 0.01
+    # Neither summed nor rounded in half precision.
+    assert error(dkernel, exact_dkernel) < 1e-6
+    assert error(rounded(exact_dkernel), exact_dkernel) > 1e-4
+
+
+@EVERY_CASE
+def test_kernel_gradient_of_half_precision_is_summed_in_float32(name):
+    """Equal contributions: in bfloat16 the sum would stop growing at 256."""
+    case = CASES[name]
+    size = (33, 65)
+    shapes = [array.shape for array in case.arrays(size, channels=(1, 1))]
+    x, dy = (jnp.ones(shapes[i], jnp.bfloat16) for i in (0, 2))
+    kernel = jnp.zeros(shapes[1], jnp.float32)
+
+    _, _, dkernel = value_and_gradients(case.operation)(x, kernel, dy)
+
+    counts = np.zeros(shapes[1])
+    for _, _, tap in case.twin.pixels(*size):
+        counts[tap] += shapes[0][0]
+    assert counts.min() > 256
+    np.testing.assert_array_equal(dkernel, counts)
+
+
+@EVERY_CASE
+def test_half_precision_can_be_differentiated_twice(name):
+    """As R1 does: the kernel's gradient of a norm of the input's gradient."""
+    case = CASES[name]
+    x, kernel, _ = half_precision_arrays(case, case.sizes[-1])
+
+    def penalty(kernel, x):
+        def score(x):
+            return jnp.sum(case.operation(x, kernel).astype(jnp.float32) ** 2)
+
+        return jnp.sum(jax.grad(score)(x).astype(jnp.float32) ** 2)
+
+    gradient = jax.jit(jax.grad(penalty))(kernel, x)
+
+    exact = jax.jit(jax.grad(penalty))(kernel, x.astype(jnp.float32))
+    assert gradient.dtype == jnp.float32
+    assert error(gradient, np.asarray(exact, np.float64)) < 0.03
+
+
+@EVERY_CASE
+def test_float64_input_is_not_narrowed(name, float64):
+    case = CASES[name]
+    x, kernel, dy = case.arrays(case.sizes[-1])
+    kernel = kernel.astype(np.float32)
+
+    y, dx, dkernel = value_and_gradients(case.operation)(x, kernel, dy)
+
+    assert y.dtype == dx.dtype == np.float64
+    assert dkernel.dtype == np.float32
+    kernel = kernel.astype(np.float64)
+    assert error(y, case.twin.value(x, kernel)) < 1e-14
+    assert error(dx, case.twin.gradients(x, kernel, dy)[0]) < 1e-14
+
+
+# Kernels.
+
+
+def test_join_kernels(float64):
+    kernels = np.random.default_rng(0).standard_normal((5, 3, 3, 2, 4))
+    expected = np.zeros((3, 3, 2, 4))
+    for kernel in kernels:
+        expected += kernel / np.sqrt(5)
+    joined = jax.jit(join_kernels)(kernels)
+    assert joined.dtype == np.float64
+    np.testing.assert_allclose(joined, expected, atol=1e-14)
+
+    weights = np.random.default_rng(1).standard_normal(expected.shape)
+    gradient = jax.grad(lambda k: jnp.sum(join_kernels(k) * weights))(kernels)
+    for each in gradient:
+        np.testing.assert_allclose(each, weights / np.sqrt(5), atol=1e-14)
+
+
+def test_one_kernel_joined_is_itself():
+    kernel = np.random.default_rng(0).standard_normal((1, 1, 1, 3, 2), np.float32)
+    np.testing.assert_array_equal(join_kernels(kernel), kernel[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 1, 4), (1, 1, 5, 3), (1, 1, 1, 1)])
+def test_normalise_kernel(shape, float64):
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal(shape)
+    expected = np.zeros(shape)
+    for o in range(shape[-1]):
+        norm = np.sqrt(sum(value**2 for value in kernel[..., o].ravel()) + 1e-8)
+        expected[..., o] = kernel[..., o] / norm
+    normalised = jax.jit(normalise_kernel)(kernel)
+    assert normalised.dtype == np.float64
+    np.testing.assert_allclose(normalised, expected, rtol=1e-13)
+    check_grads(normalise_kernel, (kernel,), order=2, modes=["rev"])
+
+
+def test_normalise_kernel_of_zeros_is_zero():
+    zeros = np.zeros((3, 3, 2, 2), np.float32)
+    value, gradient = jax.value_and_grad(lambda k: jnp.sum(normalise_kernel(k)))(zeros)
+    assert value == 0
+    assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("function", [join_kernels, normalise_kernel])
+def test_half_precision_kernels_are_widened(function):
+    kernels = jnp.full((2, 1, 1, 4, 1), 0.3, jnp.bfloat16)
+    kernels = kernels if function is join_kernels else kernels[0]
+    assert function(kernels).dtype == jnp.float32
+
+
+# Modulation.
+
+
+def same(x, kernel):
+    return conv(x, kernel, padding=1)
+
+
+MODULATED = {
+    "same": (same, Twin(3, padding=1)),
+    "transposed": (conv_transposed, Twin(3, transposed=True)),
+}
+EVERY_MODULATED = pytest.mark.parametrize("name", MODULATED)
+
+
+def modulate(x, kernel, styles, twin):
+    """Each sample with a kernel of its own, as StyleGAN2 writes it."""
+    outputs = kernel.shape[-1]
+    unit = np.stack(
+        [
+            kernel[..., o] / np.sqrt(np.mean(kernel[..., o] ** 2))
+            for o in range(outputs)
+        ],
+        axis=-1,
+    )
+    styles = styles / np.sqrt(np.mean(styles**2))
+    samples = []
+    for sample, style in zip(x, styles, strict=True):
+        scaled = unit * style[None, None, :, None]
+        for o in range(outputs):
+            scaled[..., o] /= np.sqrt(np.sum(scaled[..., o] ** 2) + 1e-8)
+        samples.append(twin.value(sample[None], scaled))
+    return np.concatenate(samples)
+
+
+def modulation_arrays(seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((3, 3, 4, INPUTS))
+    kernel = rng.standard_normal((3, 3, INPUTS, OUTPUTS))
+    return x, kernel, rng.standard_normal((3, INPUTS))
+
+
+@EVERY_MODULATED
+def test_demodulated_conv(name, float64):
+    convolve, twin = MODULATED[name]
+    x, kernel, styles = modulation_arrays()
+
+    run = jax.jit(lambda *arrays: demodulated_conv(*arrays, convolve))
+    y = run(x, kernel, styles)
+
+    assert y.dtype == np.float64
+    np.testing.assert_allclose(y, modulate(x, kernel, styles, twin), atol=1e-12)
+
+
+@EVERY_MODULATED
+def test_gradients_of_demodulated_conv(name, float64):
+    convolve, twin = MODULATED[name]
+    arrays = modulation_arrays()
+    rng = np.random.default_rng(1)
+    dy = rng.standard_normal(modulate(*arrays, twin).shape)
+    gradients = jax.jit(
+        jax.grad(lambda *a: jnp.sum(demodulated_conv(*a, convolve) * dy), (0, 1, 2))
+    )(*arrays)
+
+    for index, gradient in enumerate(gradients):
+        direction = rng.standard_normal(arrays[index].shape)
+        step = 1e-5 * direction
+        ahead, behind = list(arrays), list(arrays)
+        ahead[index], behind[index] = arrays[index] + step, arrays[index] - step
+        change = modulate(*ahead, twin) - modulate(*behind, twin)
+        slope = np.sum(change * dy) / 2e-5
+        np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=1e-7)
+
+
+def test_demodulation_undoes_the_size_of_a_style_and_of_a_kernel():
+    x, kernel, styles = (a.astype(np.float32) for a in modulation_arrays())
+    y = demodulated_conv(x, kernel, styles, same)
+    per_sample = np.array([[1.0], [2.0], [0.5]], np.float32)
+    for changed in (
+        demodulated_conv(x, 30 * kernel, styles, same),
+        demodulated_conv(x, kernel, per_sample * styles, same),
+    ):
+        np.testing.assert_allclose(changed, y, rtol=1e-4, atol=1e-5)
+
+
+def test_demodulated_conv_of_half_precision():
+    x, kernel, styles = modulation_arrays()
+    x = jnp.asarray(x, jnp.bfloat16)
+    kernel, styles = kernel.astype(np.float32), styles.astype(np.float32)
+
+    def loss(x, kernel, styles):
+        y = demodulated_conv(x, kernel, styles, same)
+        return jnp.sum(y.astype(jnp.float32)), y
+
+    gradients, y = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(x, kernel, styles)
+
+    assert y.dtype == gradients[0].dtype == jnp.bfloat16
+    assert gradients[1].dtype == gradients[2].dtype == jnp.float32
+    assert error(y, modulate(rounded(x), kernel, styles, Twin(3, padding=1))) < 0.02

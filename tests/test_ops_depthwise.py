@@ -1,0 +1,212 @@
+"""Depthwise 3x3 convolution and its kernel gradient against loops over pixels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from migan_jax.ops import depthwise
+from migan_jax.ops.depthwise import depthwise3x3, depthwise_weight_gradient
+
+SHAPES = pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1, 1, 1),
+        (2, 1, 1, 3),
+        (1, 1, 4, 2),
+        (2, 5, 1, 2),
+        (1, 2, 2, 1),
+        (3, 4, 6, 5),
+    ],
+    ids=lambda shape: "x".join(map(str, shape)),
+)
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def neighbours(h, w):
+    """Every output pixel with every tap that falls inside the image."""
+    for i in range(h):
+        for j in range(w):
+            for u in range(3):
+                for v in range(3):
+                    row, column = i + u - 1, j + v - 1
+                    if 0 <= row < h and 0 <= column < w:
+                        yield (i, j), (row, column), (u, v)
+
+
+def convolve(x, kernel):
+    y = np.zeros_like(x)
+    for (i, j), (row, column), (u, v) in neighbours(*x.shape[1:3]):
+        y[:, i, j] += x[:, row, column] * kernel[u, v, 0]
+    return y
+
+
+def input_gradient(kernel, dy):
+    dx = np.zeros_like(dy)
+    for (i, j), (row, column), (u, v) in neighbours(*dy.shape[1:3]):
+        dx[:, row, column] += dy[:, i, j] * kernel[u, v, 0]
+    return dx
+
+
+def kernel_gradient(x, dy):
+    gradient = np.zeros((3, 3, 1, x.shape[-1]))
+    for (i, j), (row, column), (u, v) in neighbours(*x.shape[1:3]):
+        gradient[u, v, 0] += np.sum(x[:, row, column] * dy[:, i, j], axis=0)
+    return gradient
+
+
+def arrays(shape, seed=0):
+    """x, a kernel, and dy."""
+    rng = np.random.default_rng(seed)
+    shapes = shape, (3, 3, 1, shape[-1]), shape
+    return [rng.standard_normal(shape) for shape in shapes]
+
+
+@SHAPES
+def test_value_and_gradients(shape, float64):
+    x, kernel, dy = arrays(shape)
+
+    @jax.jit
+    def run(x, kernel, dy):
+        y, pullback = jax.vjp(depthwise3x3, x, kernel)
+        return y, *pullback(dy)
+
+    results = run(x, kernel, dy)
+
+    expected = convolve(x, kernel), input_gradient(kernel, dy), kernel_gradient(x, dy)
+    for actual, wanted in zip(results, expected, strict=True):
+        assert actual.dtype == np.float64
+        assert actual.shape == wanted.shape
+        np.testing.assert_allclose(actual, wanted, atol=1e-12)
+
+
+@SHAPES
+def test_weight_gradient_and_its_own_gradients(shape, float64):
+    x, direction, dy = arrays(shape)
+
+    @jax.jit
+    def run(x, dy, direction):
+        gradient, pullback = jax.vjp(depthwise_weight_gradient, x, dy)
+        return gradient, *pullback(direction)
+
+    results = run(x, dy, direction)
+
+    # <gradient, direction> = <convolve(x, direction), dy>
+    expected = (
+        kernel_gradient(x, dy),
+        input_gradient(direction, dy),
+        convolve(x, direction),
+    )
+    for actual, wanted in zip(results, expected, strict=True):
+        assert actual.dtype == np.float64
+        np.testing.assert_allclose(actual, wanted, atol=1e-12)
+
+
+@SHAPES
+@pytest.mark.parametrize(
+    "name, operation, convolution",
+    [
+        ("apply", depthwise3x3, depthwise._grouped_convolution),
+        (
+            "weight_gradient",
+            depthwise_weight_gradient,
+            depthwise._correlation_by_convolution,
+        ),
+    ],
+    ids=["apply", "weight_gradient"],
+)
+def test_cpu_form_equals_the_accelerators(name, operation, convolution, shape, float64):
+    x, kernel, dy = arrays(shape, seed=1)
+    arguments = (x, kernel) if name == "apply" else (x, dy)
+    directions = [array[::-1] for array in arguments]
+    probe = arrays(shape, seed=2)[0 if name == "apply" else 1]
+
+    def derivatives(operation):
+        def loss(*arguments):
+            return jnp.sum(jnp.sin(operation(*arguments)) * probe)
+
+        def along(*arguments):
+            gradients = jax.grad(loss, (0, 1))(*arguments)
+            pairs = zip(gradients, directions, strict=True)
+            return sum(jnp.sum(gradient * v) for gradient, v in pairs)
+
+        def run(*arguments):
+            first = jax.grad(loss, (0, 1))(*arguments)
+            second = jax.grad(along, (0, 1))(*arguments)
+            return operation(*arguments), *first, *second
+
+        return jax.jit(run)
+
+    ours = derivatives(operation)(*arguments)
+    theirs = derivatives(convolution)(*arguments)
+
+    for mine, their in zip(ours, theirs, strict=True):
+        assert np.any(mine)
+        np.testing.assert_allclose(mine, their, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("operation", [depthwise3x3, depthwise_weight_gradient])
+def test_second_derivatives_against_finite_differences(operation, float64):
+    x, kernel, dy = arrays((2, 3, 2, 2), seed=3)
+    arguments = (x, kernel) if operation is depthwise3x3 else (x, dy)
+    check_grads(operation, arguments, order=2, modes=["rev"])
+
+
+def test_samples_and_channels_do_not_mix():
+    x, kernel, _ = arrays((3, 4, 5, 4))
+    x, kernel = x.astype(np.float32), kernel.astype(np.float32)
+    changed = x.copy()
+    changed[1, :, :, 2] += 1
+    difference = np.asarray(depthwise3x3(changed, kernel) - depthwise3x3(x, kernel))
+    touched = np.any(difference, axis=(1, 2))
+    assert touched.sum() == 1 and touched[1, 2]
+
+
+def test_half_precision_in_and_out():
+    x, kernel, dy = (jnp.asarray(a, jnp.bfloat16) for a in arrays((2, 6, 4, 3)))
+
+    def run(x, kernel, dy):
+        y, pullback = jax.vjp(depthwise3x3, x, kernel)
+        return y, *pullback(dy)
+
+    y, dx, dkernel = jax.jit(run)(x, kernel, dy)
+
+    assert y.dtype == dx.dtype == dkernel.dtype == jnp.bfloat16
+    x, kernel, dy = (np.asarray(a, np.float64) for a in (x, kernel, dy))
+    for actual, exact in (
+        (y, convolve(x, kernel)),
+        (dx, input_gradient(kernel, dy)),
+        (dkernel, kernel_gradient(x, dy)),
+    ):
+        actual = np.asarray(actual, np.float64)
+        assert np.linalg.norm(actual - exact) < 0.01 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize(
+    "weight_gradient",
+    [depthwise_weight_gradient, depthwise._correlation_by_convolution],
+    ids=["here", "accelerator"],
+)
+def test_weight_gradient_of_half_precision_is_summed_in_float32(weight_gradient):
+    # In bfloat16, which has eight bits, 256 + 1 is 256; 1089 does not even exist.
+    ones = jnp.ones((1, 33, 33, 2), jnp.bfloat16)
+
+    gradient = jax.jit(weight_gradient)(ones, ones)
+
+    assert gradient.dtype == jnp.float32
+    rows = np.array([32, 33, 32])
+    expected = (rows[:, None] * rows)[:, :, None, None].repeat(2, axis=3)
+    np.testing.assert_array_equal(gradient, expected)
+
+
+def test_weight_gradient_of_half_precision_is_not_rounded():
+    x, _, dy = (jnp.asarray(a, jnp.bfloat16) for a in arrays((4, 8, 8, 3)))
+    exact = kernel_gradient(np.asarray(x, np.float64), np.asarray(dy, np.float64))
+    gradient = np.asarray(depthwise_weight_gradient(x, dy), np.float64)
+    assert np.linalg.norm(gradient - exact) < 1e-6 * np.linalg.norm(exact)

@@ -1,0 +1,171 @@
+"""Storing n kernels as one is the same training: parameters, Adam state and EMA."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from variables import random_variables
+
+from migan_jax.models.discriminators import MIGANDiscriminator
+from migan_jax.models.layers import Reparam
+from migan_jax.models.migan import Generator
+from migan_jax.training.optimizer import adam
+from migan_jax.weights.fusing import collapse, collapse_adam, expand, expand_adam
+
+NARROW = {"resolution": 8, "channel_base": 64, "channel_max": 8}
+KERNELS = 9
+EXPANDED, COLLAPSED = (Reparam(form, KERNELS) for form in ("expanded", "collapsed"))
+DECAY = 0.99
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def images(seed, batch, channels):
+    shape = (batch, 8, 8, channels)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+
+
+def largest_difference(tree, other):
+    """Relative to each leaf's own size; equal zeros do not differ."""
+    relative = jax.tree.map(
+        lambda a, b: jnp.linalg.norm(a - b) / (jnp.linalg.norm(b) + 1e-30), tree, other
+    )
+    return max(float(value) for value in jax.tree.leaves(relative))
+
+
+@dataclasses.dataclass(frozen=True)
+class Player:
+    """One network with its optimiser, and the state both update."""
+
+    network: object
+    optimizer: optax.GradientTransformation
+
+    @classmethod
+    def make(cls, kind, reparam):
+        network = kind(**NARROW, reparam=reparam)
+        return cls(network, adam(3e-3, 0.0, 0.99, reparam=reparam))
+
+    def start(self, params):
+        return params, self.optimizer.init(params), params
+
+    def update(self, state, gradient):
+        params, opt_state, ema = state
+        updates, opt_state = self.optimizer.update(gradient, opt_state)
+        params = optax.apply_updates(params, updates)
+        ema = jax.tree.map(lambda e, p: e + (1 - DECAY) * (p - e), ema, params)
+        return params, opt_state, ema
+
+
+def adam_state(opt_state):
+    return next(s for s in opt_state if isinstance(s, optax.ScaleByAdamState))
+
+
+def assert_same_training(expanded, collapsed, tolerance):
+    """The n-kernel state, collapsed, is the state of the collapsed network."""
+    for theirs, ours in ((expanded[0], collapsed[0]), (expanded[2], collapsed[2])):
+        assert largest_difference(collapse(theirs), ours) <= tolerance
+    theirs, ours = (adam_state(state[1]) for state in (expanded, collapsed))
+    moments = collapse_adam(theirs)
+    assert largest_difference(moments.mu, ours.mu) <= tolerance
+    assert largest_difference(moments.nu, ours.nu) <= tolerance
+    assert largest_difference(expand_adam(ours, KERNELS).nu, theirs.nu) <= tolerance
+
+
+def test_collapsed_is_expanded_over_200_steps(float64):
+    """A small generator on a fixed regression target."""
+    x, target = images(0, 4, 4), images(1, 4, 3)
+
+    def train(reparam, params, stats):
+        player = Player.make(Generator, reparam)
+
+        def loss(params):
+            variables = {"params": params, "stats": stats}
+            return jnp.mean((player.network.apply(variables, x)[0] - target) ** 2)
+
+        def step(state, _):
+            value, gradient = jax.value_and_grad(loss)(state[0])
+            return player.update(state, gradient), value
+
+        return jax.jit(lambda s: jax.lax.scan(step, s, length=200))(
+            player.start(params)
+        )
+
+    network = Generator(**NARROW, reparam=EXPANDED)
+    variables = random_variables(network, 2, np.float64)
+    params, stats = variables["params"], variables["stats"]
+    expanded, losses = train(EXPANDED, params, stats)
+    collapsed, same_losses = train(COLLAPSED, collapse(params), stats)
+    assert losses[-1] < 0.5 * losses[0]
+    np.testing.assert_allclose(losses, same_losses, rtol=1e-9)
+    assert_same_training(expanded, collapsed, 1e-9)
+
+
+def test_collapsed_is_expanded_in_the_adversarial_game(float64):
+    """Three rounds of generator step, discriminator step and R1 step."""
+    x, real = images(0, 4, 4), images(1, 4, 4)
+
+    def play(reparam, states, stats):
+        generator = Player.make(Generator, reparam)
+        discriminator = Player.make(MIGANDiscriminator, reparam)
+
+        def logits(d_params, image):
+            return discriminator.network.apply({"params": d_params}, image)
+
+        def fake(g_params):
+            variables = {"params": g_params, "stats": stats}
+            return jnp.concatenate(
+                [x[..., :1], generator.network.apply(variables, x)[0]], axis=-1
+            )
+
+        def g_loss(g_params, d_params):
+            return jnp.mean(jax.nn.softplus(-logits(d_params, fake(g_params))))
+
+        def d_loss(d_params, g_params):
+            of_fakes = jax.nn.softplus(logits(d_params, fake(g_params)))
+            return jnp.mean(of_fakes + jax.nn.softplus(-logits(d_params, real)))
+
+        def r1(d_params):
+            slope = jax.grad(lambda image: jnp.sum(logits(d_params, image)))(real)
+            return 5 * jnp.mean(jnp.sum(slope**2, axis=(1, 2, 3)))
+
+        @jax.jit
+        def round_(g, d):
+            g = generator.update(g, jax.grad(g_loss)(g[0], d[0]))
+            d = discriminator.update(d, jax.grad(d_loss)(d[0], g[0]))
+            d = discriminator.update(d, jax.grad(r1)(d[0]))
+            return g, d
+
+        g, d = generator.start(states[0]), discriminator.start(states[1])
+        for _ in range(3):
+            g, d = round_(g, d)
+        return g, d
+
+    generator = Generator(**NARROW, reparam=EXPANDED)
+    discriminator = MIGANDiscriminator(**NARROW, reparam=EXPANDED)
+    variables = random_variables(generator, 2, np.float64)
+    d_variables = random_variables(discriminator, 3, np.float64)
+    states = variables["params"], d_variables["params"]
+    expanded = play(EXPANDED, states, variables["stats"])
+    collapsed = play(COLLAPSED, [collapse(s) for s in states], variables["stats"])
+    for theirs, ours in zip(expanded, collapsed, strict=True):
+        assert_same_training(theirs, ours, 1e-9)
+
+
+def test_expanding_and_collapsing_training_state_are_inverse():
+    network = Generator(**NARROW, reparam=COLLAPSED)
+    params = random_variables(network)["params"]
+    gradient = jax.tree.map(lambda p: p + 1, params)
+    optimizer = adam(1e-3, 0.5, 0.99, reparam=COLLAPSED)
+    _, opt_state = optimizer.update(gradient, optimizer.init(params))
+    state = adam_state(opt_state)
+    again = collapse_adam(expand_adam(state, KERNELS))
+    assert largest_difference(collapse(expand(params, KERNELS)), params) <= 1e-6
+    assert largest_difference(again.mu, state.mu) == 0
+    assert largest_difference(again.nu, state.nu) == 0

@@ -1,0 +1,15 @@
+"""Random weights without compiling an initialiser for every shape."""
+
+import jax
+import numpy as np
+
+from migan_jax.weights.names import abstract_variables
+
+
+def random_variables(network, seed=0, dtype=np.float32):
+    """Parameters and stats of a network, all N(0, 1), biases and strengths too."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: rng.standard_normal(leaf.shape).astype(dtype),
+        abstract_variables(network),
+    )
