@@ -60,11 +60,14 @@ def main() -> None:
         save_checkpoint,
     )
     from migan_jax.weights.families import GENERATORS, family_of
+    from migan_jax.weights.reading import import_torch
 
+    to_file = is_file_name(arguments.output)
+    if arguments.check:
+        import_torch("--check")  # before anything is written
     checkpoint = load_checkpoint(arguments.input)
     fusible = family_of(checkpoint.network) in GENERATORS
-    fuse = fusible and is_file_name(arguments.output)
-    form = arguments.form or ("fused" if fuse else "training")
+    form = arguments.form or ("fused" if fusible and to_file else "training")
     save_checkpoint(checkpoint, arguments.output, form)
     written = load_checkpoint(arguments.output)
     print(f"read    {arguments.input}: {_describe(checkpoint)}")
@@ -81,12 +84,9 @@ def check(source: Path, written: "Checkpoint") -> None:
     import jax
     import numpy as np
 
+    from migan_jax.twins.build import run_twin
     from migan_jax.weights.checkpoint import load_checkpoint, load_file, to_tensors
     from migan_jax.weights.families import family_of
-    from migan_jax.weights.reading import import_torch
-
-    import_torch("--check")
-    from migan_jax.twins.build import run_twin
 
     network = written.network
     rng = np.random.default_rng(0)
@@ -102,7 +102,10 @@ def check(source: Path, written: "Checkpoint") -> None:
     worst, scale = np.abs(actual - expected).max(), np.abs(expected).max()
     print(f"checked largest difference {worst:.2e} at outputs up to {scale:.3g}")
     if not worst <= CHECK_TOLERANCE * scale:
-        raise UserError(f"{source} and what was written differ by more than rounding.")
+        raise UserError(
+            f"{written.source} differs from {source} by more than rounding: do not "
+            f"use it."
+        )
 
 
 def _describe(checkpoint: "Checkpoint") -> str:

@@ -68,6 +68,8 @@ class Model:
         Returns the whole picture [N, H, W, 3], not pasted into the input.
         """
         x = jnp.asarray(x, jnp.float32)
+        if x.ndim != 4:
+            raise ValueError(f"The network takes [N, H, W, 4], not {list(x.shape)}.")
         latents = () if family_of(self.network) == "migan" else (self._latents(x, z),)
         if not latents and z is not None:
             raise ValueError("z is for Co-Mod-GAN; a MI-GAN takes none.")
@@ -75,11 +77,17 @@ class Model:
         return (rgb, levels) if pyramid else rgb
 
     def _latents(self, x: jax.Array, z: ArrayLike | None) -> jax.Array:
-        if z is not None:
-            return jnp.asarray(z, jnp.float32)
-        logger.warning("No z given: drawing it from seed %d.", DEFAULT_Z_SEED)
         shape = (x.shape[0], self.network.z_dim)
-        return jax.random.normal(jax.random.key(DEFAULT_Z_SEED), shape)
+        if z is None:
+            logger.warning("No z given: drawing it from seed %d.", DEFAULT_Z_SEED)
+            key = jax.random.key(DEFAULT_Z_SEED)
+            return jax.random.normal(key, shape, jnp.float32)
+        z = jnp.asarray(z, jnp.float32)
+        if z.shape != shape:
+            raise ValueError(
+                f"z of this network is {list(shape)}, not {list(z.shape)}."
+            )
+        return z
 
 
 @jax.jit(static_argnums=0)

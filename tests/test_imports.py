@@ -1,4 +1,4 @@
-"""Imports only go to a lower level; heavy and optional libraries stay where they belong.
+"""Imports only go to a lower level; optional libraries stay where they belong.
 
 The levels and the fences are CONTRIBUTING.md's, read from the syntax tree.
 """

@@ -157,7 +157,7 @@ def test_value_and_gradients(name, size, float64):
 def test_second_derivatives_against_finite_differences(name, float64):
     case = CASES[name]
     x, kernel, _ = case.arrays(case.sizes[-1], batch=1)
-    check_grads(case.operation, (x, kernel), order=2, modes=["rev"])
+    check_grads(jax.jit(case.operation), (x, kernel), order=2, modes=["rev"])
 
 
 def test_transposed_without_batching_a_kernel_flip():
@@ -290,7 +290,7 @@ def test_normalise_kernel(shape, float64):
     normalised = jax.jit(normalise_kernel)(kernel)
     assert normalised.dtype == np.float64
     np.testing.assert_allclose(normalised, expected, rtol=1e-13)
-    check_grads(normalise_kernel, (kernel,), order=2, modes=["rev"])
+    check_grads(jax.jit(normalise_kernel), (kernel,), order=2, modes=["rev"])
 
 
 def test_normalise_kernel_of_zeros_is_zero():

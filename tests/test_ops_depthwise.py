@@ -108,7 +108,7 @@ def test_weight_gradient_and_its_own_gradients(shape, float64):
         np.testing.assert_allclose(actual, wanted, atol=1e-12)
 
 
-@SHAPES
+@pytest.mark.parametrize("shape", [(2, 1, 1, 3), (2, 3, 4, 2)], ids=["1x1", "3x4"])
 @pytest.mark.parametrize(
     "name, operation, convolution",
     [
@@ -153,9 +153,9 @@ def test_cpu_form_equals_the_accelerators(name, operation, convolution, shape, f
 
 @pytest.mark.parametrize("operation", [depthwise3x3, depthwise_weight_gradient])
 def test_second_derivatives_against_finite_differences(operation, float64):
-    x, kernel, dy = arrays((2, 3, 2, 2), seed=3)
+    x, kernel, dy = arrays((2, 2, 3, 1), seed=3)
     arguments = (x, kernel) if operation is depthwise3x3 else (x, dy)
-    check_grads(operation, arguments, order=2, modes=["rev"])
+    check_grads(jax.jit(operation), arguments, order=2, modes=["rev"])
 
 
 def test_samples_and_channels_do_not_mix():

