@@ -49,12 +49,8 @@ def main() -> None:
             alternatives = make_alternatives(twins, batch, arguments.threads)
             times = minimum_ms(alternatives, arguments.repeats)
             for name, milliseconds in times.items():
-                row = {
-                    "pixels": resolution,
-                    "batch": batch,
-                    "threads": arguments.threads,
-                }
-                row |= {"alternative": name, "ms": milliseconds}
+                row = {"pixels": resolution, "batch": batch, "alternative": name}
+                row["ms"] = milliseconds
                 for other in ("onnxruntime", "torch best", "flax"):
                     row[f"/ {other}"] = milliseconds / times[other]
                 rows.append(row)

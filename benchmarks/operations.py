@@ -46,7 +46,6 @@ def main() -> None:
 
 def operations(shape: tuple[int, int, int, int]) -> dict:
     """{operation: {alternative: callable}}, all checked to give the same."""
-    import jax
     import numpy as np
     import torch
     import torch.nn.functional as F

@@ -8,9 +8,6 @@ import pytest
 from migan_jax.ops import resample
 from migan_jax.ops.resample import downsample2x, fir_filter, upsample2x
 
-SIZES = [(1, 1), (1, 3), (4, 1), (2, 2), (5, 3), (4, 6)]
-EVEN_SIZES = [(2, 2), (2, 6), (8, 4)]
-
 
 @pytest.fixture
 def float64():
@@ -61,45 +58,42 @@ def filter_convolution_with(padding):
     return lambda x: resample._filter_convolution(x, padding)
 
 
-# Every operation, its definition, its form for accelerators, and image sizes.
-CASES = [
-    *[(upsample2x, up_by_definition, resample._up_convolution, s) for s in SIZES],
-    *[
-        (downsample2x, down_by_definition, resample._down_convolution, s)
-        for s in EVEN_SIZES
-    ],
-    *[
-        (
-            filter_with(padding),
-            filter_by_definition(padding),
-            filter_convolution_with(padding),
-            size,
-        )
-        for padding, sizes in {
-            0: [(4, 5)],
-            1: [(2, 2), (5, 3)],
-            2: [(1, 1), (2, 5), (4, 4)],
-            3: [(1, 2)],
-        }.items()
-        for size in sizes
-    ],
-]
-NAMES = [
-    *[f"up-{h}x{w}" for h, w in SIZES],
-    *[f"down-{h}x{w}" for h, w in EVEN_SIZES],
-    *"filter0-4x5 filter1-2x2 filter1-5x3 filter2-1x1 filter2-2x5".split(),
-    *"filter2-4x4 filter3-1x2".split(),
-]
-EVERY_CASE = pytest.mark.parametrize(
-    "operation, definition, convolution, size", CASES, ids=NAMES
-)
+# By name: an operation, its definition, its form for accelerators, and a size.
+CASES = {
+    f"up-{h}x{w}": (upsample2x, up_by_definition, resample._up_convolution, (h, w))
+    for h, w in [(1, 1), (1, 3), (5, 3)]
+}
+CASES |= {
+    f"down-{h}x{w}": (
+        downsample2x,
+        down_by_definition,
+        resample._down_convolution,
+        (h, w),
+    )
+    for h, w in [(2, 2), (2, 6)]
+}
+CASES |= {
+    f"filter{p}-{h}x{w}": (
+        filter_with(p),
+        filter_by_definition(p),
+        filter_convolution_with(p),
+        (h, w),
+    )
+    for p, h, w in [(0, 4, 5), (1, 5, 3), (2, 1, 1), (2, 2, 5), (3, 1, 2)]
+}
+
+
+def parametrized(names):
+    return pytest.mark.parametrize(
+        "operation, definition, convolution, size",
+        [CASES[name] for name in names],
+        ids=names,
+    )
+
+
+EVERY_CASE = parametrized(list(CASES))
 # Derivatives of derivatives take a while to compile.
-SOME = [NAMES.index(name) for name in ("up-5x3", "down-2x6", "filter1-5x3")]
-SOME_CASES = pytest.mark.parametrize(
-    "operation, definition, convolution, size",
-    [CASES[index] for index in SOME],
-    ids=[NAMES[index] for index in SOME],
-)
+SOME_CASES = parametrized(["up-5x3", "down-2x6", "filter1-5x3"])
 
 
 def matrix_of(definition, shape):

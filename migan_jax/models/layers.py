@@ -207,8 +207,12 @@ class EqualisedConv(nn.Module):
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """Add one value per channel to the last axis."""
-    return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    """Add one value per channel to the last axis.
+
+    Broadcast before the cast, so that the bias's gradient is summed in float32.
+    """
+    spread = jnp.broadcast_to(bias.reshape((1,) * (x.ndim - 1) + (-1,)), x.shape)
+    return x + spread.astype(x.dtype)
 
 
 def flatten_channels_first(x: jax.Array) -> jax.Array:

@@ -44,12 +44,12 @@ def normalise_kernel(kernel: jax.Array) -> jax.Array:
 
 def conv_depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """3x3 depthwise convolution, zero padding 1; kernel [3, 3, 1, C]."""
-    return _in_dtype_of_input(depthwise3x3, depthwise_weight_gradient)(x, kernel)
+    return _depthwise(x, kernel)
 
 
 def conv_pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """1x1 convolution as a matrix product; kernel [1, 1, I, O]."""
-    return _in_dtype_of_input(_pointwise, _pointwise_gradient)(x, kernel)
+    return _matrix_product(x, kernel)
 
 
 def conv(x: jax.Array, kernel: jax.Array, padding: int, strides: int = 1) -> jax.Array:
@@ -91,44 +91,49 @@ def demodulated_conv(
     return y * norm[:, None, None].astype(y.dtype)
 
 
-def _in_dtype_of_input(
+def _with_kernel_gradient(
     apply: Callable[[jax.Array, jax.Array], jax.Array],
-    weight_gradient: Callable[[jax.Array, jax.Array], jax.Array],
+    kernel_gradient: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Run `apply(x, kernel)` in x's dtype with a kernel gradient in the kernel's.
+    """Run `apply(x, kernel)` in x's dtype, its kernel's gradient in at least float32."""
 
-    Equal dtypes need no help, and stay differentiable any number of times.
-    """
-
-    @jax.custom_vjp
-    def mixed(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return apply(x, kernel.astype(x.dtype))
 
     def forward(x: jax.Array, kernel: jax.Array):
-        return mixed(x, kernel), (x, kernel)
+        return run(x, kernel), (x, kernel)
 
     def backward(saved, dy: jax.Array):
         x, kernel = saved
-        _, input_gradient = jax.vjp(lambda x: apply(x, kernel.astype(x.dtype)), x)
-        return *input_gradient(dy), weight_gradient(x, dy).astype(kernel.dtype)
+        (dx,) = jax.vjp(lambda x: run(x, kernel), x)[1](dy)
+        return dx, kernel_gradient(x, dy).astype(kernel.dtype)
 
-    mixed.defvjp(forward, backward)
-
-    def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        same = x.dtype == kernel.dtype
-        return apply(x, kernel) if same else mixed(x, kernel)
-
-    return run
+    wrapped = jax.custom_vjp(run)
+    wrapped.defvjp(forward, backward)
+    return wrapped
 
 
 def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
 
 
-def _pointwise_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-    every_pixel = (((0, 1, 2), (0, 1, 2)), ((), ()))
+def _pointwise_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+    # Flattened, XLA's CPU needs no transposed copy; unflattened, an image that is split
+    # over devices by rows stays split.
+    product = lax.platform_dependent(x, dy, cpu=_product_of_rows, default=_product)
+    return product[None, None]
+
+
+def _product(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """Sum of outer products over all axes but the last, [I, O]."""
+    axes = tuple(range(x.ndim - 1))
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    return lax.dot_general(x, dy, every_pixel, preferred_element_type=dtype)[None, None]
+    pairs = ((axes, axes), ((), ()))
+    return lax.dot_general(x, dy, pairs, preferred_element_type=dtype)
+
+
+def _product_of_rows(x: jax.Array, dy: jax.Array) -> jax.Array:
+    return _product(x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1]))
 
 
 def _dense(
@@ -151,7 +156,7 @@ def _dense(
         span = (window - 1) * strides + 1
         return kernel_size - 1 + span - ((size - 1) * dilation + 1) - padding
 
-    def weight_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+    def kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
         # The batch is what is summed over: it takes the place of the input features.
         return lax.conv_general_dilated(
             x,
@@ -164,4 +169,8 @@ def _dense(
             preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
         )
 
-    return _in_dtype_of_input(apply, weight_gradient)
+    return _with_kernel_gradient(apply, kernel_gradient)
+
+
+_depthwise = _with_kernel_gradient(depthwise3x3, depthwise_weight_gradient)
+_matrix_product = _with_kernel_gradient(_pointwise, _pointwise_kernel_gradient)

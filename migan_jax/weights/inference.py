@@ -27,13 +27,13 @@ _SIGNS = (
     (
         discriminators.MIGANDiscriminator,
         r"b[0-9]+\.conv1\.conv1\.w[0-9]+",
-        r"b{}\.conv1\.conv1\.w[0-9]+",
+        r"b{}\.(?:conv1\.conv1\.w[0-9]+|fc\.weight)",
         0,
     ),
     (
         discriminators.CoModGANDiscriminator,
         r"b[0-9]+\.conv0\.weight",
-        r"b{}\.conv0\.weight",
+        r"b{}\.(?:conv0|fc)\.weight",
         0,
     ),
 )
@@ -67,12 +67,14 @@ def infer_network(tensors: Tensors) -> Network:
     telling = [
         (level, name)
         for level in levels(resolution)
-        for name, array in tensors.items()
+        for name in tensors
         if re.fullmatch(width_name.format(level), name)
-        and array.ndim > axis
-        and array.size
     ]
-    widths = [(level, tensors[name].shape[axis]) for level, name in telling]
+    widths = [
+        (level, tensors[name].shape[axis])
+        for level, name in telling
+        if tensors[name].ndim > axis and tensors[name].size
+    ]
     base, widest = _channels(widths)
     if not channels_at(resolution, base, widest):
         raise Misfit(None, [])
@@ -119,8 +121,10 @@ def _dense_widths(tensors: Tensors) -> dict[str, int]:
 
 def _file_form(names: list[str]) -> Reparam:
     """Form and number of kernels, from the names of the kernels of some layers."""
-    layers = Counter(name.rpartition(".")[0] for name in names)
-    if names[0].endswith(".weight"):
+    layers = Counter(
+        name.rpartition(".")[0] for name in names if not name.endswith(".weight")
+    )
+    if sum(name.endswith("torgb.weight") for name in names) >= len(layers):
         return Reparam(form="fused")
     kernels = Counter(layers.values()).most_common(1)[0][0]
     return Reparam(form="expanded", kernels=kernels)

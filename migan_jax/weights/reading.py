@@ -99,7 +99,7 @@ def _read_safetensors(path: Path, file: BinaryIO) -> Tensors:
     from safetensors import SafetensorError, deserialize
 
     try:
-        views = deserialize(file.read())
+        views = sorted(deserialize(file.read()), key=lambda view: view[0])
     except SafetensorError as error:
         raise _damaged(path, error) from error
     strange = [name for name, view in views if view["dtype"] not in _DTYPES]

@@ -1,0 +1,237 @@
+"""The Python API: load any generator, run the bare network."""
+
+import dataclasses
+import logging
+
+import jax
+import numpy as np
+import pytest
+from test_weights_names import CODES, NARROW, NETWORKS, plausible_tensors
+
+import migan_jax
+from migan_jax.errors import UserError
+from migan_jax.weights.checkpoint import (
+    from_tensors,
+    load_checkpoint,
+    save_checkpoint,
+)
+from migan_jax.weights.names import constants
+from migan_jax.weights.reading import write_tensors
+
+SIZE = NARROW["resolution"]
+STUDENTS = ["migan_fused", "migan_3_kernels", "migan_1_kernel"]
+
+
+def images(count=2, size=SIZE, seed=5):
+    shape = (count, size, size, 4)
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """One file of every generator, loaded by name."""
+    folder = tmp_path_factory.mktemp("files")
+    loaded = {}
+    for name in (*STUDENTS, "comodgan"):
+        path = folder / f"{name}.safetensors"
+        write_tensors(path, plausible_tensors(NETWORKS[name]))
+        loaded[name] = migan_jax.load(str(path))
+    return loaded
+
+
+# Loading.
+
+
+def test_forms_as_loaded(models):
+    forms = {name: models[name].network.reparam.form for name in STUDENTS}
+    assert forms == {
+        "migan_fused": "fused",
+        "migan_3_kernels": "collapsed",
+        "migan_1_kernel": "collapsed",
+    }
+    assert models["comodgan"].network == NETWORKS["comodgan"]
+    assert models["migan_fused"].network == NETWORKS["migan_fused"]
+
+
+@pytest.mark.parametrize("name", [*STUDENTS, "comodgan"])
+def test_params_are_the_trainable_ones(name, models):
+    """Their number is that of the released tensors, without noise and averages."""
+    tensors = plausible_tensors(NETWORKS[name])
+    fixed = {*constants(NETWORKS[name])}
+    fixed |= {k for k in tensors if k.endswith(("noise_const", "w_avg"))}
+    again = {"w1", "w2"}  # of three kernels one is kept
+    expected = sum(
+        value.size
+        for key, value in tensors.items()
+        if key not in fixed and key.rpartition(".")[2] not in again
+    )
+    model = models[name]
+    assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) == expected
+    assert len(jax.tree.leaves(model.stats)) == sum(
+        key.endswith(("noise_const", "w_avg")) for key in tensors
+    )
+
+
+def test_workdirs_load(tmp_path, models):
+    path = tmp_path / "run"
+    save_checkpoint(models["migan_3_kernels"].checkpoint, path, "training")
+    model = migan_jax.load(path)
+    jax.tree.map(
+        np.testing.assert_array_equal, model.params, models["migan_3_kernels"].params
+    )
+
+
+@pytest.mark.torch
+def test_torch_files_load(tmp_path, models):
+    pytest.importorskip("torch")
+    path = tmp_path / "x.pt"
+    write_tensors(path, plausible_tensors(NETWORKS["migan_fused"]))
+    model = migan_jax.load(path)
+    jax.tree.map(
+        np.testing.assert_array_equal, model.params, models["migan_fused"].params
+    )
+
+
+@pytest.mark.parametrize("name", ["migan_discriminator", "comodgan_discriminator"])
+def test_discriminators_are_refused(name, tmp_path):
+    path = tmp_path / "d.safetensors"
+    write_tensors(path, plausible_tensors(NETWORKS[name]))
+    with pytest.raises(UserError) as caught:
+        migan_jax.load(path)
+    assert str(caught.value) == (
+        f"{path} is a discriminator, which cannot inpaint: load the generator's file."
+    )
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        migan_jax.load(tmp_path / "absent.pt")
+    with pytest.raises(UserError, match="no folder checkpoints/"):
+        migan_jax.load(tmp_path)
+
+
+# The network.
+
+
+def pyramid_shapes(count):
+    return {r: (count, r, r, 3) for r in (4, 8, 16)}
+
+
+@pytest.mark.parametrize("name", ["migan_fused", "migan_3_kernels"])
+def test_forward(name, models):
+    model = models[name]
+    rgb = model.forward(images())
+    assert rgb.shape == (2, SIZE, SIZE, 3)
+    assert rgb.dtype == np.float32
+    again, pyramid = model.forward(images(), pyramid=True)
+    assert np.array_equal(again, rgb)  # the noise is the stored one
+    assert {r: y.shape for r, y in pyramid.items()} == pyramid_shapes(2)
+
+
+def test_forward_of_other_sizes(models):
+    x = np.concatenate([images(1), images(1, seed=6)], axis=2)  # 16 x 32
+    rgb, pyramid = models["migan_fused"].forward(x, pyramid=True)
+    assert rgb.shape == (1, SIZE, 2 * SIZE, 3)
+    assert pyramid[4].shape == (1, 4, 8, 3)
+
+
+@pytest.mark.parametrize("name", ["migan_fused", "comodgan"])
+def test_pyramid_is_each_levels_own(name, models):
+    """What a level adds, not the sum: it is what its to-RGB's bias shifts."""
+    checkpoint = models[name].checkpoint
+    z = () if name == "migan_fused" else (np.ones((2, CODES["z_dim"]), np.float32),)
+    rgb, pyramid = models[name].forward(images(), *z, pyramid=True)
+    shifted = jax.tree.map(lambda leaf: leaf, checkpoint.params)
+    shift = np.array([1, 2, 3], np.float32)
+    shifted["synthesis"]["b8"]["torgb"]["bias"] += shift
+    changed = migan_jax.Model(dataclasses.replace(checkpoint, params=shifted))
+    other_rgb, other = changed.forward(images(), *z, pyramid=True)
+    for r in (4, 16):
+        np.testing.assert_allclose(other[r], pyramid[r], rtol=1e-5, atol=1e-4)
+    moved = np.asarray(other[8] - pyramid[8])
+    np.testing.assert_allclose(moved, np.broadcast_to(shift, moved.shape), atol=1e-3)
+    inside = np.asarray(other_rgb - rgb)[:, 4:-4, 4:-4]
+    np.testing.assert_allclose(inside, np.broadcast_to(shift, inside.shape), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float16, np.int32, "list"])
+def test_inputs_of_other_types(kind, models):
+    model = models["migan_fused"]
+    whole = np.round(4 * images())  # the same in every type
+    x = whole.tolist() if kind == "list" else whole.astype(kind)
+    rgb = model.forward(x)
+    assert rgb.dtype == np.float32
+    assert np.array_equal(rgb, model.forward(whole))
+
+
+def test_forward_is_float32_where_float64_is_enabled(models):
+    with jax.enable_x64(True):
+        rgb = models["comodgan"].forward(images().astype(np.float64))
+    assert rgb.dtype == np.float32
+
+
+def test_no_range_check(models):
+    rgb = models["migan_fused"].forward(1000 * images())
+    assert np.isfinite(rgb).all()
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 4), (1, 16, 16, 3), (1, 15, 16, 4), (4,)])
+def test_wrong_shapes(shape, models):
+    with pytest.raises(ValueError, match=r"takes \[N, H, W, 4\]"):
+        models["migan_fused"].forward(np.zeros(shape))
+
+
+def test_teacher_takes_its_own_size_only(models):
+    with pytest.raises(ValueError, match="takes 16x16 images, not 32x32"):
+        models["comodgan"].forward(images(1, 32))
+
+
+def test_teacher_without_z_says_so(models, caplog):
+    model = models["comodgan"]
+    with caplog.at_level(logging.WARNING):
+        first, pyramid = model.forward(images(), pyramid=True)
+    assert "No z given: drawing it from seed 0." in caplog.text
+    assert first.shape == (2, SIZE, SIZE, 3)
+    assert {r: y.shape for r, y in pyramid.items()} == pyramid_shapes(2)
+    assert np.array_equal(model.forward(images()), first)
+    caplog.clear()
+    z = np.random.default_rng(0).standard_normal((2, CODES["z_dim"]))
+    with caplog.at_level(logging.WARNING):
+        other = model.forward(images(), z=z)
+    assert not caplog.records
+    assert other.dtype == np.float32
+    assert not np.array_equal(other, first)
+
+
+def test_latents_that_do_not_fit(models):
+    for shape in ((1, CODES["z_dim"]), (2, 5), (CODES["z_dim"],)):
+        with pytest.raises(ValueError, match=r"z of this network is \[2, 12\]"):
+            models["comodgan"].forward(images(), z=np.zeros(shape))
+    with pytest.raises(ValueError, match="z is for Co-Mod-GAN"):
+        models["migan_fused"].forward(images(), z=np.zeros((2, CODES["z_dim"])))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["migan_fused", "migan_3_kernels", "comodgan"])
+def test_forward_is_the_twins(name, models):
+    pytest.importorskip("torch")
+    from migan_jax.twins.build import run_twin
+
+    z = [np.random.default_rng(0).standard_normal((2, CODES["z_dim"]), np.float32)]
+    inputs = [images(), *(z if name == "comodgan" else [])]
+    expected = run_twin(NETWORKS[name], plausible_tensors(NETWORKS[name]), *inputs)
+    actual = models[name].forward(*inputs)
+    difference = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+    assert difference <= 1e-5
+
+
+def test_going_on_in_flax(models, tmp_path):
+    """`params` and `network` are what Flax and the converters take."""
+    model = models["migan_3_kernels"]
+    assert model.checkpoint.params is model.params
+    save_checkpoint(model.checkpoint, tmp_path / "x.safetensors", "training")
+    assert load_checkpoint(tmp_path / "x.safetensors").network == model.network
+    tensors = plausible_tensors(NETWORKS["migan_3_kernels"])
+    assert (
+        from_tensors(tensors).network.reparam.kernels == model.network.reparam.kernels
+    )

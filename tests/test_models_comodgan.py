@@ -1,0 +1,349 @@
+"""Co-Mod-GAN's generator: styles, truncation, mixing, dropout, noise, precision."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from migan_jax.models.comodgan import EncoderTop, Generator
+from migan_jax.ops.resample import upsample2x
+
+NARROW = {"resolution": 8, "channel_base": 128, "channel_max": 16}
+CODES = {"z_dim": 6, "w_dim": 10, "encoder_dim": 14}
+
+
+def pictures(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((count, 8, 8, 4)).astype(np.float32)
+
+
+def latents(count, seed=0):
+    rng = np.random.default_rng(100 + seed)
+    return rng.standard_normal((count, CODES["z_dim"])).astype(np.float32)
+
+
+def keys(count, seed=0):
+    return jax.random.split(jax.random.key(seed), count)
+
+
+def noise_of(network, seed):
+    rng = np.random.default_rng(200 + seed)
+    shapes = network.noise_shapes(8, 8)
+    return {
+        name: rng.standard_normal((2, *size, 1)).astype(np.float32)
+        for name, size in shapes.items()
+    }
+
+
+def shapes_of(network):
+    r = network.resolution
+    x = jax.ShapeDtypeStruct((2, r, r, 4), jnp.float32)
+    z = jax.ShapeDtypeStruct((2, network.z_dim), jnp.float32)
+    return jax.eval_shape(network.init, jax.random.key(0), x, z)
+
+
+@functools.cache
+def randomised():
+    """Random everywhere: also biases, strengths, stored noise and the average."""
+    network = Generator(**NARROW, **CODES)
+    rng = np.random.default_rng(1)
+
+    def fill(path, leaf):
+        keys = [part.key for part in path]
+        scale = 0.5 if keys[-1] in ("bias", "strength") else 1
+        if "mapping" in keys and "params" in keys:
+            scale *= 100  # divided by the multiplier of the learning rate
+        return jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    return network, jax.tree_util.tree_map_with_path(fill, shapes_of(network))
+
+
+@functools.partial(jax.jit, static_argnames=("network", "truncation", "kind"))
+def run(network, variables, x, z, kind="stored", noise=None, **kwargs):
+    noise = kind if noise is None else noise
+    return network.apply(variables, x, z, noise=noise, **kwargs)
+
+
+def relative_l2(actual, expected):
+    difference = np.linalg.norm(np.ravel(actual) - np.ravel(expected))
+    return difference / np.linalg.norm(np.ravel(expected))
+
+
+# Styles are divided by their size over the whole batch. Demodulation cancels that but
+# for its epsilon, so samples agree with other batches to rounding only.
+CLOSE = dict(rtol=1e-4, atol=1e-4)
+
+
+def test_parameter_counts():
+    for resolution, count in ((256, 79_177_378), (512, 79_792_231)):
+        leaves = jax.tree.leaves(shapes_of(Generator(resolution))["params"])
+        assert sum(leaf.size for leaf in leaves) == count
+        assert all(leaf.dtype == jnp.float32 for leaf in leaves)
+
+
+def test_number_of_styles():
+    assert Generator(256).num_ws == 14
+    assert Generator(512).num_ws == 16
+    assert randomised()[0].num_ws == 4
+
+
+def test_output_and_pyramid_shapes():
+    network = Generator(resolution=32, channel_base=256, channel_max=8, **CODES)
+    x = jax.ShapeDtypeStruct((3, 32, 32, 4), jnp.float32)
+    z = jax.ShapeDtypeStruct((3, 6), jnp.float32)
+    (rgb, pyramid), _ = jax.eval_shape(
+        network.init_with_output, jax.random.key(0), x, z
+    )
+    assert rgb.shape == (3, 32, 32, 3)
+    shapes = {r: y.shape for r, y in pyramid.items()}
+    assert shapes == {r: (3, r, r, 3) for r in (4, 8, 16, 32)}
+
+
+@pytest.mark.parametrize("h, w", [(16, 16), (8, 16), (4, 8)])
+def test_wrong_sizes_are_named(h, w):
+    network, variables = randomised()
+    with pytest.raises(ValueError, match=f"takes 8x8 images, not {h}x{w}"):
+        jax.eval_shape(
+            network.apply, variables, np.zeros((1, h, w, 4), np.float32), latents(1)
+        )
+    with pytest.raises(ValueError, match=f"takes 8x8 images, not {h}x{w}"):
+        network.noise_shapes(h, w)
+
+
+def test_picture_is_the_sum_of_its_levels():
+    network, variables = randomised()
+    rgb, pyramid = run(network, variables, pictures(2), latents(2))
+    assert all(np.any(y) for y in pyramid.values())
+    total = upsample2x(pyramid[4]) + pyramid[8]
+    np.testing.assert_allclose(rgb, total, atol=1e-5)
+
+
+# Styles.
+
+
+def styles_by_hand(variables, z):
+    """The mapping network in float64, one dense layer after the other."""
+    w = np.asarray(z, np.float64)
+    w = w / np.sqrt(np.mean(w**2, axis=1, keepdims=True) + 1e-8)
+    for index in range(8):
+        layer = variables["params"]["mapping"][f"fc{index}"]
+        weight, bias = (np.asarray(layer[k], np.float64) for k in ("weight", "bias"))
+        w = w @ (weight * 0.01 / math.sqrt(len(weight))) + bias * 0.01
+        w = np.clip(np.where(w > 0, w, 0.2 * w) * math.sqrt(2), -256, 256)
+    return w
+
+
+def test_latent_matters_but_not_its_size():
+    network, variables = randomised()
+    x, z = pictures(2), latents(2)
+    rgb, _ = run(network, variables, x, z)
+    other, _ = run(network, variables, x, latents(2, seed=1))
+    longer, _ = run(network, variables, x, 5 * z)
+    assert relative_l2(other, rgb) > 1e-2
+    np.testing.assert_allclose(longer, rgb, **CLOSE)
+
+
+def with_average(variables, average):
+    stats = variables["stats"]
+    mapping = {**stats["mapping"], "w_avg": jnp.asarray(average, jnp.float32)}
+    return {**variables, "stats": {**stats, "mapping": mapping}}
+
+
+def test_truncation_to_zero_forgets_the_latent():
+    network, variables = randomised()
+    x = pictures(2)
+    one, _ = run(network, variables, x, latents(2), truncation=0)
+    other, _ = run(network, variables, x, latents(2, seed=1), truncation=0)
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    moved = with_average(variables, np.linspace(-1, 1, 10))
+    elsewhere, _ = run(network, moved, x, latents(2), truncation=0)
+    assert relative_l2(elsewhere, one) > 1e-2
+
+
+def test_truncation_of_one_ignores_the_average():
+    network, variables = randomised()
+    x, z = pictures(2), latents(2)
+    moved = with_average(variables, np.full(10, 100.0))
+    rgb, _ = run(network, variables, x, z)
+    np.testing.assert_array_equal(run(network, moved, x, z)[0], rgb)
+    np.testing.assert_array_equal(run(network, variables, x, z, truncation=1)[0], rgb)
+
+
+def test_truncation_moves_styles_in_proportion():
+    """With the average where the latent's own style is, nothing moves."""
+    network, variables = randomised()
+    x, z = pictures(2), np.repeat(latents(1), 2, axis=0)
+    rgb, _ = run(network, variables, x, z)
+    at_home = with_average(variables, styles_by_hand(variables, z)[0])
+    np.testing.assert_allclose(
+        run(network, at_home, x, z, truncation=0.5)[0], rgb, **CLOSE
+    )
+    # Half way to a is the style itself where the average is 2 w - a away from it.
+    w, target = styles_by_hand(variables, z)[0], np.linspace(-1, 1, 10)
+    half_way, _ = run(
+        network, with_average(variables, 2 * target - w), x, z, truncation=0.5
+    )
+    there, _ = run(network, with_average(variables, target), x, z, truncation=0)
+    np.testing.assert_allclose(half_way, there, **CLOSE)
+    assert relative_l2(half_way, rgb) > 1e-2
+
+
+def test_mixing():
+    """Styles from `first_index` on are the second latent's, sample by sample."""
+    network, variables = randomised()
+    x, z, second = pictures(3), latents(3), latents(3, seed=1)
+    own, own_levels = run(network, variables, x, z)
+    others, others_levels = run(network, variables, x, second)
+
+    def mixed(*first_index):
+        mixing = (second, np.array(first_index))
+        return run(network, variables, x, z, mixing=mixing)
+
+    np.testing.assert_allclose(mixed(4, 5, 99)[0], own, **CLOSE)
+    np.testing.assert_allclose(mixed(0, 0, 0)[0], others, **CLOSE)
+
+    rgb, levels = mixed(4, 0, 2)
+    np.testing.assert_allclose(rgb[0], own[0], **CLOSE)
+    np.testing.assert_allclose(rgb[1], others[1], **CLOSE)
+    # The lowest level uses styles 0 and 1, the next 1 (again), 2 and 3.
+    np.testing.assert_allclose(levels[4][2], own_levels[4][2], **CLOSE)
+    for unlike in (own_levels, others_levels):
+        assert relative_l2(levels[8][2], unlike[8][2]) > 1e-2
+
+    _, early = mixed(1, 1, 1)
+    assert relative_l2(early[4], own_levels[4]) > 1e-2
+    assert relative_l2(early[4], others_levels[4]) > 1e-2
+    _, late = mixed(3, 3, 3)
+    np.testing.assert_allclose(late[4], own_levels[4], **CLOSE)
+    assert relative_l2(late[8], own_levels[8]) > 1e-2
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def train(network, variables, x, z, mixing):
+    (rgb, _), updates = network.apply(
+        variables, x, z, mixing=mixing, truncation=1.0, mutable="stats"
+    )
+    return rgb, updates["stats"]
+
+
+def test_average_style_follows_only_in_training():
+    network, variables = randomised()
+    x, z, second = pictures(3), latents(3), latents(3, seed=1)
+    before = np.asarray(variables["stats"]["mapping"]["w_avg"], np.float64)
+
+    # Every style comes from the second latents, and yet they do not count.
+    rgb, stats = train(network, variables, x, z, (second, np.zeros(3, int)))
+
+    mean = np.mean(styles_by_hand(variables, z), axis=0)
+    after = stats["mapping"]["w_avg"]
+    assert after.dtype == jnp.float32
+    np.testing.assert_allclose(after, 0.995 * before + 0.005 * mean, rtol=1e-4)
+    assert np.abs(after - before).max() > 1e-3
+    others = {**stats, "mapping": variables["stats"]["mapping"]}
+    jax.tree.map(np.testing.assert_array_equal, others, variables["stats"])
+    np.testing.assert_allclose(rgb, run(network, variables, x, second)[0], **CLOSE)
+
+
+# Dropout.
+
+
+def test_dropout_drops_half_of_each_sample_by_its_own_key():
+    module = EncoderTop(style_dim=400)
+    x = np.random.default_rng(0).standard_normal((3, 4, 4, 2)).astype(np.float32)
+    init = jax.jit(lambda x: module.init_with_output(jax.random.key(0), x, None))
+    (feature, style), variables = init(x)
+    apply = jax.jit(module.apply)
+
+    dropped_feature, dropped = apply(variables, x, keys(3))
+
+    np.testing.assert_allclose(dropped_feature, feature, rtol=1e-5, atol=1e-6)
+    kept = np.asarray(dropped != 0)
+    np.testing.assert_allclose(
+        dropped, np.where(kept, 2 * style, 0), rtol=1e-5, atol=1e-6
+    )
+    assert np.all(np.abs(kept.mean(axis=1) - 0.5) < 0.1)
+    for i in range(3):
+        assert 100 < np.sum(kept[i] != kept[i - 1]) < 300
+        _, alone = apply(variables, x[i : i + 1], keys(3)[i : i + 1])
+        np.testing.assert_array_equal(alone[0] != 0, kept[i])
+
+
+def test_dropout_of_the_generator():
+    network, variables = randomised()
+    x, z = pictures(2), latents(2)
+    evaluated, _ = run(network, variables, x, z)
+    first, _ = run(network, variables, x, z, dropout_keys=keys(2))
+    again, _ = run(network, variables, x, z, dropout_keys=keys(2))
+    np.testing.assert_array_equal(first, again)
+    assert relative_l2(first, evaluated) > 1e-2
+    # A new key for the second sample leaves the first one as it was.
+    mixed = jnp.stack([keys(2)[0], keys(2, seed=1)[1]])
+    other, _ = run(network, variables, x, z, dropout_keys=mixed)
+    np.testing.assert_allclose(other[0], first[0], **CLOSE)
+    assert relative_l2(other[1], first[1]) > 1e-2
+
+
+# Noise.
+
+
+def test_noise_shapes():
+    network = Generator(resolution=16, channel_base=256, channel_max=8)
+    assert network.noise_shapes(16, 16) == {
+        "b4/conv": (4, 4),
+        "b8/conv0": (8, 8),
+        "b8/conv1": (8, 8),
+        "b16/conv0": (16, 16),
+        "b16/conv1": (16, 16),
+    }
+
+
+def test_kinds_of_noise():
+    network, variables = randomised()
+    x, z = pictures(2), latents(2)
+    drawn = noise_of(network, seed=0)
+    inputs = (network, variables, x, z)
+    outputs = [
+        run(*inputs)[0],
+        run(*inputs, kind="none")[0],
+        run(*inputs, noise=drawn)[0],
+        run(*inputs, noise=noise_of(network, seed=1))[0],
+    ]
+    for i, one in enumerate(outputs):
+        for other in outputs[:i]:
+            assert relative_l2(one, other) > 1e-2
+    again, _ = run(*inputs, noise=noise_of(network, seed=0))
+    np.testing.assert_array_equal(again, outputs[2])
+    for name in drawn:
+        changed, _ = run(*inputs, noise={**drawn, name: -drawn[name]})
+        assert relative_l2(changed, outputs[2]) > 1e-3, name
+    # Stored noise is the given one that equals it.
+    stored = {
+        f"b{r}/{layer}": jnp.tile(
+            variables["stats"]["synthesis"][f"b{r}"][layer]["noise"]["noise"], (2, 1, 1)
+        ).reshape(2, r, r, 1)
+        for r, layer in ((4, "conv"), (8, "conv0"), (8, "conv1"))
+    }
+    np.testing.assert_allclose(run(*inputs, noise=stored)[0], outputs[0], atol=1e-5)
+
+
+# Precision.
+
+
+def test_half_precision():
+    network, variables = randomised()
+    half = network.clone(dtype=jnp.bfloat16)
+    leaves = jax.tree.leaves(shapes_of(half))
+    assert all(leaf.dtype == jnp.float32 for leaf in leaves)
+    x, z = pictures(2), latents(2)
+
+    rgb, pyramid = run(half, variables, x, z)
+
+    exact, exact_pyramid = run(network, variables, x, z)
+    assert rgb.dtype == jnp.float32
+    assert 1e-4 < relative_l2(rgb, exact) < 0.05
+    for r, y in exact_pyramid.items():
+        assert pyramid[r].dtype == jnp.float32
+        assert relative_l2(pyramid[r], y) < 0.05
