@@ -1,7 +1,12 @@
-"""The published networks at full width in float32, against the PyTorch twins.
+"""The published networks at full width, against the PyTorch twins.
 
-Eight images each; gradients are summed over them two at a time, to fit in memory.
+Rounding makes a float32 pre-activation near zero change sign now and then, and with it
+the slope of the leaky ReLU: the twin's own float32 gradient is 1e-5 to 1e-4 away from
+its float64 one. So the gradient is compared twice: in float64 as it is, and in float32
+with the kink of the activation rounded off, which leaves plain arithmetic.
 """
+
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -24,53 +29,86 @@ NETWORKS = {
     ),
     "comodgan_256": lambda: comodgan.Generator(256, upsampling="efficient"),
 }
-BATCH, PART = 8, 2
+ALL = pytest.mark.parametrize("name", NETWORKS)
 
 
-def squares(tree, other):
-    """Sum of squared differences, and of squares of the second."""
-    pairs = [(np.float64(tree[key]), np.float64(other[key])) for key in other]
-    difference = sum(np.sum((a - b) ** 2) for a, b in pairs)
-    return difference, sum(np.sum(b**2) for _, b in pairs)
+def smooth_leaky_relu(x, gain=1.0):
+    """The activation without kink and clamp, for both frameworks' arrays."""
+    return (0.6 * x + 0.4 * (x * x + 0.01) ** 0.5) * (2**0.5 * gain)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_full_width_in_float32(name):
-    twin = randomise(NETWORKS[name](), torch.float32)
-    checkpoint = flax_of(twin)
-    r = checkpoint.network.resolution
-    shapes = [(PART, r, r, 4)]
+def cases(twin, dtype, batch, seed):
+    """Inputs for both sides: ours and theirs."""
+    size = max(int(name[1:]) for name, _ in twin.encoder.named_children())
+    pairs = [inputs_like((batch, size, size, 4), dtype, seed)]
     if isinstance(twin, comodgan.Generator):
-        shapes.append((PART, twin.mapping.fc0.weight.shape[1]))
-    probe = np.random.default_rng(7).standard_normal((PART, r, r, 3), np.float32)
+        z_dim = twin.mapping.fc0.weight.shape[1]
+        pairs.append(inputs_like((batch, z_dim), dtype, seed + 1))
+    return zip(*pairs, strict=True)
+
+
+def relative_error(named, expected):
+    """Relative L2 of everything concatenated."""
+    assert named.keys() == expected.keys()
+    pairs = [(np.float64(named[key]), np.float64(expected[key])) for key in expected]
+    error = sum(np.sum((a - b) ** 2) for a, b in pairs)
+    return np.sqrt(error / sum(np.sum(b**2) for _, b in pairs))
+
+
+def gradient_errors(twin, dtype):
+    """Of the outputs and of the concatenated gradient, one image."""
+    checkpoint = flax_of(twin)
+    ours, theirs = cases(twin, dtype, batch=1, seed=1)
 
     def loss(params, *inputs):
         variables = {"params": params, "stats": checkpoint.stats}
-        rgb, pyramid = checkpoint.network.apply(variables, *inputs)
-        return jnp.sum(rgb * probe), (rgb, pyramid)
+        rgb, _ = checkpoint.network.apply(variables, *inputs)
+        return jnp.mean(rgb**2), rgb
 
-    grad = jax.jit(jax.grad(loss, has_aux=True))
-    total, output_error, output_norm = None, 0.0, 0.0
-    for part in range(BATCH // PART):
-        cases = [
-            inputs_like(s, np.float32, 10 * part + i) for i, s in enumerate(shapes)
-        ]
-        ours, theirs = zip(*cases, strict=True)
-        gradient, (rgb, pyramid) = grad(checkpoint.params, *ours)
-        total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
-        their_rgb, their_pyramid = twin(*theirs, pyramid=True)
-        (their_rgb * torch.from_numpy(np.moveaxis(probe, -1, 1))).sum().backward()
-        error, norm = squares(
-            {"rgb": rgb, **pyramid},
-            {k: nhwc(v) for k, v in {"rgb": their_rgb, **their_pyramid}.items()},
-        )
-        output_error, output_norm = output_error + error, output_norm + norm
-    named = by_name(checkpoint.network, total)
-    expected = {k: p.grad.numpy() for k, p in twin.named_parameters()}
-    assert named.keys() == expected.keys()
-    gradient_error, gradient_norm = squares(named, expected)
-    outputs = np.sqrt(output_error / output_norm)
-    gradients = np.sqrt(gradient_error / gradient_norm)
-    print(f"{name}: outputs {outputs:.1e}, gradient {gradients:.1e}")
+    gradient, rgb = jax.jit(jax.grad(loss, has_aux=True))(checkpoint.params, *ours)
+    their_rgb = twin(*theirs)
+    their_rgb.square().mean().backward()
+    expected = {key: p.grad.numpy() for key, p in twin.named_parameters()}
+    return (
+        relative_error({"rgb": rgb}, {"rgb": nhwc(their_rgb)}),
+        relative_error(by_name(checkpoint.network, gradient), expected),
+    )
+
+
+@ALL
+def test_outputs_in_float32(name):
+    """Eight images, two at a time to fit in memory: picture and every level."""
+    twin = randomise(NETWORKS[name](), torch.float32)
+    checkpoint = flax_of(twin)
+    forward = jax.jit(checkpoint.network.apply)
+    for part in range(4):
+        ours, theirs = cases(twin, np.float32, batch=2, seed=10 * part)
+        rgb, pyramid = forward(checkpoint.variables, *ours)
+        with torch.no_grad():
+            their_rgb, their_pyramid = twin(*theirs, pyramid=True)
+        assert relative_error({"rgb": rgb}, {"rgb": nhwc(their_rgb)}) <= 1e-5
+        assert pyramid.keys() == their_pyramid.keys()
+        for level, y in their_pyramid.items():
+            assert relative_error({"y": pyramid[level]}, {"y": nhwc(y)}) <= 1e-5, level
+
+
+@ALL
+def test_gradient_in_float64(name):
+    with jax.enable_x64(True):
+        twin = randomise(NETWORKS[name](), torch.float64)
+        outputs, gradient = gradient_errors(twin, np.float64)
+    assert outputs <= 1e-9
+    assert gradient <= 1e-9
+
+
+@ALL
+def test_gradient_in_float32_without_the_kink(name, monkeypatch):
+    for module in list(sys.modules):
+        if module.startswith("migan_jax.") and hasattr(
+            sys.modules[module], "lrelu_agc"
+        ):
+            monkeypatch.setattr(sys.modules[module], "lrelu_agc", smooth_leaky_relu)
+    twin = randomise(NETWORKS[name](), torch.float32)
+    outputs, gradient = gradient_errors(twin, np.float32)
     assert outputs <= 1e-5
-    assert gradients <= 1e-5
+    assert gradient <= 1e-5

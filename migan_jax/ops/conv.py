@@ -95,21 +95,32 @@ def _with_kernel_gradient(
     apply: Callable[[jax.Array, jax.Array], jax.Array],
     kernel_gradient: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Run `apply(x, kernel)` in x's dtype, its kernel's gradient in at least float32."""
+    """Run `apply(x, kernel)` in x's dtype, the kernel's gradient in at least float32.
+
+    The map is linear in both, so with its transpose (in x) it is closed: each one's
+    kernel gradient is the same correlation, and any order of derivative keeps it.
+    """
 
     def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return apply(x, kernel.astype(x.dtype))
 
-    def forward(x: jax.Array, kernel: jax.Array):
-        return run(x, kernel), (x, kernel)
+    def run_transposed(x: jax.Array, dy: jax.Array, kernel: jax.Array) -> jax.Array:
+        (dx,) = jax.vjp(lambda x: run(x, kernel), x)[1](dy)  # x: only its shape counts
+        return dx
 
     def backward(saved, dy: jax.Array):
         x, kernel = saved
-        (dx,) = jax.vjp(lambda x: run(x, kernel), x)[1](dy)
-        return dx, kernel_gradient(x, dy).astype(kernel.dtype)
+        gradient = kernel_gradient(x, dy).astype(kernel.dtype)
+        return transposed(x, dy, kernel), gradient
 
-    wrapped = jax.custom_vjp(run)
-    wrapped.defvjp(forward, backward)
+    def backward_transposed(saved, dx: jax.Array):
+        x, dy, kernel = saved
+        gradient = kernel_gradient(dx, dy).astype(kernel.dtype)
+        return jnp.zeros_like(x), wrapped(dx, kernel), gradient
+
+    wrapped, transposed = jax.custom_vjp(run), jax.custom_vjp(run_transposed)
+    wrapped.defvjp(lambda *args: (wrapped(*args), args), backward)
+    transposed.defvjp(lambda *args: (transposed(*args), args), backward_transposed)
     return wrapped
 
 
