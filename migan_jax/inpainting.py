@@ -73,7 +73,9 @@ class Model:
         latents = () if family_of(self.network) == "migan" else (self._latents(x, z),)
         if not latents and z is not None:
             raise ValueError("z is for Co-Mod-GAN; a MI-GAN takes none.")
-        rgb, levels = _apply(self.network, self.checkpoint.variables, x, *latents)
+        # Accelerators would multiply float32 in shorter formats by default.
+        with jax.default_matmul_precision("float32"):
+            rgb, levels = _apply(self.network, self.checkpoint.variables, x, *latents)
         return (rgb, levels) if pyramid else rgb
 
     def _latents(self, x: jax.Array, z: ArrayLike | None) -> jax.Array:

@@ -80,6 +80,8 @@ def main() -> None:
         checkpoint = None
         names = FAMILIES if arguments.family is None else (arguments.family,)
         networks = [_fresh(name, arguments.resolution) for name in names]
+    if arguments.picture is not None:
+        _check_picture(arguments.picture, networks[0])
     for network in networks:
         print("\n".join(describe(network)), end="\n\n")
     if arguments.picture is not None:
@@ -195,6 +197,18 @@ def _with_filter_taps(network: "Network", parameters: int) -> list[str]:
     ]
 
 
+def _check_picture(path: Path, network: "Network") -> None:
+    """Say what is wrong before anything long is done."""
+    from migan_jax.weights.families import GENERATORS, family_of
+
+    if path.suffix != ".png":
+        raise UserError(f"--picture={path}: choose a name that ends in .png.")
+    if family_of(network) not in GENERATORS:
+        raise UserError(
+            "--picture: a discriminator cannot inpaint, choose the generator's family."
+        )
+
+
 def _fresh(family: str, resolution: int) -> "Network":
     from migan_jax.models.channels import levels
     from migan_jax.weights import families
@@ -267,6 +281,8 @@ def save_panels(panels: dict[str, Any], path: Path) -> None:
     import numpy as np
     from PIL import Image, ImageDraw
 
+    from migan_jax.weights.reading import write_whole
+
     side, label, columns = 256, 16, 4
     rows = -(-len(panels) // columns)
     sheet = Image.new("RGB", (columns * side, rows * (side + label)), "white")
@@ -277,8 +293,7 @@ def save_panels(panels: dict[str, Any], path: Path) -> None:
         tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
         sheet.paste(tile, (left, top + label))
         draw.text((left + 4, top + 2), name, fill="black")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    write_whole(path, lambda part: sheet.save(part, format="PNG"))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,14 @@ from migan_jax.models.discriminators import MIGANDiscriminator
 from migan_jax.models.layers import Reparam
 from migan_jax.models.migan import Generator
 from migan_jax.training.optimizer import adam
-from migan_jax.weights.fusing import collapse, collapse_adam, expand, expand_adam
+from migan_jax.weights.fusing import (
+    collapse,
+    collapse_adam,
+    expand,
+    expand_adam,
+    fuse,
+    unfuse,
+)
 
 NARROW = {"resolution": 8, "channel_base": 64, "channel_max": 8}
 KERNELS = 9
@@ -169,3 +176,37 @@ def test_expanding_and_collapsing_training_state_are_inverse():
     assert largest_difference(collapse(expand(params, KERNELS)), params) <= 1e-6
     assert largest_difference(again.mu, state.mu) == 0
     assert largest_difference(again.nu, state.nu) == 0
+
+
+def kernel_sizes(tree):
+    """Norms of the re-parametrised kernels, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path): float(np.linalg.norm(leaf))
+        for path, leaf in leaves
+        if path[-1].key == "kernel"
+    }
+
+
+def first_relative_updates(params):
+    """Adam's first step relative to each kernel; any gradient gives its size."""
+    rng = np.random.default_rng(5)
+    gradient = jax.tree.map(lambda p: rng.standard_normal(p.shape, np.float32), params)
+    optimizer = adam(1e-3, 0.0, 0.99, reparam=COLLAPSED)
+    updates, _ = optimizer.update(gradient, optimizer.init(params))
+    sizes = kernel_sizes(params)
+    return {path: size / sizes[path] for path, size in kernel_sizes(updates).items()}
+
+
+def test_first_update_after_unfusing_is_as_from_initialisation():
+    network = Generator(16, 512, 32, reparam=COLLAPSED)
+    fresh, other = (random_variables(network, seed)["params"] for seed in (0, 1))
+    fused = fuse(other)
+    expected = first_relative_updates(fresh)
+    unfused = first_relative_updates(unfuse(fused, "other"))
+    as_it_is = first_relative_updates(fused)
+    for path, size in expected.items():
+        # What the n-kernel reference's rate of 1e-3 amounts to.
+        assert size == pytest.approx(1e-3 * KERNELS**0.5, rel=0.2), path
+        assert unfused[path] == pytest.approx(size, rel=0.2), path
+        assert as_it_is[path] > 2 * size, path
