@@ -14,7 +14,8 @@ WORKERS ?= 2
 help:
 	@echo "make run       build the networks, print their summary, save a forward pass"
 	@echo "make test      the tests, in a few minutes"
-	@echo "make test-all  those and the slow ones (full-size networks)"
+	@echo "make test-all  those and the slow ones: full-size networks; with the extra"
+	@echo "               tpu (EXTRAS=dev,onnx,torch,tpu) also programs compiled for TPUs"
 	@echo "make lint      ruff, as CI runs it"
 	@echo "make wheel     build dist/*.whl"
 
@@ -22,11 +23,11 @@ run: $(STAMP)
 	$(RUN) -m migan_jax.summary --picture=out/forward.png
 
 test: $(STAMP) lint
-	$(RUN) -m pytest -n $(WORKERS) -m "not slow"
+	$(RUN) -m pytest -n $(WORKERS) -m "not slow and not aot"
 
 # One at a time: full-size networks want the memory and the cores for themselves.
 test-slow: $(STAMP)
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m "slow or aot"
 
 test-all: test test-slow
 

@@ -26,7 +26,7 @@ from migan_jax.ops.conv import (
     join_kernels,
     normalise_kernel,
 )
-from migan_jax.ops.precision import at_least_float32
+from migan_jax.ops.precision import at_least_float32, spread_like
 from migan_jax.ops.resample import downsample2x, fir_filter, upsample2x
 
 Resampling = Literal["up", "down"] | None
@@ -118,7 +118,7 @@ class NoiseInjection(nn.Module):
                 return x
             stored = self.get_variable("stats", "noise")
             noise = tile_noise(stored, *x.shape[1:3])[None, :, :, None]
-        return x + (strength * noise).astype(x.dtype)
+        return x + spread_like(strength * noise, x)
 
 
 class SeparableConv(nn.Module):
@@ -207,12 +207,8 @@ class EqualisedConv(nn.Module):
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """Add one value per channel to the last axis.
-
-    Broadcast before the cast, so that the bias's gradient is summed in float32.
-    """
-    spread = jnp.broadcast_to(bias.reshape((1,) * (x.ndim - 1) + (-1,)), x.shape)
-    return x + spread.astype(x.dtype)
+    """Add one value per channel to the last axis."""
+    return x + spread_like(bias.reshape((1,) * (x.ndim - 1) + (-1,)), x)
 
 
 def flatten_channels_first(x: jax.Array) -> jax.Array:

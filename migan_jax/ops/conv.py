@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from migan_jax.ops.depthwise import depthwise3x3, depthwise_weight_gradient
-from migan_jax.ops.precision import at_least_float32
+from migan_jax.ops.precision import at_least_float32, spread_like
 
 __all__ = [
     "conv",
@@ -87,8 +87,8 @@ def demodulated_conv(
     styles = styles * lax.rsqrt(jnp.mean(styles**2))
     power = jnp.sum(kernel**2, axis=(0, 1))  # [I, O]
     norm = lax.rsqrt(styles**2 @ power + 1e-8)  # [N, O]
-    y = convolve(x * styles[:, None, None].astype(x.dtype), kernel)
-    return y * norm[:, None, None].astype(y.dtype)
+    y = convolve(x * spread_like(styles[:, None, None], x), kernel)
+    return y * spread_like(norm[:, None, None], y)
 
 
 def _with_kernel_gradient(

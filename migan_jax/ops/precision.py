@@ -15,6 +15,15 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def spread_like(small: jax.Array, x: jax.Array) -> jax.Array:
+    """Broadcast to x's shape, then cast to its dtype.
+
+    In this order the gradient is summed before it is rounded: of a bias, a style or a
+    noise strength under half-precision activations it stays float32.
+    """
+    return jnp.broadcast_to(small, x.shape).astype(x.dtype)
+
+
 def compute_dtype(dtype: DTypeLike | None, x: jax.Array) -> jnp.dtype:
     """The dtype a layer computes in: the one asked for, or that of its input."""
     return jnp.dtype(x.dtype if dtype is None else dtype)

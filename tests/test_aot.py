@@ -1,0 +1,84 @@
+"""Compiled for a TPU topology, without one: what a data-parallel step sends around.
+
+A plain cast of the weights to bfloat16 would make XLA all-reduce bfloat16 gradients; on
+a CPU that cannot be seen, because bfloat16 is computed in float32 there.
+"""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+pytest.importorskip("libtpu")
+
+from migan_jax.models import comodgan, discriminators, migan
+from migan_jax.weights.names import abstract_inputs, abstract_variables
+
+pytestmark = pytest.mark.aot
+
+NARROW = {"resolution": 16, "channel_base": 512, "channel_max": 32}
+CODES = {"z_dim": 32, "w_dim": 32, "encoder_dim": 32}
+NETWORKS = {
+    "migan": migan.Generator(**NARROW, dtype=jnp.bfloat16),
+    "migan_discriminator": discriminators.MIGANDiscriminator(
+        **NARROW, dtype=jnp.bfloat16
+    ),
+    "comodgan": comodgan.Generator(**NARROW, **CODES, dtype=jnp.bfloat16),
+}
+BATCH = 8
+
+
+@pytest.fixture
+def mesh(monkeypatch):
+    for name, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    devices = topologies.get_topology_desc("v5e:2x2", "tpu").devices
+    return Mesh(np.array(devices), ("data",))
+
+
+def all_reduces(program):
+    """(dtype, elements) of everything that is summed over devices."""
+    for line in program.splitlines():
+        if found := re.search(r"= (.*?) all-reduce(?:-start)?\(", line):
+            for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", found.group(1)):
+                yield dtype, math.prod(int(size) for size in shape.split(",") if size)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_are_reduced_in_float32(name, mesh):
+    network = NETWORKS[name]
+
+    def placed(leaf, *spec):
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    variables = jax.tree.map(placed, abstract_variables(network))
+    batch = [
+        placed(jax.ShapeDtypeStruct((BATCH, *x.shape[1:]), x.dtype), "data")
+        for x in abstract_inputs(network)
+    ]
+
+    def loss(params, rest, *inputs):
+        output = network.apply({"params": params, **rest}, *inputs)
+        return jnp.mean(jax.tree.leaves(output)[0] ** 2)
+
+    params = variables.pop("params")
+    step = jax.jit(jax.grad(loss), out_shardings=NamedSharding(mesh, PartitionSpec()))
+    program = step.lower(params, variables, *batch).compile().as_text()
+
+    sums = list(all_reduces(program))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert {dtype for dtype, _ in sums} == {"f32"}
+    total = sum(elements for _, elements in sums)
+    # Little else: maps of stored noise, statistics of the minibatch.
+    assert parameters <= total <= 1.2 * parameters
