@@ -17,6 +17,8 @@ help:
 	@echo "make test-all  those and the slow ones: full-size networks; with the extra"
 	@echo "               tpu (EXTRAS=dev,onnx,torch,tpu) also programs compiled for TPUs"
 	@echo "make lint      ruff, as CI runs it"
+	@echo "make clean     remove what make has installed and built"
+	@echo "Options: PYTHON=python3.12 VENV=.venv312 EXTRAS=dev"
 	@echo "make wheel     build dist/*.whl"
 
 run: $(STAMP)
@@ -42,7 +44,7 @@ clean:
 	rm -rf .venv* build dist out *.egg-info
 
 $(STAMP): setup.cfg requirements.txt pyproject.toml
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
 		'migan_jax needs Python 3.11 or newer: make PYTHON=python3.12')"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --editable ".[$(EXTRAS)]"

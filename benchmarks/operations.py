@@ -12,13 +12,14 @@ from pathlib import Path
 
 from timing import minimum_ms, print_table, save_json, use_cores
 
-SHAPES = [(4, 256, 256, 128), (4, 64, 64, 512), (4, 16, 16, 512)]
+SHAPES = ["4x256x256x128", "4x64x64x512", "4x16x16x512"]
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="NxHxWxC")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the table here")
@@ -32,10 +33,11 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     rows = []
-    for shape in SHAPES:
-        for name, alternatives in operations(shape).items():
+    for shape in arguments.shapes:
+        sizes = tuple(map(int, shape.split("x")))
+        for name, alternatives in operations(sizes).items():
             times = minimum_ms(alternatives, arguments.repeats)
-            row = {"operation": name, "shape": "x".join(map(str, shape))}
+            row = {"operation": name, "shape": shape}
             row |= {f"{key} ms": value for key, value in times.items()}
             row["ours / xla"] = times["ours"] / times["xla"]
             row["ours / torch"] = times["ours"] / times["torch"]

@@ -60,7 +60,7 @@ def main() -> None:
         save_checkpoint,
     )
     from migan_jax.weights.families import GENERATORS, family_of
-    from migan_jax.weights.reading import import_torch
+    from migan_jax.weights.reading import import_torch, remove
 
     to_file = is_file_name(arguments.output)
     if arguments.check:
@@ -72,11 +72,15 @@ def main() -> None:
     written = load_checkpoint(arguments.output)
     print(f"read    {arguments.input}: {_describe(checkpoint)}")
     print(f"wrote   {arguments.output}: {_describe(written)}")
-    if arguments.check:
-        check(arguments.input, written)
+    if arguments.check and not check(arguments.input, written):
+        remove(arguments.output)
+        raise UserError(
+            f"{arguments.input} and what was written differ by more than rounding, so "
+            f"{arguments.output} was removed again."
+        )
 
 
-def check(source: Path, written: "Checkpoint") -> None:
+def check(source: Path, written: "Checkpoint") -> bool:
     """Print how far the written network is from a PyTorch twin loaded with the source.
 
     Two images, because discriminators compare those of a batch.
@@ -101,11 +105,7 @@ def check(source: Path, written: "Checkpoint") -> None:
     actual = np.asarray(actual[0] if isinstance(actual, tuple) else actual)
     worst, scale = np.abs(actual - expected).max(), np.abs(expected).max()
     print(f"checked largest difference {worst:.2e} at outputs up to {scale:.3g}")
-    if not worst <= CHECK_TOLERANCE * scale:
-        raise UserError(
-            f"{written.source} differs from {source} by more than rounding: do not "
-            f"use it."
-        )
+    return bool(worst <= CHECK_TOLERANCE * scale)
 
 
 def _describe(checkpoint: "Checkpoint") -> str:
@@ -113,8 +113,9 @@ def _describe(checkpoint: "Checkpoint") -> str:
 
     from migan_jax.weights.families import family_of, has_kernels
 
-    network = checkpoint.network
-    form = f", {network.reparam.form} kernels" if has_kernels(network) else ""
+    network, form = checkpoint.network, ""
+    if has_kernels(network):
+        form = f", {'fused' if network.reparam.form == 'fused' else 'training'} form"
     count = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params))
     return f"{family_of(network)}, {network.resolution} px{form}, {count:,} parameters"
 

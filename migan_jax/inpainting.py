@@ -38,6 +38,11 @@ class Model:
 
     checkpoint: Checkpoint
 
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        name, size = family_of(self.network), self.network.resolution
+        return f"Model({name}, {size} px, {count:,} parameters)"
+
     @property
     def network(self) -> Network:
         """The linen module; `network.apply(model.checkpoint.variables, x)`."""
@@ -54,7 +59,7 @@ class Model:
         return self.checkpoint.stats
 
     def forward(
-        self, x: ArrayLike, z: ArrayLike | None = None, pyramid: bool = False
+        self, x: ArrayLike, *, z: ArrayLike | None = None, pyramid: bool = False
     ) -> Any:
         """Run the bare network in float32 with its stored noise.
 
@@ -67,15 +72,18 @@ class Model:
 
         Returns the whole picture [N, H, W, 3], not pasted into the input.
         """
-        x = jnp.asarray(x, jnp.float32)
+        x = jnp.asarray(x)
+        if x.dtype in (jnp.uint8, jnp.bool_):
+            raise ValueError(
+                f"The network takes scaled images (pixels / 127.5 - 1), not {x.dtype}."
+            )
+        x = x.astype(jnp.float32)
         if x.ndim != 4:
             raise ValueError(f"The network takes [N, H, W, 4], not {list(x.shape)}.")
         latents = () if family_of(self.network) == "migan" else (self._latents(x, z),)
         if not latents and z is not None:
             raise ValueError("z is for Co-Mod-GAN; a MI-GAN takes none.")
-        # Accelerators would multiply float32 in shorter formats by default.
-        with jax.default_matmul_precision("float32"):
-            rgb, levels = _apply(self.network, self.checkpoint.variables, x, *latents)
+        rgb, levels = _apply(self.network, self.checkpoint.variables, x, *latents)
         return (rgb, levels) if pyramid else rgb
 
     def _latents(self, x: jax.Array, z: ArrayLike | None) -> jax.Array:

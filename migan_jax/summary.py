@@ -40,7 +40,8 @@ PAPERS_PARAMETERS = {("migan", 256): 5.95, ("migan", 512): 5.98}
 
 def parse_arguments() -> argparse.Namespace:
     parser = verb_parser("summary", __doc__)
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--family",
         choices=FAMILIES,
         help="show only this network (default: all four)",
@@ -48,10 +49,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--resolution",
         type=int,
-        default=256,
-        help="a power of two from 8 up (default: %(default)s)",
+        help="a power of two from 8 up (default: 256)",
     )
-    parser.add_argument(
+    which.add_argument(
         "--checkpoint",
         metavar="CKPT",
         type=Path,
@@ -72,6 +72,8 @@ def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(format="%(message)s")
     if arguments.checkpoint is not None:
+        if arguments.resolution is not None:
+            raise UserError("--resolution: a checkpoint has its own, leave it out.")
         from migan_jax.weights.checkpoint import load_checkpoint
 
         checkpoint = load_checkpoint(arguments.checkpoint)
@@ -79,7 +81,7 @@ def main() -> None:
     else:
         checkpoint = None
         names = FAMILIES if arguments.family is None else (arguments.family,)
-        networks = [_fresh(name, arguments.resolution) for name in names]
+        networks = [_fresh(name, arguments.resolution or 256) for name in names]
     if arguments.picture is not None:
         _check_picture(arguments.picture, networks[0])
     for network in networks:
@@ -193,7 +195,7 @@ def _with_filter_taps(network: "Network", parameters: int) -> list[str]:
     taps = sum(array.size for array in fused_filter_taps(network).values())
     return [
         f"parameters with the files' {taps:,} constant FIR taps: "
-        f"{parameters + taps:,}   (paper: {published} M)"
+        f"{parameters + taps:,}   (paper: {published} M, the rest is unexplained)"
     ]
 
 
@@ -212,7 +214,12 @@ def _check_picture(path: Path, network: "Network") -> None:
 def _fresh(family: str, resolution: int) -> "Network":
     from migan_jax.models.channels import levels
     from migan_jax.weights import families
+    from migan_jax.weights.inference import HIGHEST_RESOLUTION
 
+    if resolution > HIGHEST_RESOLUTION:
+        raise UserError(
+            f"--resolution: {resolution} is more than {HIGHEST_RESOLUTION}."
+        )
     try:
         levels(resolution)
     except ValueError as error:
@@ -250,10 +257,14 @@ def save_forward_pass(checkpoint: "Checkpoint", path: Path) -> None:
     compile_s, run_s = times[0] - times[1], times[1]
     panels = {
         "input": scene * known + (1 - known),
-        "network output": rgb,
-        "completion": scene * known + rgb * (1 - known),
-        **{f"y_{r}": np.asarray(y[0]) for r, y in sorted(pyramid.items())},
+        "completion": scene * known + np.clip(rgb, -1, 1) * (1 - known),
     }
+    # Contributions, and the output of an untrained network, have ranges of their own.
+    levels = {f"to-RGB at {r} px": y[0] for r, y in sorted(pyramid.items())}
+    for name, output in {"network output": rgb, **levels}.items():
+        output = np.asarray(output)
+        largest = max(1.0, float(np.abs(output).max()))
+        panels[f"{name}, values to {largest:.2g}"] = output / largest
     save_panels(panels, path)
     print(f"forward pass: compiled in {compile_s:.1f} s, ran in {run_s:.3f} s")
     print(f"picture: {path}")

@@ -8,5 +8,13 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def float64():
+    """Arrays of this test may be float64."""
+    with jax.enable_x64(True):
+        yield

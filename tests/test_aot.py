@@ -29,6 +29,9 @@ NETWORKS = {
         **NARROW, dtype=jnp.bfloat16
     ),
     "comodgan": comodgan.Generator(**NARROW, **CODES, dtype=jnp.bfloat16),
+    "comodgan_discriminator": discriminators.CoModGANDiscriminator(
+        **NARROW, dtype=jnp.bfloat16
+    ),
 }
 BATCH = 8
 

@@ -137,7 +137,8 @@ def test_check_fails_where_the_conversion_is_wrong(run, tmp_path, monkeypatch):
     monkeypatch.setattr(fusing, "fuse", wrong)
     source, output = write(tmp_path, "migan_3_kernels"), tmp_path / "x.safetensors"
     message = run(source, output, "--check")
-    one_sentence(message, source, output, "differs", "rounding")
+    one_sentence(message, source, output, "differ", "rounding", "removed")
+    assert not output.exists()
 
 
 def test_output_that_is_not_finite(run, tmp_path, monkeypatch):

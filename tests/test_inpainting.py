@@ -139,13 +139,13 @@ def test_forward_of_other_sizes(models):
 def test_pyramid_is_each_levels_own(name, models):
     """What a level adds, not the sum: it is what its to-RGB's bias shifts."""
     checkpoint = models[name].checkpoint
-    z = () if name == "migan_fused" else (np.ones((2, CODES["z_dim"]), np.float32),)
-    rgb, pyramid = models[name].forward(images(), *z, pyramid=True)
+    z = None if name == "migan_fused" else np.ones((2, CODES["z_dim"]), np.float32)
+    rgb, pyramid = models[name].forward(images(), z=z, pyramid=True)
     shifted = jax.tree.map(lambda leaf: leaf, checkpoint.params)
     shift = np.array([1, 2, 3], np.float32)
     shifted["synthesis"]["b8"]["torgb"]["bias"] += shift
     changed = migan_jax.Model(dataclasses.replace(checkpoint, params=shifted))
-    other_rgb, other = changed.forward(images(), *z, pyramid=True)
+    other_rgb, other = changed.forward(images(), z=z, pyramid=True)
     for r in (4, 16):
         np.testing.assert_allclose(other[r], pyramid[r], rtol=1e-5, atol=1e-4)
     moved = np.asarray(other[8] - pyramid[8])
@@ -217,10 +217,13 @@ def test_forward_is_the_twins(name, models):
     pytest.importorskip("torch")
     from migan_jax.twins.build import run_twin
 
-    z = [np.random.default_rng(0).standard_normal((2, CODES["z_dim"]), np.float32)]
-    inputs = [images(), *(z if name == "comodgan" else [])]
-    expected = run_twin(NETWORKS[name], plausible_tensors(NETWORKS[name]), *inputs)
-    actual = models[name].forward(*inputs)
+    rng = np.random.default_rng(0)
+    codes = {}
+    if name == "comodgan":
+        codes["z"] = rng.standard_normal((2, CODES["z_dim"]), np.float32)
+    tensors = plausible_tensors(NETWORKS[name])
+    expected = run_twin(NETWORKS[name], tensors, images(), *codes.values())
+    actual = models[name].forward(images(), **codes)
     difference = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
     assert difference <= 1e-5
 
@@ -235,3 +238,12 @@ def test_going_on_in_flax(models, tmp_path):
     assert (
         from_tensors(tensors).network.reparam.kernels == model.network.reparam.kernels
     )
+
+
+def test_pictures_that_were_not_scaled_are_refused(models):
+    with pytest.raises(ValueError, match="not uint8"):
+        models["migan_fused"].forward(np.zeros((1, 16, 16, 4), np.uint8))
+
+
+def test_a_model_prints_in_one_line(models):
+    assert repr(models["comodgan"]).startswith("Model(comodgan, 16 px, ")

@@ -1,5 +1,7 @@
 """Flax against the PyTorch twins: values, gradients and gradients of gradients."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,21 +43,22 @@ DISCRIMINATORS = {
 }
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def generator_case(twin, dtype, scale=1.0, batch=BATCH, seed=1):
+def generator_case(twin, dtype, scale):
     """Inputs of a generator for both sides: x and, for a teacher, z."""
-    size = NARROW["resolution"] if not hasattr(twin, "size") else twin.size
-    pairs = [inputs_like((batch, size, size, 4), dtype, seed, scale)]
+    size = NARROW["resolution"]
+    pairs = [inputs_like((BATCH, size, size, 4), dtype, 1, scale)]
     if isinstance(twin, comodgan.Generator):
-        z_dim = twin.mapping.fc0.weight.shape[1]
-        pairs.append(inputs_like((batch, z_dim), dtype, seed + 1))
+        pairs.append(inputs_like((BATCH, CODES["z_dim"]), dtype, 2))
     ours, theirs = zip(*pairs, strict=True)
     return ours, theirs
+
+
+def hits_the_clamp(twin, inputs, monkeypatch):
+    """Whether the output would be another one without the clamp."""
+    with torch.no_grad(), monkeypatch.context() as patch:
+        clamped = twin(*inputs)
+        patch.setattr("migan_jax.twins.layers.ACTIVATION_LIMIT", math.inf)
+        return not torch.equal(twin(*inputs), clamped)
 
 
 def everything(rgb, pyramid):
@@ -64,11 +67,12 @@ def everything(rgb, pyramid):
 
 @SCALES
 @pytest.mark.parametrize("name", GENERATORS)
-def test_generator_in_float64(name, scale, float64):
+def test_generator_in_float64(name, scale, float64, monkeypatch):
     twin = randomise(GENERATORS[name](), torch.float64)
     checkpoint = flax_of(twin)
     ours, theirs = generator_case(twin, np.float64, scale)
     outputs = everything(*twin(*theirs, pyramid=True))
+    assert hits_the_clamp(twin, theirs, monkeypatch) == (scale > 1)
     probes = {
         key: np.random.default_rng(7).standard_normal(nhwc(value).shape)
         for key, value in outputs.items()
@@ -102,7 +106,7 @@ def test_generator_in_float64(name, scale, float64):
 
 @SCALES
 @pytest.mark.parametrize("name", DISCRIMINATORS)
-def test_discriminator_and_r1_in_float64(name, scale, float64):
+def test_discriminator_and_r1_in_float64(name, scale, float64, monkeypatch):
     twin = randomise(DISCRIMINATORS[name](), torch.float64)
     checkpoint = flax_of(twin)
     size = NARROW["resolution"]
@@ -123,6 +127,7 @@ def test_discriminator_and_r1_in_float64(name, scale, float64):
     value, second = jax.jit(jax.value_and_grad(penalty, (0, 1)))(checkpoint.params, x)
 
     their_logits = twin(their_x)
+    assert hits_the_clamp(twin, [their_x], monkeypatch) == (scale > 1)
     parameters = dict(twin.named_parameters())
     wrt = [*parameters.values(), their_x]
     their_first = torch.autograd.grad(

@@ -15,12 +15,6 @@ VALUES = [-1e30, -2000.0, -905.2, -905.0, -7.5, -1e-3, 0.0, 1e-3, 1.0, 181.0, 18
 VALUES += [400.0, 1e30]
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def activate(x, gain):
     """Value and derivative of one number."""
     slope = math.sqrt(2) * gain * (1 if x > 0 else 0.2)

@@ -22,12 +22,6 @@ from migan_jax.ops.conv import (
 INPUTS, OUTPUTS = 3, 4
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 # Twins: along one axis, `links` says which input pixel goes to which output pixel
 # through which tap; everything else follows from it.
 

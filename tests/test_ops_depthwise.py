@@ -20,12 +20,6 @@ SHAPES = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def neighbours(h, w):
     """Every output pixel with every tap that falls inside the image."""
     for i in range(h):

@@ -22,12 +22,6 @@ SHAPES = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def deviations(x):
     """One number per sample: of the samples congruent to it modulo N / group."""
     n, h, w, c = x.shape

@@ -9,12 +9,6 @@ from migan_jax.ops import resample
 from migan_jax.ops.resample import downsample2x, fir_filter, upsample2x
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def sixteen_taps(x, stride=1):
     """Correlate a padded image with the outer product of [1, 3, 3, 1], sum 1."""
     weights = [1 / 8, 3 / 8, 3 / 8, 1 / 8]

@@ -69,6 +69,8 @@ def test_picture_of_a_forward_pass(tmp_path):
     ("arguments", "sentence"),
     [
         (["--resolution=100"], "power of two"),
+        (["--resolution=65536"], "more than 4096"),
+        (["--checkpoint=nowhere.pt", "--resolution=512"], "has its own"),
         (["--checkpoint=nowhere.pt"], "no checkpoint at nowhere.pt"),
         (["--family=migan_discriminator", "--picture=x.png"], "cannot inpaint"),
         (["--family=migan", "--picture=x.jpeg"], "ends in .png"),

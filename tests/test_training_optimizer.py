@@ -28,12 +28,6 @@ EXPANDED, COLLAPSED = (Reparam(form, KERNELS) for form in ("expanded", "collapse
 DECAY = 0.99
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def images(seed, batch, channels):
     shape = (batch, 8, 8, channels)
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))

@@ -401,7 +401,6 @@ def test_tensors_that_are_not_plain(tmp_path, torch):
             "sparse": torch.eye(3).to_sparse(),
             "csr": torch.eye(3).to_sparse_csr(),
             "quantised": torch.quantize_per_tensor(one, 0.1, 0, torch.qint8),
-            "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
             "no data": one.to("meta"),
             # Larger than any memory, though the file is small.
             "stretched": one.expand(10**6, 10**9),

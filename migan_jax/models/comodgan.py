@@ -1,6 +1,7 @@
 """Co-Mod-GAN's generator (Zhao et al., ICLR 2021), MI-GAN's teacher."""
 
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -135,7 +136,7 @@ class Mapping(nn.Module):
                 self.w_dim, MAPPING_LEARNING_RATE_MULTIPLIER, name=f"fc{index}"
             )
             w = lrelu_agc(layer(w))
-        average = self.variable("stats", "w_avg", lambda: jnp.zeros(self.w_dim))
+        average = self.variable("stats", "w_avg", constant(0), None, (self.w_dim,))
         if update_average and self._is_training():
             batch_mean = lax.stop_gradient(jnp.mean(w, axis=0))
             average.value += (1 - W_AVERAGE_DECAY) * (batch_mean - average.value)
@@ -300,8 +301,7 @@ class ModulatedConv(nn.Module):
             x = demodulated_conv(x, weight, scales, conv_transposed)
             x = 4 * fir_filter(x, padding=1)
         else:
-            same = lambda x, kernel: conv(x, kernel, padding=1)  # noqa: E731
-            x = demodulated_conv(x, weight, scales, same)
+            x = demodulated_conv(x, weight, scales, partial(conv, padding=1))
         x = NoiseInjection(self.resolution, name="noise")(x, noise)
         bias = self.param("bias", constant(0), (self.features,))
         return lrelu_agc(add_bias(x, bias))

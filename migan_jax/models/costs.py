@@ -78,7 +78,7 @@ def _activation(x: Any) -> Cost:
 
 
 def _filter_up(out_size: int) -> Cost:
-    """Four taps of sixteen meet a pixel; the mask is one product more."""
+    """Four taps of sixteen meet a pixel, the others a zero."""
     return Cost(filter=4 * out_size, zeros=12 * out_size)
 
 
@@ -123,7 +123,10 @@ def _separable(layer: layers.SeparableConv, args: tuple, out: Any) -> Cost:
 
 
 def _synthesis(block: Any, args: tuple, out: Any, mask: int) -> Cost:
-    """The encoder's feature added, and the image so far doubled and added to."""
+    """The encoder's feature added, and the image so far doubled and added to.
+
+    MI-GAN's reference stuffs zeros by repeating pixels and multiplying with a mask.
+    """
     feature = args[1]
     cost = Cost(elementwise=_size(feature))
     if block.resolution > 4:

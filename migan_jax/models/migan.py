@@ -82,7 +82,7 @@ class Encoder(nn.Module):
     reparam: Reparam
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> dict[int, Any]:
+    def __call__(self, x: jax.Array) -> dict[int | str, Any]:
         features = {}
         for r in reversed(levels(self.resolution)):
             lowest = r == LOWEST_RESOLUTION
@@ -132,7 +132,7 @@ class Synthesis(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: dict[int, Any], noise: Noise
+        self, features: dict[int | str, Any], noise: Noise
     ) -> tuple[jax.Array, dict[int, jax.Array]]:
         x, image, pyramid = features["innermost"], None, {}
         for r in levels(self.resolution):

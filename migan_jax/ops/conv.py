@@ -12,17 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from migan_jax.ops.depthwise import depthwise3x3, depthwise_weight_gradient
-from migan_jax.ops.precision import at_least_float32, spread_like
-
-__all__ = [
-    "conv",
-    "conv_depthwise",
-    "conv_pointwise",
-    "conv_transposed",
-    "demodulated_conv",
-    "join_kernels",
-    "normalise_kernel",
-]
+from migan_jax.ops.precision import at_least_float32, full_precision, spread_like
 
 # Kernels.
 
@@ -86,7 +76,8 @@ def demodulated_conv(
     kernel = kernel * lax.rsqrt(mean_square)
     styles = styles * lax.rsqrt(jnp.mean(styles**2))
     power = jnp.sum(kernel**2, axis=(0, 1))  # [I, O]
-    norm = lax.rsqrt(styles**2 @ power + 1e-8)  # [N, O]
+    squares = jnp.matmul(styles**2, power, precision=full_precision(styles))
+    norm = lax.rsqrt(squares + 1e-8)  # [N, O]
     y = convolve(x * spread_like(styles[:, None, None], x), kernel)
     return y * spread_like(norm[:, None, None], y)
 
@@ -125,7 +116,8 @@ def _with_kernel_gradient(
 
 
 def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+    contraction = (((3,), (0,)), ((), ()))
+    return lax.dot_general(x, kernel[0, 0], contraction, precision=full_precision(x))
 
 
 def _pointwise_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
@@ -140,7 +132,13 @@ def _product(x: jax.Array, dy: jax.Array) -> jax.Array:
     axes = tuple(range(x.ndim - 1))
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     pairs = ((axes, axes), ((), ()))
-    return lax.dot_general(x, dy, pairs, preferred_element_type=dtype)
+    return lax.dot_general(
+        x,
+        dy,
+        pairs,
+        precision=full_precision(x),
+        preferred_element_type=dtype,
+    )
 
 
 def _product_of_rows(x: jax.Array, dy: jax.Array) -> jax.Array:
@@ -160,6 +158,7 @@ def _dense(
             padding=((padding, padding), (padding, padding)),
             lhs_dilation=(dilation, dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=full_precision(x),
         )
 
     def far_padding(size: int, window: int) -> int:
@@ -177,6 +176,7 @@ def _dense(
             lhs_dilation=(dilation, dilation),
             rhs_dilation=(strides, strides),
             dimension_numbers=("CHWN", "IHWO", "HWNC"),
+            precision=full_precision(x),
             preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
         )
 

@@ -1,6 +1,7 @@
 """Depthwise 3x3 convolution, in the form that suits each platform.
 
-Accelerators run a grouped convolution. On a CPU XLA's grouped convolutions are some
+Accelerators run a grouped convolution (the compiler's choice for TPUs; not measured on
+GPUs yet). On a CPU XLA's grouped convolutions are some
 twenty times slower than nine shifted multiply-adds, forward and backward
 (benchmarks/operations.py measures it), so there the operation brings its derivatives.
 With y = A(x, w) and the kernel gradient B(x, dy), the pair is closed:
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from migan_jax.ops.precision import at_least_float32
+from migan_jax.ops.precision import at_least_float32, full_precision
 from migan_jax.ops.resample import pad_by_one
 
 
@@ -37,6 +38,7 @@ def _grouped_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
         padding="SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
+        precision=full_precision(x),
     )
 
 
@@ -49,6 +51,7 @@ def _correlation_by_convolution(x: jax.Array, dy: jax.Array) -> jax.Array:
         padding=((1, 1), (1, 1)),
         dimension_numbers=("CHWN", "IHWO", "HWNC"),
         batch_group_count=x.shape[-1],
+        precision=full_precision(x),
         preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
     )
 

@@ -7,12 +7,19 @@ Norms, sums over many terms and everything shown or compared stay at least float
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
     """Widen half precision to float32; leave float32 and float64 as they are."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def full_precision(x: jax.Array) -> lax.Precision | None:
+    """Float32 products in float32: accelerators would take shorter formats."""
+    half = jnp.finfo(x.dtype).bits < 32
+    return None if half else lax.Precision.HIGHEST
 
 
 def spread_like(small: jax.Array, x: jax.Array) -> jax.Array:

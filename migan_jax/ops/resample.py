@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from migan_jax.ops.precision import at_least_float32
+from migan_jax.ops.precision import at_least_float32, full_precision
 
 TAPS = (1.0, 3.0, 3.0, 1.0)
 _FILTER_1D = np.array(TAPS) / sum(TAPS)
@@ -60,6 +60,7 @@ def _fir_convolution(
         lhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=channels,
+        precision=full_precision(x),
     )
 
 
@@ -86,7 +87,7 @@ def _linear_with_adjoint(
 ) -> Callable[[jax.Array], jax.Array]:
     """A linear map whose derivative is given; the adjoint may refer back to it."""
     wrapped = jax.custom_vjp(function)
-    wrapped.defvjp(lambda x: (function(x), None), lambda _, dy: (adjoint(dy),))
+    wrapped.defvjp(lambda x: (wrapped(x), None), lambda _, dy: (adjoint(dy),))
     return wrapped
 
 

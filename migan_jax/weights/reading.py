@@ -80,10 +80,15 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, ValueError) as error:  # TensorStore has only ValueError
         raise UserError(f"{path} cannot be written: {reason(error)}.") from error
     finally:
-        if os.path.isdir(part):
-            shutil.rmtree(part)
-        elif os.path.exists(part):
-            part.unlink()
+        remove(part)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if os.path.isdir(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
 
 
 def import_torch(purpose: str) -> Any:

@@ -1,0 +1,33 @@
+"""The benchmarks run, and their alternatives agree (they stop if not)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+TINY = {
+    "forward": ["--resolutions", "16", "--batches", "1", "2"],
+    "operations": ["--shapes", "2x8x8x4"],
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_benchmark_runs(name, tmp_path):
+    path = tmp_path / "table.json"
+    options = [*TINY[name], "--repeats=1", "--threads=1", f"--json={path}"]
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())
+    assert rows
+    for row in rows:
+        assert all(value > 0 for value in row.values() if isinstance(value, float))

@@ -1,0 +1,48 @@
+"""A batch split over devices, by samples and by rows, is the same batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from variables import random_variables
+
+from migan_jax.models import comodgan, discriminators, migan
+from migan_jax.weights.names import abstract_inputs
+
+NARROW = {"resolution": 8, "channel_base": 64, "channel_max": 8}
+CODES = {"z_dim": 6, "w_dim": 6, "encoder_dim": 6}
+NETWORKS = {
+    "migan": migan.Generator(**NARROW),
+    "comodgan": comodgan.Generator(**NARROW, **CODES),
+    "migan_discriminator": discriminators.MIGANDiscriminator(**NARROW),
+    "comodgan_discriminator": discriminators.CoModGANDiscriminator(**NARROW),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_sharded_gradients_are_those_of_one_device(name, float64):
+    network = NETWORKS[name]
+    variables = random_variables(network, dtype=np.float64)
+    params = variables.pop("params")
+    rng = np.random.default_rng(1)
+    inputs = [rng.standard_normal((8, *x.shape[1:])) for x in abstract_inputs(network)]
+
+    def loss(params, *inputs):
+        output = network.apply({"params": params, **variables}, *inputs)
+        return jnp.mean(jax.tree.leaves(output)[0] ** 2)
+
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "space"))
+    # Images by samples and rows, latents by samples.
+    specs = PartitionSpec("data", "space"), PartitionSpec("data")
+    split = [
+        jax.device_put(x, NamedSharding(mesh, spec))
+        for x, spec in zip(inputs, specs, strict=False)
+    ]
+    gradient = jax.jit(jax.grad(loss))
+    expected, sharded = gradient(params, *inputs), gradient(params, *split)
+    for ours, theirs in zip(
+        jax.tree.leaves(sharded), jax.tree.leaves(expected), strict=True
+    ):
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(ours, theirs, atol=1e-12 * scale, rtol=1e-10)
