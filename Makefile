@@ -43,9 +43,10 @@ wheel: $(STAMP)
 clean:
 	rm -rf .venv* build dist out *.egg-info
 
-$(STAMP): setup.cfg requirements.txt pyproject.toml
+$(STAMP): setup.cfg requirements.txt pyproject.toml tests/constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
 		'migan_jax needs Python 3.11 or newer: make PYTHON=python3.12')"
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --editable ".[$(EXTRAS)]"
+	$(RUN) -m pip install --quiet --constraint tests/constraints.txt \
+		--editable ".[$(EXTRAS)]"
 	@touch $@
