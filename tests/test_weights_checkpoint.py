@@ -31,7 +31,7 @@ from migan_jax.weights.checkpoint import (
     to_form,
     to_tensors,
 )
-from migan_jax.weights.inference import MISFITS_SHOWN, Misfit, infer_network
+from migan_jax.weights.inference import Misfit, infer_network
 from migan_jax.weights.names import constants
 from migan_jax.weights.reading import read_tensors, write_tensors
 
@@ -219,7 +219,8 @@ def test_all_shapes_wrong():
     with pytest.raises(Misfit) as caught:
         from_tensors(grown)
     assert len(caught.value.problems) == counted - levels
-    assert f"and {counted - levels - MISFITS_SHOWN} more" in str(caught.value)
+    for problem in caught.value.problems:
+        assert problem in str(caught.value)
 
 
 def test_gaps_among_kernels():

@@ -9,7 +9,6 @@ from migan_jax.models.layers import Reparam
 from migan_jax.weights.families import Network, family_of
 from migan_jax.weights.reading import Tensors
 
-MISFITS_SHOWN = 40
 HIGHEST_RESOLUTION = 4096
 
 _LEVEL = re.compile(r"(?:^|\.)b([0-9]{1,4})\.(fromrgb\.)?")
@@ -141,15 +140,11 @@ class Misfit(Exception):
                 "network the file holds."
             )
         else:
-            shown = problems[:MISFITS_SHOWN]
-            more = len(problems) - len(shown)
-            text = "\n  ".join(
-                [
-                    f"it looks like a {family_of(network)} at {network.resolution} px, "
-                    f"but for {len(problems)} tensor{'s'[: len(problems) != 1]}:",
-                    *shown,
-                    *([f"and {more} more"] if more else []),
-                ]
+            count = "1 tensor" if len(problems) == 1 else f"{len(problems)} tensors"
+            text = (
+                f"it looks like a {family_of(network)} at {network.resolution} px, "
+                f"but for {count}:"
             )
+            text = "\n  ".join([text, *problems])
         super().__init__(text)
         self.problems = problems
