@@ -18,3 +18,16 @@ def float64():
     """Arrays of this test may be float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True)
+def skip_without_torch(request):
+    """PyTorch is an extra: tests that need it are marked."""
+    if request.node.get_closest_marker("torch"):
+        pytest.importorskip("torch")
+
+
+@pytest.fixture
+def torch():
+    """PyTorch, where it is installed."""
+    return pytest.importorskip("torch")

@@ -1,4 +1,4 @@
-"""Random weights without compiling an initialiser for every shape."""
+"""Random weights without compiling an initialiser, and comparing weights."""
 
 import jax
 import numpy as np
@@ -13,3 +13,9 @@ def random_variables(network, seed=0, dtype=np.float32):
         lambda leaf: rng.standard_normal(leaf.shape).astype(dtype),
         abstract_variables(network),
     )
+
+
+def assert_same_trees(actual, expected):
+    """Two checkpoints hold the same network and the same weights."""
+    assert actual.network == expected.network
+    jax.tree.map(np.testing.assert_array_equal, actual.variables, expected.variables)

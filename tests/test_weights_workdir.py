@@ -1,0 +1,148 @@
+"""Workdirs that are damaged, unfinished, or not workdirs at all."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_weights_names import (
+    NARROW,
+    NETWORKS,
+    random_tensors,
+)
+
+from migan_jax.errors import UserError
+from migan_jax.weights.checkpoint import (
+    from_tensors,
+    load_checkpoint,
+    save_checkpoint,
+)
+
+
+@pytest.fixture(scope="module")
+def sound_workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("workdirs") / "run"
+    tensors = random_tensors(NETWORKS["comodgan_discriminator"])
+    save_checkpoint(from_tensors(tensors), path, "training")
+    return path
+
+
+@pytest.fixture
+def workdir(sound_workdir, tmp_path):
+    shutil.copytree(sound_workdir, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def refusal(path):
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path)
+    sentence = str(caught.value)
+    assert str(path) in sentence
+    assert "\n" not in sentence
+    return sentence
+
+
+def test_folders_that_are_no_workdir(tmp_path):
+    (tmp_path / "x.pt").mkdir()
+    assert "no folder checkpoints/" in refusal(tmp_path / "x.pt")
+    (tmp_path / "x.pt" / "checkpoints").write_text("")
+    assert "no folder checkpoints/" in refusal(tmp_path / "x.pt")
+
+
+def test_workdirs_without_a_finished_checkpoint(workdir):
+    step = workdir / "checkpoints" / "0"
+    step.rename(workdir / "checkpoints" / "0.orbax-checkpoint-tmp")
+    before = sorted(workdir.rglob("*"))
+    assert "no finished checkpoint" in refusal(workdir)
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_unfinished_steps_are_left_alone(workdir):
+    checkpoints = workdir / "checkpoints"
+    shutil.copytree(checkpoints / "0", checkpoints / "5.orbax-checkpoint-tmp")
+    (checkpoints / "notes.txt").write_text("mine")
+    load_checkpoint(workdir)
+    assert sorted(os.listdir(checkpoints)) == [
+        "0",
+        "5.orbax-checkpoint-tmp",
+        "notes.txt",
+    ]
+
+
+def test_the_newest_step_counts(workdir):
+    checkpoints = workdir / "checkpoints"
+    for step in ("9", "10"):
+        shutil.copytree(checkpoints / "0", checkpoints / step)
+    shutil.rmtree(checkpoints / "9")
+    (checkpoints / "9").mkdir()
+    load_checkpoint(workdir)
+    shutil.rmtree(checkpoints / "10" / "exported")
+    assert "checkpoints/10 cannot be read" in refusal(workdir)
+
+
+@pytest.mark.parametrize("item", ["network", "exported"])
+def test_missing_items(item, workdir):
+    shutil.rmtree(workdir / "checkpoints" / "0" / item)
+    assert item in refusal(workdir)
+
+
+SOUND = {"family": "comodgan_discriminator", **NARROW}
+DESCRIPTIONS = {
+    "empty": "",
+    "half": '{"family": "comod',
+    "list": "[]",
+    "nothing": "{}",
+    "family": json.dumps({**SOUND, "family": "unet"}),
+    "field": json.dumps({**SOUND, "colour": 1}),
+    "text": json.dumps({**SOUND, "resolution": "16"}),
+    "no power of two": json.dumps({**SOUND, "resolution": 17}),
+    "negative": json.dumps({**SOUND, "channel_max": -1}),
+    "other resolution": json.dumps({**SOUND, "resolution": 32}),
+    "enormous": json.dumps({**SOUND, "resolution": 2**40}),
+    "other family": json.dumps({**SOUND, "family": "comodgan"}),
+}
+
+
+@pytest.mark.parametrize("case", DESCRIPTIONS)
+def test_damaged_descriptions(case, workdir):
+    metadata = workdir / "checkpoints" / "0" / "network" / "metadata"
+    assert json.loads(metadata.read_text()) == SOUND
+    metadata.write_text(DESCRIPTIONS[case])
+    assert "damaged or incomplete" in refusal(workdir)
+
+
+def test_damaged_arrays(workdir):
+    metadata = workdir / "checkpoints" / "0" / "exported" / "_METADATA"
+    metadata.write_bytes(metadata.read_bytes()[:100])
+    assert "damaged or incomplete" in refusal(workdir)
+
+
+OTHER_WIDTHS = """
+import sys
+import migan_jax
+from migan_jax.errors import UserError
+try:
+    migan_jax.load(sys.argv[1])
+except UserError as error:
+    print(error)
+"""
+
+
+def test_arrays_of_other_shapes(workdir):
+    """In a process of its own: Orbax leaves threads behind when a read fails."""
+    metadata = workdir / "checkpoints" / "0" / "network" / "metadata"
+    metadata.write_text(json.dumps({**SOUND, "channel_max": 23}))
+    command = [sys.executable, "-c", OTHER_WIDTHS, str(workdir)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"{workdir / 'checkpoints' / '0'} cannot be read" in said
+    assert "shape" in said
+
+
+def test_diverged_runs(tmp_path):
+    checkpoint = from_tensors(random_tensors(NETWORKS["comodgan_discriminator"]))
+    checkpoint.params["b4"]["fc"]["bias"] = np.full((24,), np.nan, np.float32)
+    save_checkpoint(checkpoint, tmp_path / "run", "training")
+    assert "NaN or infinity in 1 of " in refusal(tmp_path / "run")
