@@ -1,4 +1,4 @@
-"""Using a trained generator: `load` a checkpoint, run the network."""
+"""Using a trained generator: `load` a checkpoint, complete photos, run the network."""
 
 import dataclasses
 import logging
@@ -7,9 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
+from migan_jax.data.masks import MaskHole, doubt_about, hole_of
 from migan_jax.errors import UserError
+from migan_jax.geometry.crops import Crops
+from migan_jax.geometry.filling import DEFAULT_FEATHER, check_arguments, fill_holes
 from migan_jax.weights.checkpoint import Checkpoint, load_checkpoint
 from migan_jax.weights.families import GENERATORS, Network, family_of
 
@@ -58,6 +62,43 @@ class Model:
         """Constants that belong to the weights: stored noise, average style."""
         return self.checkpoint.stats
 
+    def inpaint(
+        self,
+        image: ArrayLike,
+        mask: ArrayLike,
+        mask_hole: MaskHole = "white",
+        feather: int = DEFAULT_FEATHER,
+        crops: Crops = "auto",
+    ) -> np.ndarray:
+        """Make up the hole of a photo of any size; `geometry.filling` says how.
+
+        Args:
+          image: uint8 [H, W, 3].
+          mask: booleans or numbers [H, W]; white (True, 1, 255; from half of its own
+            maximum up) is the hole.
+          mask_hole: "black" where the mask shows the known part in white instead.
+          feather: farthest distance from the hole at which pixels may change, so that
+            the completion blends in; 0 leaves all known pixels as they are.
+          crops: "auto" fills holes that are far apart, or long and thin, in crops of
+            their own, at full resolution where it can; "one" takes a single crop.
+
+        Returns uint8 [H, W, 3]. Pixels farther than `feather` from the hole are those
+        of the photo, bit for bit.
+        """
+        image, hole = np.asarray(image), hole_of(np.asarray(mask), mask_hole)
+        check_arguments(image, hole, feather, crops)
+        other = "black" if mask_hole == "white" else "white"
+        if doubt := doubt_about(hole, f"pass mask_hole={other!r}"):
+            logger.warning(doubt)
+        size = self.network.resolution
+        return fill_holes(image, hole, self.complete, size, feather, crops)
+
+    def complete(self, x: np.ndarray) -> np.ndarray:
+        """The network as `fill_holes` calls it; a Co-Mod-GAN's z is fixed."""
+        latents = () if self._is_migan else (self._default_z(len(x)),)
+        rgb, _ = _apply(self.network, self.checkpoint.variables, x, *latents)
+        return np.asarray(rgb)
+
     def forward(
         self, x: ArrayLike, *, z: ArrayLike | None = None, pyramid: bool = False
     ) -> Any:
@@ -80,24 +121,30 @@ class Model:
         x = x.astype(jnp.float32)
         if x.ndim != 4:
             raise ValueError(f"The network takes [N, H, W, 4], not {list(x.shape)}.")
-        latents = () if family_of(self.network) == "migan" else (self._latents(x, z),)
-        if not latents and z is not None:
+        if self._is_migan and z is not None:
             raise ValueError("z is for Co-Mod-GAN; a MI-GAN takes none.")
+        latents = () if self._is_migan else (self._checked_z(z, len(x)),)
         rgb, levels = _apply(self.network, self.checkpoint.variables, x, *latents)
         return (rgb, levels) if pyramid else rgb
 
-    def _latents(self, x: jax.Array, z: ArrayLike | None) -> jax.Array:
-        shape = (x.shape[0], self.network.z_dim)
+    @property
+    def _is_migan(self) -> bool:
+        return family_of(self.network) == "migan"
+
+    def _checked_z(self, z: ArrayLike | None, count: int) -> jax.Array:
         if z is None:
             logger.warning("No z given: drawing it from seed %d.", DEFAULT_Z_SEED)
-            key = jax.random.key(DEFAULT_Z_SEED)
-            return jax.random.normal(key, shape, jnp.float32)
-        z = jnp.asarray(z, jnp.float32)
+            return self._default_z(count)
+        z, shape = jnp.asarray(z, jnp.float32), (count, self.network.z_dim)
         if z.shape != shape:
             raise ValueError(
                 f"z of this network is {list(shape)}, not {list(z.shape)}."
             )
         return z
+
+    def _default_z(self, count: int) -> jax.Array:
+        key = jax.random.key(DEFAULT_Z_SEED)
+        return jax.random.normal(key, (count, self.network.z_dim), jnp.float32)
 
 
 @jax.jit(static_argnums=0)

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = {
     "errors": -1,
-    **dict.fromkeys(("config", "ops"), 0),
+    **dict.fromkeys(("config", "ops", "geometry"), 0),
     **dict.fromkeys(("models", "losses", "data"), 1),
     **dict.fromkeys(("systems", "metrics", "weights", "twins"), 2),
     **dict.fromkeys(("training", "inpainting", "photos"), 3),

@@ -1,0 +1,264 @@
+"""Fill a photo's hole: crop, resize, network, resize back, paste.
+
+One definition for Python, the exported pipeline and the browser. For every crop:
+
+1. what the photo gives of the square (`crops.crop_around`) is resized, float and by an
+   antialiased triangle kernel, so that the square gets the network's size; what it does
+   not give is mirrored;
+2. the network completes the square. For it, all pixels within `feather` of the hole are
+   unknown, and so is every resized pixel that has one of them in it: networks are
+   trained on what they put into holes only, so nothing else of theirs is used;
+3. the completed square is resized back by a cubic kernel;
+4. it is pasted with a weight of 1 on the hole, falling to 0 within `feather` pixels of
+   Euclidean distance, and rounded to 8 bits, here and nowhere before.
+
+Later crops take what earlier ones have filled as known. Memory beside the photo is
+bounded by the crop: resizing and pasting go by strips of rows.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import get_args
+
+import numpy as np
+from PIL import Image
+
+from migan_jax.errors import UserError
+from migan_jax.geometry.crops import Box, Crop, Crops, crop_around, plan, tight_box
+
+Network = Callable[[np.ndarray], np.ndarray]  # [1, S, S, 4] -> [1, S, S, 3]
+
+DEFAULT_FEATHER = 4
+LARGEST_FEATHER = 64
+
+# A resized pixel counts as known while less of it than this comes from unknown ones.
+UNKNOWN_SHARE = 1e-3
+
+# Pixels handled at once where a crop is larger than the network.
+STRIP_PIXELS = 1 << 20
+
+
+def fill_holes(
+    image: np.ndarray,
+    hole: np.ndarray,
+    network: Network,
+    size: int,
+    feather: int = DEFAULT_FEATHER,
+    crops: Crops = "auto",
+    raw: np.ndarray | None = None,
+    track: Callable[[list[Box]], Iterable[Box]] = iter,
+) -> np.ndarray:
+    """Complete the hole of a photo of any size.
+
+    Args:
+      image: uint8 [H, W, 3].
+      hole: bool [H, W], True where the photo is to be made up.
+      network: takes concat(known - 0.5, image * known) with the image in [-1, 1].
+      size: height and width of what the network takes.
+      feather: farthest distance in pixels from the hole at which the paste may change
+        the photo; 0 changes none of the known pixels.
+      crops: "auto" fills far-apart holes one by one, "one" takes a single crop.
+      raw: an array like `image`, which receives what the network makes of each crop as
+        a whole, known pixels included, before it is pasted.
+      track: wraps the list of boxes to be filled, for a progress display.
+
+    Returns the completed photo; without a hole, an equal one.
+    """
+    check_arguments(image, hole, feather, crops)
+    result = image.copy()
+    if raw is not None:
+        raw[:] = image
+    if not hole.any():
+        return result
+    unfilled = hole.copy()
+    for box in track(plan(hole, size, feather, crops)):
+        crop = crop_around(box, hole.shape, size, feather)
+        distance = squared_distance(unfilled[crop.box.slices], feather)
+        x = network_input(result[crop.box.slices], distance <= feather**2, crop)
+        output = np.asarray(network(x), np.float32)
+        if not np.isfinite(output).all():
+            raise UserError(
+                "The network's output holds NaN or infinity: its weights are damaged."
+            )
+        known, given = x[0, ..., 0] > 0, x[0, ..., 1:]
+        own = [output[0, ..., c] for c in range(3)]
+        completed = [np.where(known, given[..., c], own[c]) for c in range(3)]
+        _paste(result, completed, distance, box, crop, feather)
+        unfilled[box.slices] = False
+        if raw is not None:
+            for part, levels in _resized_back(own, crop, crop.box):
+                raw[part.slices] = _rounded(np.stack(levels, axis=-1))
+    return result
+
+
+def check_arguments(
+    image: np.ndarray, hole: np.ndarray, feather: int, crops: str
+) -> None:
+    """Say in one sentence what does not fit."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(
+            f"A photo is uint8 [H, W, 3], not {image.dtype} {list(image.shape)}."
+        )
+    if image.size == 0:
+        raise UserError(f"The photo has no pixels: {list(image.shape)}.")
+    if hole.shape != image.shape[:2]:
+        (height, width), (rows, columns) = image.shape[:2], hole.shape
+        raise UserError(
+            f"The mask is {columns}x{rows} pixels and the photo {width}x{height}: "
+            f"they must have one size."
+        )
+    if not (isinstance(feather, int | np.integer) and 0 <= feather <= LARGEST_FEATHER):
+        raise UserError(
+            f"feather is a whole number of pixels from 0 to {LARGEST_FEATHER}, "
+            f"not {feather!r}."
+        )
+    if crops not in get_args(Crops):
+        raise UserError(f"crops is 'auto' or 'one', not {crops!r}.")
+
+
+# To the network and back.
+
+
+def network_input(image: np.ndarray, unknown: np.ndarray, crop: Crop) -> np.ndarray:
+    """concat(known - 0.5, image * known), float32 [1, S, S, 4], of a crop's pixels."""
+    if crop.side == crop.size:
+        known = ~unknown
+    else:
+        image = _shrink(image, crop)
+        known = _shrink(unknown[..., None], crop)[..., 0] < UNKNOWN_SHARE
+    known = known.astype(np.float32)
+    x = np.empty((*known.shape, 4), np.float32)
+    x[..., 0] = known - 0.5
+    for c in range(3):  # whole planes: operations on [H, W, 3] are several times slower
+        x[..., 1 + c] = (image[..., c] / np.float32(127.5) - 1) * known
+    top, left, bottom, right = crop.inner
+    margins = (top, crop.size - bottom), (left, crop.size - right), (0, 0)
+    return np.pad(x, margins, mode="symmetric")[None]
+
+
+def _shrink(part: np.ndarray, crop: Crop) -> np.ndarray:
+    """Resize to the network's pixels: float32, antialiased triangle kernel.
+
+    Rows are first made narrow strip by strip, so that no float copy of the crop exists.
+    """
+    height, width, channels = part.shape
+    rows, columns = crop.inner.height, crop.inner.width
+    narrow = np.empty((height, columns, channels), np.float32)
+    for strip in _strips(height, width):
+        for c in range(channels):
+            plane = Image.fromarray(part[strip, :, c].astype(np.float32))
+            size = columns, plane.height
+            narrow[strip, :, c] = plane.resize(size, Image.Resampling.BILINEAR)
+    shrunk = np.empty((rows, columns, channels), np.float32)
+    for c in range(channels):
+        plane = Image.fromarray(narrow[..., c])
+        shrunk[..., c] = plane.resize((columns, rows), Image.Resampling.BILINEAR)
+    return shrunk
+
+
+def _strips(height: int, width: int) -> Iterator[slice]:
+    rows = max(1, STRIP_PIXELS // width)
+    for start in range(0, height, rows):
+        yield slice(start, min(start + rows, height))
+
+
+def _resized_back(
+    planes: list[np.ndarray], crop: Crop, wanted: Box
+) -> Iterator[tuple[Box, list[np.ndarray]]]:
+    """The network's output for a part of the photo, strip by strip, in grey levels.
+
+    Args:
+      planes: three times float32 [S, S] in [-1, 1], of the network's square.
+      crop: where it belongs.
+      wanted: a box of the photo inside the crop's.
+    """
+    planes = [127.5 * (plane[crop.inner.slices] + 1) for plane in planes]
+    resized = crop.side != crop.size
+    if resized:
+        planes = [Image.fromarray(plane) for plane in planes]
+    for strip in _strips(wanted.height, wanted.width):
+        part = wanted._replace(
+            top=wanted.top + strip.start, bottom=wanted.top + strip.stop
+        )
+        within = part.relative_to(crop.box)
+        if resized:
+            down = crop.inner.height / crop.box.height
+            right = crop.inner.width / crop.box.width
+            source = (
+                within.left * right,
+                within.top * down,
+                within.right * right,
+                within.bottom * down,
+            )
+            size = part.width, part.height
+            cubic = Image.Resampling.BICUBIC
+            levels = [np.asarray(p.resize(size, cubic, source)) for p in planes]
+        else:
+            levels = [plane[within.slices] for plane in planes]
+        yield part, levels
+
+
+# Pasting.
+
+
+def _paste(
+    result: np.ndarray,
+    completed: list[np.ndarray],
+    distance: np.ndarray,
+    box: Box,
+    crop: Crop,
+    feather: int,
+) -> None:
+    """Blend a completed square over the hole in `box` and what is around it."""
+    reach = Box(
+        max(box.top - feather, crop.box.top),
+        max(box.left - feather, crop.box.left),
+        min(box.bottom + feather, crop.box.bottom),
+        min(box.right + feather, crop.box.right),
+    )
+    for part, levels in _resized_back(completed, crop, reach):
+        squared = distance[part.relative_to(crop.box).slices]
+        weight = _falloff(feather)[squared]
+        pixels = result[part.slices]
+        for c, level in enumerate(levels):
+            before = pixels[..., c]
+            blended = weight * level + (1 - weight) * before
+            np.copyto(before, _rounded(blended), where=squared <= feather**2)
+
+
+def squared_distance(hole: np.ndarray, feather: int) -> np.ndarray:
+    """Squared Euclidean distance to the hole, exact to `feather` and more beyond it.
+
+    The minimum over dy of dy^2 + (the minimum over dx of dx^2), axis by axis.
+    """
+    far = feather**2 + 1
+    whole = np.full(hole.shape, far, np.min_scalar_type(far + feather**2))
+    box = tight_box(hole, Box(0, 0, *hole.shape))
+    reach = (
+        slice(max(box.top - feather, 0), box.bottom + feather),
+        slice(max(box.left - feather, 0), box.right + feather),
+    )
+    squared = whole[reach]
+    squared[hole[reach]] = 0
+    for axis in (1, 0):
+        before = squared.swapaxes(0, axis)  # of this axis, along the first one
+        nearest = before.copy()
+        for step in range(1, feather + 1):
+            moved = before + whole.dtype.type(step**2)
+            np.minimum(nearest[step:], moved[:-step], out=nearest[step:])
+            np.minimum(nearest[:-step], moved[step:], out=nearest[:-step])
+        squared = nearest.swapaxes(0, axis)
+    whole[reach] = np.minimum(squared, far)
+    return whole
+
+
+def _falloff(feather: int) -> np.ndarray:
+    """The weight at every squared distance: 1 at 0, a smooth step, 0 past `feather`."""
+    distance = np.sqrt(np.arange(feather**2 + 2, dtype=np.float32))
+    rest = np.clip(1 - distance / (feather + 1), 0, 1)
+    weight = rest**2 * (3 - 2 * rest)
+    weight[-1] = 0
+    return weight
+
+
+def _rounded(grey_levels: np.ndarray) -> np.ndarray:
+    return (np.clip(grey_levels, 0, 255) + 0.5).astype(np.uint8)

@@ -1,0 +1,351 @@
+"""Reading and writing photos and masks as files, with everything that is not pixels.
+
+A photo keeps its own pixels (grey, CMYK, 16 bits, alpha) beside the RGB that networks
+see, and takes over from a completion only what that changes. Metadata, colour profile
+and the way it was compressed are carried to the written file.
+"""
+
+import dataclasses
+import logging
+import warnings
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
+
+from migan_jax.data.masks import MaskHole, hole_of
+from migan_jax.errors import UserError
+from migan_jax.weights.reading import reason, write_whole
+
+logger = logging.getLogger(__name__)
+
+# What may be opened. Pillow reads more, some of it by running other programs (EPS).
+READABLE = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+READABLE_ENDINGS = (
+    *(".avif", ".bmp", ".gif", ".jpg", ".jpeg", ".jp2", ".mpo", ".png"),
+    *(".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp"),
+)
+WRITABLE = {
+    ".bmp": "BMP",
+    ".jpeg": "JPEG",
+    ".jpg": "JPEG",
+    ".png": "PNG",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+}
+# How a file is compressed that was not read from one of the same format.
+COMPRESSION = {
+    "BMP": {},
+    "JPEG": {"quality": 95, "subsampling": "4:4:4"},
+    "PNG": {},
+    "TIFF": {"compression": "tiff_lzw"},
+    "WEBP": {"lossless": True},
+}
+LOSSLESS_TIFF = ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate")
+# Our pixels, and the modes that a format cannot hold as they are.
+CANNOT_HOLD = {
+    "BMP": ("CMYK", "I;16", "LA", "RGBA"),
+    "JPEG": ("I;16", "LA", "RGBA"),
+    "PNG": ("CMYK",),
+    "TIFF": (),
+    "WEBP": ("CMYK", "I;16"),
+}
+MODE_NAMES = {"CMYK": "CMYK", "I;16": "16 bits", "LA": "transparency"}
+MODE_NAMES["RGBA"] = MODE_NAMES["LA"]
+
+# Modes read as another one that holds all of their pixels.
+AS_MODE = {"1": "L", "P": "RGB", "RGBX": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
+AS_MODE |= {"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
+WITH_ALPHA = {"L": "LA", "RGB": "RGBA"}
+
+# TIFF tags about how the pixels are stored, which the writer decides: all others in the
+# first directory are metadata.
+TIFF_LAYOUT = {*range(254, 260), 262, 263, 266, 273, 277, 278, 279, 284, 317, 320}
+TIFF_LAYOUT |= {*range(322, 326), 330, 338, 339, 347, 513, 514, *range(529, 533), 34675}
+EXIF_DIRECTORY, EXIF_SIZE = 0x8769, (0xA002, 0xA003)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What a file says about its pixels; orientation has been applied and removed."""
+
+    exif: bytes = b""
+    icc_profile: bytes | None = None
+    xmp: bytes | None = None
+    iptc: bytes | None = None  # JPEG's APP13, as it is
+    comment: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    text: dict[str, str] = dataclasses.field(default_factory=dict)  # PNG's
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """An upright photo: `pixels` in its own mode, as Pillow names it."""
+
+    pixels: np.ndarray  # uint8 or uint16 [H, W] or [H, W, C]
+    mode: str  # L, LA, RGB, RGBA, CMYK or I;16
+    metadata: Metadata
+    format: str
+    compression: dict[str, Any]  # arguments that make a file of the same format alike
+
+    @property
+    def rgb(self) -> np.ndarray:
+        """What a network sees, uint8 [H, W, 3]."""
+        if self.mode == "I;16":
+            return _grey_to_rgb((self.pixels.astype(np.uint32) + 128) // 257)
+        if self.mode == "L":
+            return _grey_to_rgb(self.pixels)
+        if self.mode == "LA":
+            return _grey_to_rgb(self.pixels[..., 0])
+        if self.mode == "CMYK":
+            return np.asarray(self.to_pillow().convert("RGB"))
+        return self.pixels[..., :3]
+
+    def to_pillow(self) -> Image.Image:
+        height, width = self.pixels.shape[:2]
+        return Image.frombuffer(
+            self.mode, (width, height), np.ascontiguousarray(self.pixels)
+        )
+
+    def with_rgb(self, rgb: np.ndarray) -> "Photo":
+        """This photo where `rgb` equals its own, and `rgb` in its mode elsewhere."""
+        changed = (rgb != self.rgb).any(axis=-1)
+        colours = Image.fromarray(rgb[changed][None])
+        pixels = self.pixels.copy()
+        if self.mode == "I;16":
+            pixels[changed] = np.asarray(colours.convert("L"), np.uint16)[0] * 257
+        elif self.mode == "L":
+            pixels[changed] = np.asarray(colours.convert("L"))[0]
+        elif self.mode == "LA":
+            pixels[changed, 0] = np.asarray(colours.convert("L"))[0]
+        elif self.mode == "CMYK":
+            pixels[changed] = np.asarray(colours.convert("CMYK"))[0]
+        else:
+            pixels[changed, :3] = rgb[changed]
+        return dataclasses.replace(self, pixels=pixels)
+
+    def opaque(self) -> "Photo":
+        """Without its alpha channel."""
+        if self.mode not in WITH_ALPHA.values():
+            return self
+        pixels = self.pixels[..., 0] if self.mode == "LA" else self.pixels[..., :3]
+        return dataclasses.replace(
+            self, pixels=np.ascontiguousarray(pixels), mode=self.mode[:-1]
+        )
+
+
+def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[..., None].astype(np.uint8), 3, axis=-1)
+
+
+# Reading.
+
+
+def read_photo(path: Path) -> Photo:
+    """The photo in a file, upright."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pillow can do without is not our concern
+        image = _open(path)
+        try:
+            compression = _compression_of(image)
+            if "16" in str(image.tile[0][3]) and not image.mode.startswith("I;16"):
+                logger.warning("%s: 16-bit colour is read as 8-bit.", path)
+            image.load()
+            width = image.width
+            ImageOps.exif_transpose(image, in_place=True)
+            metadata = _metadata_of(image, turned=image.width != width)
+            pixels = _plain(image)
+        except Exception as error:  # decoders fail in any way on damaged files
+            raise _unreadable(path, error) from error
+    if pixels is None:
+        raise UserError(
+            f"{path} has pixels of mode {image.mode}: save it as 8-bit RGB."
+        )
+    return Photo(
+        np.asarray(pixels), pixels.mode, metadata, _format_of(image), compression
+    )
+
+
+def read_mask(path: Path, mask_hole: MaskHole) -> np.ndarray:
+    """The hole, bool [H, W], of a mask in a file: see `data.masks.hole_of`.
+
+    Where the file has a transparent part, that is the hole, whatever its colours.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = _open(path)
+        try:
+            ImageOps.exif_transpose(image, in_place=True)
+            image = image if image.mode in ("I", "F", "1") else _plain(image)
+        except Exception as error:
+            raise _unreadable(path, error) from error
+    if image is None:
+        raise UserError(f"{path} has pixels of an unusual mode: save it as 8-bit grey.")
+    values = np.asarray(image.convert("RGB") if image.mode == "CMYK" else image)
+    if image.mode in WITH_ALPHA.values():
+        alpha, values = values[..., -1], values[..., :-1]
+        if alpha.min() < 255:
+            return hole_of(alpha, "black")
+    if values.ndim == 3:
+        values = values.max(axis=-1)  # a hole may be painted in any colour
+    try:
+        return hole_of(values, mask_hole)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _open(path: Path) -> Image.Image:
+    """An image with nothing but its header read."""
+    try:
+        image = Image.open(path, formats=READABLE)
+        frames = getattr(image, "n_frames", 1)
+    except Image.DecompressionBombError as error:
+        limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
+        raise UserError(
+            f"{path} has more than {limit:.0f} million pixels, which is the limit "
+            f"against files made to exhaust the memory: make it smaller."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise UserError(
+            f"{path} is not an image in a known format (known: {', '.join(READABLE)})."
+        ) from error
+    except Exception as error:  # decoders fail in any way on damaged files
+        raise _unreadable(path, error) from error
+    if frames > 1 and image.format != "MPO":
+        raise UserError(
+            f"{path} holds {frames} pictures, of which all but one would be lost: "
+            f"save the one to be filled as a file of its own."
+        )
+    return image
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    if isinstance(error, OSError) and error.strerror:
+        return UserError(f"{path} cannot be read: {reason(error)}.")
+    return UserError(
+        f"{path} cannot be read as an image, it is damaged or incomplete "
+        f"({reason(error)})."
+    )
+
+
+def _plain(image: Image.Image) -> Image.Image | None:
+    """The same pixels in a mode of Photo's, or None where there is none."""
+    mode = AS_MODE.get(image.mode, image.mode)
+    if "transparency" in image.info:  # one colour, or the palette's alpha
+        mode = WITH_ALPHA.get(mode, mode)
+    if mode.startswith("I;16"):
+        return image if mode == "I;16" else image.convert("I;16")
+    if mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
+        return None
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _format_of(image: Image.Image) -> str:
+    return "JPEG" if image.format == "MPO" else image.format
+
+
+def _compression_of(image: Image.Image) -> dict[str, Any]:
+    """What Pillow has to be told to compress alike."""
+    kind = _format_of(image)
+    if kind == "JPEG":
+        tables = {
+            "qtables": image.quantization,
+            "progressive": bool(image.info.get("progressive")),
+        }
+        sampling = JpegImagePlugin.get_sampling(image)
+        return tables if sampling < 0 else tables | {"subsampling": sampling}
+    if kind == "TIFF" and image.info.get("compression") in LOSSLESS_TIFF:
+        return {"compression": image.info["compression"]}
+    if kind == "WEBP":
+        image.fp.seek(0)
+        if b"VP8L" not in image.fp.read(1 << 12):
+            return {"quality": 95}
+    return COMPRESSION.get(kind, {})
+
+
+def _metadata_of(image: Image.Image, turned: bool) -> Metadata:
+    info = image.info
+    exif = image.getexif()
+    for tag in [*exif] if image.format == "TIFF" else ():
+        if tag in TIFF_LAYOUT:
+            del exif[tag]
+    details = exif.get_ifd(EXIF_DIRECTORY)
+    if turned and all(tag in details for tag in EXIF_SIZE):
+        details[EXIF_SIZE[0]], details[EXIF_SIZE[1]] = image.size
+    # Re-written rather than copied: so the preview in it, of the photo as it was before
+    # something was removed, is left out.
+    content = exif.tobytes() if len(exif) else b""
+    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
+    segments = getattr(image, "applist", ())
+    return Metadata(
+        exif=content,
+        icc_profile=info.get("icc_profile"),
+        xmp=xmp.encode() if isinstance(xmp, str) else xmp,
+        iptc=next((content for name, content in segments if name == "APP13"), None),
+        comment=info.get("comment") if image.format in ("JPEG", "MPO") else None,
+        dpi=info.get("dpi"),
+        text=dict(getattr(image, "text", {})),
+    )
+
+
+# Writing.
+
+
+def check_ending(path: Path) -> str:
+    """The format that a file name stands for."""
+    try:
+        return WRITABLE[path.suffix.lower()]
+    except KeyError:
+        raise UserError(
+            f"{path} has an ending that cannot be written: use one of "
+            f"{' '.join(WRITABLE)}."
+        ) from None
+
+
+def check_writable(photo: Photo, path: Path) -> None:
+    """Say that a format cannot hold a photo's pixels, before they are worked on."""
+    kind = check_ending(path)
+    if photo.mode in CANNOT_HOLD[kind]:
+        endings = ".tif" if photo.mode == "CMYK" else ".png or .tif"
+        raise UserError(
+            f"{path}: {kind} does not hold {MODE_NAMES[photo.mode]}, which the photo "
+            f"has: use a name that ends in {endings}."
+        )
+
+
+def write_photo(photo: Photo, path: Path) -> None:
+    """Write a photo with its metadata; the file appears whole or not at all."""
+    check_writable(photo, path)
+    kind = check_ending(path)
+    same = kind == photo.format
+    options = photo.compression if same else COMPRESSION[kind]
+    options = options | _metadata_options(photo.metadata, kind)
+    buffer = BytesIO()
+    photo.to_pillow().save(buffer, format=kind, **options)
+    write_whole(path, lambda part: part.write_bytes(buffer.getbuffer()))
+
+
+def _metadata_options(metadata: Metadata, kind: str) -> dict[str, Any]:
+    """Metadata as arguments of Pillow's writer of a format."""
+    if kind == "BMP":
+        return {}
+    options = {
+        "exif": metadata.exif,
+        "icc_profile": metadata.icc_profile,
+        "xmp": metadata.xmp,
+        "comment": metadata.comment,
+        "dpi": metadata.dpi,
+    }
+    if kind == "JPEG" and metadata.iptc:
+        length = len(metadata.iptc) + 2
+        options["extra"] = b"\xff\xed" + length.to_bytes(2) + metadata.iptc
+    if kind == "PNG":
+        options["pnginfo"] = text = PngImagePlugin.PngInfo()
+        for name, value in metadata.text.items():
+            text.add_itxt(name, value)
+        if metadata.xmp and "XML:com.adobe.xmp" not in metadata.text:
+            text.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode(errors="replace"))
+    return {name: value for name, value in options.items() if value}
