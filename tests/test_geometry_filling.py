@@ -1,0 +1,380 @@
+"""The way to the network and back: kernels, what is known, the paste, its seams."""
+
+import numpy as np
+import pytest
+from pictures import hole_in, picture, white
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+
+from migan_jax.errors import UserError
+from migan_jax.geometry import filling
+from migan_jax.geometry.crops import Box, crop_around, plan
+from migan_jax.geometry.filling import (
+    DEFAULT_FEATHER,
+    fill_holes,
+    network_input,
+    squared_distance,
+)
+
+SIZE = 64
+
+
+def no_hole(shape):
+    return np.zeros(shape, np.bool_)
+
+
+def crop_of(hole, size=SIZE):
+    return crop_around(plan(hole, size, 0, "one")[0], hole.shape, size, 0)
+
+
+# Kernels, as matrices from their definitions.
+
+
+def triangle(t):
+    return np.maximum(1 - np.abs(t), 0)
+
+
+def cubic(t):
+    """Catmull-Rom."""
+    t = np.abs(t)
+    near = 1.5 * t**3 - 2.5 * t**2 + 1
+    far = -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
+    return np.where(t < 1, near, np.where(t < 2, far, 0))
+
+
+def resizing_matrix(kernel, before, after):
+    """[after, before]: half-pixel centres, wider when shrinking, rows sum to 1."""
+    scale = before / after
+    centres = (np.arange(after)[:, None] + 0.5) * scale
+    positions = np.arange(before)[None] + 0.5
+    weights = kernel((positions - centres) / max(scale, 1))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def test_the_way_to_the_network_is_a_triangle_kernel():
+    hole = hole_in((150, 170), (20, 30, 141, 133))
+    image, crop = picture(*hole.shape), crop_of(hole)
+    assert crop.side > crop.size
+    part = image[crop.box.slices]
+    down = resizing_matrix(triangle, crop.box.height, crop.inner.height)
+    right = resizing_matrix(triangle, crop.box.width, crop.inner.width)
+    expected = np.einsum("ij,jkc,lk->ilc", down, part / 127.5 - 1, right)
+    actual = network_input(part, no_hole(part.shape[:2]), crop)[0]
+    assert actual.dtype == np.float32
+    assert (actual[..., 0] == 0.5).all()
+    np.testing.assert_allclose(
+        actual[crop.inner.slices][..., 1:], expected, rtol=0, atol=1e-5
+    )
+
+
+def test_the_way_back_is_a_cubic_kernel():
+    hole = hole_in((150, 170), (20, 30, 141, 133))
+    image, crop = picture(*hole.shape), crop_of(hole)
+    answer = np.random.default_rng(0).uniform(-1, 1, (1, SIZE, SIZE, 3))
+    x = network_input(image[crop.box.slices], hole[crop.box.slices], crop)
+    known = x[0, ..., :1] > 0
+    completed = np.where(known, x[0, ..., 1:], answer[0])[crop.inner.slices]
+    down = resizing_matrix(cubic, crop.inner.height, crop.box.height)
+    right = resizing_matrix(cubic, crop.inner.width, crop.box.width)
+    expected = np.einsum("ij,jkc,lk->ilc", down, completed, right)
+    expected = np.clip(127.5 * (expected + 1), 0, 255)
+    result = fill_holes(image, hole, lambda x: answer, SIZE, 0)
+    inside = hole[crop.box.slices]
+    actual = result[crop.box.slices][inside]
+    # Half a level of rounding.
+    assert np.abs(actual - expected[inside]).max() <= 0.501
+
+
+def test_a_crop_of_the_networks_size_is_shown_and_pasted_exactly():
+    hole = hole_in((200, 200), (90, 90, 110, 120))
+    image, crop = picture(200, 200), crop_of(hole)
+    part = image[crop.box.slices]
+    x = network_input(part, hole[crop.box.slices], crop)[0]
+    np.testing.assert_allclose(
+        127.5 * (x[..., 1:] + 1),
+        np.where(hole[crop.box.slices][..., None], 127.5, part),
+        rtol=0,
+        atol=1e-4,
+    )
+    truth = network_input(part, no_hole(part.shape[:2]), crop)[..., 1:]
+    for feather in (0, 3, 8):
+        result = fill_holes(image, hole, lambda x: truth, SIZE, feather)
+        assert np.array_equal(result, image)
+
+
+def test_strips_change_nothing(monkeypatch):
+    hole = hole_in((150, 170), (20, 30, 141, 133))
+    image = picture(*hole.shape)
+    raw, raw_of_strips = np.empty_like(image), np.empty_like(image)
+
+    def network(x):
+        return gaussian_filter(x[..., 1:], (0, 2, 2, 0)) + 0.1
+
+    whole = fill_holes(image, hole, network, SIZE, raw=raw)
+    monkeypatch.setattr(filling, "STRIP_PIXELS", 700)
+    strips = fill_holes(image, hole, network, SIZE, raw=raw_of_strips)
+    assert np.array_equal(whole, strips)
+    assert np.array_equal(raw, raw_of_strips)
+
+
+# What the network is told.
+
+
+@pytest.mark.parametrize("feather", [0, 4])
+@pytest.mark.parametrize(
+    "box", [(20, 30, 141, 133), (60, 60, 61, 61), (0, 50, 150, 53)]
+)
+def test_nothing_of_the_hole_reaches_the_network(box, feather):
+    """The mask that it sees says so, too: what is in the hole cannot be told."""
+    hole = hole_in((150, 170), box)
+    one, other = picture(*hole.shape), picture(*hole.shape)
+    other[hole] = 255 - other[hole]
+    seen = []
+
+    def network(x):
+        seen.append(x)
+        return white(x)
+
+    for image in (one, other):
+        fill_holes(image, hole, network, SIZE, feather)
+    half = len(seen) // 2
+    for a, b in zip(seen[:half], seen[half:], strict=True):
+        # Less than a grey level: what a resized pixel may have of unknown ones.
+        assert np.abs(a - b).max() < 2 * filling.UNKNOWN_SHARE
+        assert set(np.unique(a[..., 0])) == {-0.5, 0.5}
+        assert (a[..., 1:][a[..., 0] < 0] == 0).all()
+
+
+def test_the_feather_is_unknown_to_the_network():
+    hole = hole_in((64, 64), (30, 30, 31, 31))
+    seen = []
+    fill_holes(picture(64, 64), hole, lambda x: seen.append(x) or white(x), SIZE, 3)
+    unknown = seen[0][0, ..., 0] < 0
+    assert np.array_equal(unknown, distance_transform_edt(~hole) <= 3)
+
+
+def test_what_the_photo_does_not_give_is_mirrored():
+    image = picture(40, 24)
+    hole = hole_in((40, 24), (10, 10, 15, 15))
+    crop = crop_of(hole)
+    assert crop.inner == Box(12, 20, 52, 44)
+    x = network_input(image, no_hole(hole.shape), crop)[0]
+    inner = x[12:52, 20:44]
+    assert np.array_equal(x[12:52, 44:], inner[:, ::-1][:, :20])
+    assert np.array_equal(x[12:52, :20], inner[:, ::-1][:, -20:])
+    assert np.array_equal(x[:12], x[12:24][::-1])
+    assert np.array_equal(x[52:], x[40:52][::-1])
+
+
+def test_only_what_fills_holes_is_used_of_the_network():
+    """Its output on known pixels means nothing, and is nowhere in the result."""
+    hole = hole_in((150, 170), (20, 30, 141, 133))
+    image = picture(*hole.shape)
+
+    def network(known_value):
+        return lambda x: np.where(x[..., :1] > 0, known_value, 0.25 + 0 * x[..., 1:])
+
+    results = [fill_holes(image, hole, network(v), SIZE) for v in (-9.0, 9.0)]
+    assert np.array_equal(*results)
+
+
+def test_later_crops_know_what_earlier_ones_filled():
+    hole = hole_in((64, 400), (20, 20, 40, 40), (20, 110, 40, 130), (20, 300, 40, 320))
+    seen = []
+
+    def network(x):
+        seen.append((x[0, ..., 0] > 0).mean())
+        return white(x)
+
+    fill_holes(picture(64, 400), hole, network, 128, 0)
+    assert len(seen) == 2  # the first two share a crop, the third is far away
+    wide = hole_in((64, 300), (20, 10, 44, 290))
+    seen.clear()
+    shown = []
+    fill_holes(picture(64, 300), wide, lambda x: shown.append(x) or white(x), 64, 0)
+    first, second = shown[0][0], shown[1][0]
+    assert len(shown) > 2
+    # The second crop begins in what the first has filled: white, and known.
+    left = second[31, 0]
+    assert left[0] == 0.5 and (left[1:] == 1).all()
+    assert first[31, 0, 0] == 0.5 and (first[31, 0, 1:] < 1).all()
+
+
+def test_raw_is_the_networks_own_output():
+    hole = hole_in((150, 170), (20, 30, 141, 133))
+    image = picture(*hole.shape)
+    raw = np.empty_like(image)
+    result = fill_holes(image, hole, white, SIZE, raw=raw)
+    crop = crop_around(Box(20, 30, 141, 133), hole.shape, SIZE, DEFAULT_FEATHER)
+    outside = np.ones(hole.shape, np.bool_)
+    outside[crop.box.slices] = False
+    assert (raw[crop.box.slices] == 255).all()
+    assert np.array_equal(raw[outside], image[outside])
+    assert not np.array_equal(raw, result)
+
+
+# The paste.
+
+
+@pytest.mark.parametrize("feather", [0, 1, 4, 11, 12, 64])
+def test_distances_are_euclidean(feather):
+    rng = np.random.default_rng(feather)
+    for shape, share in (((50, 70), 0.001), ((70, 50), 0.2), ((1, 30), 0.1)):
+        hole = rng.random(shape) < share
+        hole[rng.integers(shape[0]), rng.integers(shape[1])] = True
+        expected = np.round(distance_transform_edt(~hole) ** 2).astype(int)
+        actual = squared_distance(hole, feather).astype(int)
+        near = expected <= feather**2
+        assert np.array_equal(actual[near], expected[near])
+        assert (actual[~near] > feather**2).all()
+
+
+def test_the_paste_fades_with_the_distance():
+    hole = hole_in((64, 64), (20, 20, 40, 40))
+    image = np.zeros((64, 64, 3), np.uint8)
+    result = fill_holes(image, hole, white, SIZE, 6)[..., 0].astype(int)
+    distance = distance_transform_edt(~hole)
+    ordered = result[
+        np.argsort(distance, axis=None) // 64, np.argsort(distance, axis=None) % 64
+    ]
+    assert (np.diff(ordered) <= 0).all()
+    assert (result[hole] == 255).all()
+    assert result[30, 40] > 200 and 0 < result[30, 45] < 30 and result[30, 46] == 0
+
+
+# Seams.
+
+
+def seam(result, hole, feather):
+    """How much steeper the picture is across the hole's border than beside it.
+
+    Mean absolute differences of neighbours: of those that the border parts, and of all
+    within 8 pixels of it on either side.
+    """
+    values = result.astype(np.float32).mean(axis=-1)
+    reach = distance_transform_edt(~hole)
+    depth = distance_transform_edt(hole)
+    near = (reach <= feather + 8) & (depth <= 8)
+    across, beside = [], []
+    for axis in (0, 1):
+        steps = np.abs(np.diff(values, axis=axis))
+        first, second = (
+            np.take(hole, np.arange(hole.shape[axis] - 1) + k, axis) for k in (0, 1)
+        )
+        both_near = np.take(near, np.arange(hole.shape[axis] - 1), axis)
+        across.append(steps[first != second])
+        beside.append(steps[(first == second) & both_near])
+    return np.concatenate(across).mean() - np.concatenate(beside).mean()
+
+
+class Oracle:
+    """A network that knows the photo, and answers with what `change` makes of it."""
+
+    def __init__(self, image, hole, size, feather, change=lambda truth: truth):
+        boxes = plan(hole, size, feather, "auto")
+        crops = [crop_around(box, hole.shape, size, feather) for box in boxes]
+        self.truths = (
+            network_input(
+                image[crop.box.slices], no_hole(image[crop.box.slices].shape[:2]), crop
+            )[..., 1:]
+            for crop in crops
+        )
+        self.change = change
+
+    def __call__(self, x):
+        return self.change(next(self.truths))
+
+
+def blurred(truth):
+    return gaussian_filter(truth, (0, 2, 2, 0))
+
+
+def brighter(truth):
+    return truth + 20 / 127.5
+
+
+def shifted(truth):
+    return np.roll(truth, 3, axis=2)
+
+
+SEAMS = {
+    "in one crop of its size": hole_in((200, 300), (90, 100, 120, 130)),
+    "shrunk": hole_in((400, 400), (100, 100, 300, 300)),
+    "wide, cut in pieces": hole_in((200, 900), (90, 20, 110, 880)),
+    "at a corner": hole_in((200, 300), (150, 250, 200, 300)),
+    "portrait": hole_in((600, 120), (100, 20, 500, 100)),
+    "photo smaller than the network": hole_in((40, 50), (10, 10, 25, 30)),
+    "two far ones": hole_in((200, 600), (20, 20, 50, 60), (150, 500, 180, 560)),
+}
+
+
+@pytest.mark.parametrize("change", [lambda truth: truth, blurred], ids=["id", "blur"])
+@pytest.mark.parametrize("name", SEAMS)
+def test_there_is_no_seam(name, change):
+    hole = SEAMS[name]
+    image = picture(*hole.shape)
+    network = Oracle(image, hole, 128, DEFAULT_FEATHER, change)
+    result = fill_holes(image, hole, network, 128)
+    assert seam(result, hole, DEFAULT_FEATHER) < 0.5
+
+
+def test_the_identity_restores_the_photo():
+    """Exactly where nothing is resized; elsewhere but for what shrinking loses."""
+    for name, hole in SEAMS.items():
+        image = picture(*hole.shape)
+        result = fill_holes(image, hole, Oracle(image, hole, 128, 4), 128, 4)
+        smooth = gaussian_filter(image.astype(np.float32), (1.5, 1.5, 0))
+        worst = np.abs(
+            gaussian_filter(result.astype(np.float32), (1.5, 1.5, 0)) - smooth
+        )
+        if name == "in one crop of its size":
+            assert np.array_equal(result, image)
+        assert worst.max() < 8, name
+
+
+@pytest.mark.parametrize("change", [brighter, shifted])
+def test_a_seam_would_be_seen(change):
+    """What the measure above is worth: without a feather, wrong colours and places."""
+    hole = SEAMS["in one crop of its size"]
+    image = picture(*hole.shape)
+    network = Oracle(image, hole, 128, 0, change)
+    hard = seam(fill_holes(image, hole, network, 128, 0), hole, 0)
+    assert hard > 1
+    network = Oracle(image, hole, 128, DEFAULT_FEATHER, change)
+    soft = seam(fill_holes(image, hole, network, 128), hole, DEFAULT_FEATHER)
+    assert soft < hard / 2
+
+
+# What does not fit.
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "options", "sentence"),
+    [
+        (np.zeros((4, 4)), (4, 4), {}, r"uint8 \[H, W, 3\], not float64 \[4, 4\]"),
+        (np.zeros((4, 4, 4), np.uint8), (4, 4), {}, r"not uint8 \[4, 4, 4\]"),
+        (np.zeros((0, 4, 3), np.uint8), (0, 4), {}, "no pixels"),
+        (np.zeros((4, 6, 3), np.uint8), (6, 4), {}, "mask is 4x6 .* photo 6x4"),
+        (np.zeros((4, 4, 3), np.uint8), (4, 4), {"feather": -1}, "not -1"),
+        (
+            np.zeros((4, 4, 3), np.uint8),
+            (4, 4),
+            {"feather": 65},
+            "from 0 to 64, not 65",
+        ),
+        (np.zeros((4, 4, 3), np.uint8), (4, 4), {"feather": 1.5}, "not 1.5"),
+        (np.zeros((4, 4, 3), np.uint8), (4, 4), {"crops": "two"}, "not 'two'"),
+    ],
+)
+def test_what_does_not_fit_is_said(image, mask, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        fill_holes(image, np.ones(mask, np.bool_), white, SIZE, **options)
+
+
+def test_a_network_that_is_broken():
+    with pytest.raises(UserError, match="NaN or infinity"):
+        fill_holes(
+            picture(64, 64),
+            hole_in((64, 64), (1, 1, 2, 2)),
+            lambda x: np.nan * white(x),
+            SIZE,
+        )
