@@ -5,12 +5,15 @@ see, and takes over from a completion only what that changes. Metadata, colour p
 and the way it was compressed are carried to the written file.
 """
 
+import contextlib
 import dataclasses
 import logging
+import re
 import warnings
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
@@ -42,7 +45,7 @@ COMPRESSION = {
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
     "PNG": {},
     "TIFF": {"compression": "tiff_lzw"},
-    "WEBP": {"lossless": True},
+    "WEBP": {"lossless": True, "exact": True},  # exact: colours under alpha 0 too
 }
 LOSSLESS_TIFF = ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate")
 # Our pixels, and the modes that a format cannot hold as they are.
@@ -65,7 +68,9 @@ WITH_ALPHA = {"L": "LA", "RGB": "RGBA"}
 # first directory are metadata.
 TIFF_LAYOUT = {*range(254, 260), 262, 263, 266, 273, 277, 278, 279, 284, 317, 320}
 TIFF_LAYOUT |= {*range(322, 326), 330, 338, 339, 347, 513, 514, *range(529, 533), 34675}
-EXIF_DIRECTORY, EXIF_SIZE = 0x8769, (0xA002, 0xA003)
+ORIENTATION, EXIF_DIRECTORY, GPS_DIRECTORY = 0x0112, 0x8769, 0x8825
+EXIF_SIZE = 0xA002, 0xA003
+PNG_XMP = "XML:com.adobe.xmp"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Metadata:
 
     exif: bytes = b""
     icc_profile: bytes | None = None
-    xmp: bytes | None = None
+    xmp: bytes = b""
     iptc: bytes | None = None  # JPEG's APP13, as it is
     comment: bytes | None = None
     dpi: tuple[float, float] | None = None
@@ -146,27 +151,21 @@ def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
 
 def read_photo(path: Path) -> Photo:
     """The photo in a file, upright."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Pillow can do without is not our concern
-        image = _open(path)
-        try:
-            compression = _compression_of(image)
-            if "16" in str(image.tile[0][3]) and not image.mode.startswith("I;16"):
-                logger.warning("%s: 16-bit colour is read as 8-bit.", path)
-            image.load()
-            width = image.width
-            ImageOps.exif_transpose(image, in_place=True)
-            metadata = _metadata_of(image, turned=image.width != width)
-            pixels = _plain(image)
-        except Exception as error:  # decoders fail in any way on damaged files
-            raise _unreadable(path, error) from error
-    if pixels is None:
-        raise UserError(
-            f"{path} has pixels of mode {image.mode}: save it as 8-bit RGB."
-        )
-    return Photo(
-        np.asarray(pixels), pixels.mode, metadata, _format_of(image), compression
-    )
+    with _image_in(path) as (image, file):
+        compression = _compression_of(image, file)
+        colours_of_16_bits = ";16" in str(image.tile) and image.mode[0] != "I"
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        metadata = _metadata_of(image)
+        plain = _plain(image)
+        if plain is None:
+            raise UserError(
+                f"{path} has pixels of mode {image.mode}: save it as 8-bit RGB."
+            )
+        if colours_of_16_bits:
+            logger.warning("%s: 16-bit colour is read as 8-bit.", path)
+        kind = _format_of(image)
+        return Photo(np.asarray(plain), plain.mode, metadata, kind, compression)
 
 
 def read_mask(path: Path, mask_hole: MaskHole) -> np.ndarray:
@@ -174,18 +173,16 @@ def read_mask(path: Path, mask_hole: MaskHole) -> np.ndarray:
 
     Where the file has a transparent part, that is the hole, whatever its colours.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        image = _open(path)
-        try:
-            ImageOps.exif_transpose(image, in_place=True)
-            image = image if image.mode in ("I", "F", "1") else _plain(image)
-        except Exception as error:
-            raise _unreadable(path, error) from error
-    if image is None:
-        raise UserError(f"{path} has pixels of an unusual mode: save it as 8-bit grey.")
-    values = np.asarray(image.convert("RGB") if image.mode == "CMYK" else image)
-    if image.mode in WITH_ALPHA.values():
+    with _image_in(path) as (image, _):
+        ImageOps.exif_transpose(image, in_place=True)
+        numbers = image.mode in ("1", "I", "F")
+        plain = image if numbers else _plain(image)
+        if plain is None:
+            raise UserError(
+                f"{path} has pixels of mode {image.mode}: save it as 8-bit grey."
+            )
+        values = np.asarray(plain.convert("RGB") if plain.mode == "CMYK" else plain)
+    if plain.mode in WITH_ALPHA.values():
         alpha, values = values[..., -1], values[..., :-1]
         if alpha.min() < 255:
             return hole_of(alpha, "black")
@@ -197,11 +194,22 @@ def read_mask(path: Path, mask_hole: MaskHole) -> np.ndarray:
         raise UserError(f"{path}: {error}") from error
 
 
-def _open(path: Path) -> Image.Image:
-    """An image with nothing but its header read."""
+@contextlib.contextmanager
+def _image_in(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
+    """An image whose header has been read; what is wrong with it becomes a sentence."""
     try:
-        image = Image.open(path, formats=READABLE)
-        frames = getattr(image, "n_frames", 1)
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow can do without is no concern
+            image = Image.open(file, formats=READABLE)
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":
+                raise UserError(
+                    f"{path} holds {frames} pictures, of which all but one would be "
+                    f"lost: save the one to be filled as a file of its own."
+                )
+            yield image, file
+    except UserError:
+        raise
     except Image.DecompressionBombError as error:
         limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
         raise UserError(
@@ -214,12 +222,6 @@ def _open(path: Path) -> Image.Image:
         ) from error
     except Exception as error:  # decoders fail in any way on damaged files
         raise _unreadable(path, error) from error
-    if frames > 1 and image.format != "MPO":
-        raise UserError(
-            f"{path} holds {frames} pictures, of which all but one would be lost: "
-            f"save the one to be filled as a file of its own."
-        )
-    return image
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
@@ -247,7 +249,7 @@ def _format_of(image: Image.Image) -> str:
     return "JPEG" if image.format == "MPO" else image.format
 
 
-def _compression_of(image: Image.Image) -> dict[str, Any]:
+def _compression_of(image: Image.Image, file: BinaryIO) -> dict[str, Any]:
     """What Pillow has to be told to compress alike."""
     kind = _format_of(image)
     if kind == "JPEG":
@@ -259,35 +261,45 @@ def _compression_of(image: Image.Image) -> dict[str, Any]:
         return tables if sampling < 0 else tables | {"subsampling": sampling}
     if kind == "TIFF" and image.info.get("compression") in LOSSLESS_TIFF:
         return {"compression": image.info["compression"]}
-    if kind == "WEBP":
-        image.fp.seek(0)
-        if b"VP8L" not in image.fp.read(1 << 12):
-            return {"quality": 95}
+    if kind == "WEBP" and not _is_lossless_webp(file):
+        return {"quality": 95}  # the file does not say
     return COMPRESSION.get(kind, {})
 
 
-def _metadata_of(image: Image.Image, turned: bool) -> Metadata:
+def _is_lossless_webp(file: BinaryIO) -> bool:
+    """Which of the two kinds of picture chunk the file has."""
+    position = file.tell()
+    file.seek(12)  # RIFF, length, WEBP
+    while len(header := file.read(8)) == 8 and header[:4] not in (b"VP8 ", b"VP8L"):
+        length = int.from_bytes(header[4:], "little")
+        file.seek(length + length % 2, 1)
+    file.seek(position)
+    return header[:4] == b"VP8L"
+
+
+def _metadata_of(image: Image.Image) -> Metadata:
     info = image.info
     exif = image.getexif()
-    for tag in [*exif] if image.format == "TIFF" else ():
-        if tag in TIFF_LAYOUT:
-            del exif[tag]
-    details = exif.get_ifd(EXIF_DIRECTORY)
-    if turned and all(tag in details for tag in EXIF_SIZE):
+    unwanted = {ORIENTATION, *(TIFF_LAYOUT if image.format == "TIFF" else ())}
+    for tag in unwanted & {*exif}:
+        del exif[tag]
+    details = exif.get_ifd(EXIF_DIRECTORY) if EXIF_DIRECTORY in exif else {}
+    if all(tag in details for tag in EXIF_SIZE):
         details[EXIF_SIZE[0]], details[EXIF_SIZE[1]] = image.size
     # Re-written rather than copied: so the preview in it, of the photo as it was before
     # something was removed, is left out.
     content = exif.tobytes() if len(exif) else b""
-    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
+    xmp = info.get("xmp") or info.get(PNG_XMP) or b""
+    xmp = xmp.encode() if isinstance(xmp, str) else xmp
     segments = getattr(image, "applist", ())
     return Metadata(
         exif=content,
         icc_profile=info.get("icc_profile"),
-        xmp=xmp.encode() if isinstance(xmp, str) else xmp,
+        xmp=re.sub(rb'tiff:Orientation(="|>)[0-9]', rb"tiff:Orientation\g<1>1", xmp),
         iptc=next((content for name, content in segments if name == "APP13"), None),
         comment=info.get("comment") if image.format in ("JPEG", "MPO") else None,
         dpi=info.get("dpi"),
-        text=dict(getattr(image, "text", {})),
+        text={k: v for k, v in getattr(image, "text", {}).items() if k != PNG_XMP},
     )
 
 
@@ -324,7 +336,13 @@ def write_photo(photo: Photo, path: Path) -> None:
     options = photo.compression if same else COMPRESSION[kind]
     options = options | _metadata_options(photo.metadata, kind)
     buffer = BytesIO()
-    photo.to_pillow().save(buffer, format=kind, **options)
+    try:
+        photo.to_pillow().save(buffer, format=kind, **options)
+    except Exception as error:  # encoders fail in any way on damaged metadata
+        raise UserError(
+            f"{path} cannot be written, its pixels or metadata do not fit {kind} "
+            f"({reason(error)}): try another ending."
+        ) from error
     write_whole(path, lambda part: part.write_bytes(buffer.getbuffer()))
 
 
@@ -339,6 +357,8 @@ def _metadata_options(metadata: Metadata, kind: str) -> dict[str, Any]:
         "comment": metadata.comment,
         "dpi": metadata.dpi,
     }
+    if kind == "TIFF" and _has_directories(metadata.exif):
+        options["compression"] = "raw"  # Pillow cannot write directories otherwise
     if kind == "JPEG" and metadata.iptc:
         length = len(metadata.iptc) + 2
         options["extra"] = b"\xff\xed" + length.to_bytes(2) + metadata.iptc
@@ -346,6 +366,12 @@ def _metadata_options(metadata: Metadata, kind: str) -> dict[str, Any]:
         options["pnginfo"] = text = PngImagePlugin.PngInfo()
         for name, value in metadata.text.items():
             text.add_itxt(name, value)
-        if metadata.xmp and "XML:com.adobe.xmp" not in metadata.text:
-            text.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode(errors="replace"))
+        if metadata.xmp:
+            text.add_itxt(PNG_XMP, metadata.xmp.decode(errors="replace"))
     return {name: value for name, value in options.items() if value}
+
+
+def _has_directories(content: bytes) -> bool:
+    exif = Image.Exif()
+    exif.load(content)
+    return EXIF_DIRECTORY in exif or GPS_DIRECTORY in exif

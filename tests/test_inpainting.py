@@ -1,4 +1,4 @@
-"""The Python API: load any generator, run the bare network."""
+"""The Python API: load any generator, run the bare network, complete photos."""
 
 import dataclasses
 import logging
@@ -6,10 +6,14 @@ import logging
 import jax
 import numpy as np
 import pytest
+from pictures import hole_in, picture
+from PIL import Image
+from scipy.ndimage import distance_transform_edt
 from test_weights_names import CODES, NARROW, NETWORKS, plausible_tensors
 
 import migan_jax
 from migan_jax.errors import UserError
+from migan_jax.geometry.filling import DEFAULT_FEATHER
 from migan_jax.weights.checkpoint import (
     from_tensors,
     load_checkpoint,
@@ -247,3 +251,88 @@ def test_pictures_that_were_not_scaled_are_refused(models):
 
 def test_a_model_prints_in_one_line(models):
     assert repr(models["comodgan"]).startswith("Model(comodgan, 16 px, ")
+
+
+# Photos.
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return picture(40, 50)
+
+
+HOLE = hole_in((40, 50), (10, 20, 16, 27))
+
+
+@pytest.mark.parametrize("name", ["migan_fused", "comodgan"])
+def test_inpaint_changes_the_hole_and_keeps_the_rest(name, models, photo, caplog):
+    with caplog.at_level(logging.WARNING):
+        result = models[name].inpaint(photo, HOLE)
+    assert not caplog.records  # the teacher's z is no news here
+    assert result.shape == photo.shape and result.dtype == np.uint8
+    changed = (result != photo).any(axis=-1)
+    far = distance_transform_edt(~HOLE) > DEFAULT_FEATHER
+    assert changed[HOLE].mean() > 0.9 and not changed[far].any()
+    assert np.array_equal(models[name].inpaint(photo, HOLE), result)
+
+
+def test_inpaint_puts_the_networks_output_into_the_hole(models, photo):
+    """A photo of the network's size: nothing but the network in between."""
+    model, part = models["migan_fused"], photo[:SIZE, :SIZE]
+    hole = hole_in((SIZE, SIZE), (4, 5, 9, 11))
+    image, known = part / 127.5 - 1, 1.0 - hole[..., None]
+    rgb = model.forward(np.concatenate([known - 0.5, image * known], -1)[None])[0]
+    expected = np.clip(127.5 * (np.asarray(rgb) + 1), 0, 255)
+    result = model.inpaint(part, hole, feather=0)
+    assert np.array_equal(result[~hole], part[~hole])
+    assert np.abs(result[hole] - expected[hole]).max() <= 0.51
+
+
+def test_inpaint_takes_either_polarity_and_any_array(models, photo):
+    model = models["migan_fused"]
+    expected = model.inpaint(photo, HOLE)
+    black = np.where(HOLE, 0, 255).astype(np.uint8)
+    assert np.array_equal(model.inpaint(photo, black, mask_hole="black"), expected)
+    assert np.array_equal(model.inpaint(photo, HOLE[..., None]), expected)
+    assert np.array_equal(model.inpaint(jax.numpy.asarray(photo), HOLE), expected)
+    assert np.array_equal(
+        model.inpaint(Image.fromarray(photo), Image.fromarray(HOLE)), expected
+    )
+
+
+def test_inpaint_of_one_crop_and_of_several(models):
+    photo = picture(40, 200)
+    hole = hole_in((40, 200), (3, 3, 8, 8), (30, 180, 38, 190))
+    model = models["migan_fused"]
+    assert not np.array_equal(
+        model.inpaint(photo, hole), model.inpaint(photo, hole, crops="one")
+    )
+
+
+@pytest.mark.parametrize(
+    ("hole", "sentence"),
+    [
+        (np.ones((40, 50), np.bool_), "the whole picture is made up"),
+        (~HOLE, "98% of the picture a hole, most of its border included: if that is "
+         "the wrong way round, pass mask_hole='black'."),
+    ],
+)  # fmt: skip
+def test_inpaint_doubts_masks(hole, sentence, models, photo, caplog):
+    with caplog.at_level(logging.WARNING):
+        models["migan_fused"].inpaint(photo, hole)
+    assert sentence in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"mask": np.zeros((50, 40))}, "mask is 40x50 pixels and the photo 50x40"),
+        ({"image": np.zeros((40, 50, 4), np.uint8)}, r"uint8 \[H, W, 3\]"),
+        ({"mask_hole": "red"}, "'white' or 'black', not 'red'"),
+        ({"feather": -1}, "from 0 to 64"),
+        ({"crops": "all"}, "'auto' or 'one'"),
+    ],
+)
+def test_inpaint_says_what_does_not_fit(arguments, sentence, models, photo):
+    with pytest.raises(UserError, match=sentence):
+        models["migan_fused"].inpaint(**{"image": photo, "mask": HOLE, **arguments})

@@ -27,7 +27,7 @@ from migan_jax.geometry.crops import Box, Crop, Crops, crop_around, plan, tight_
 
 Network = Callable[[np.ndarray], np.ndarray]  # [1, S, S, 4] -> [1, S, S, 3]
 
-DEFAULT_FEATHER = 4
+DEFAULT_FEATHER = 2
 LARGEST_FEATHER = 64
 
 # A resized pixel counts as known while less of it than this comes from unknown ones.

@@ -1,0 +1,464 @@
+"""Files in and out: pixels, transparency, orientation, profile, metadata, quality."""
+
+import struct
+from io import BytesIO
+
+import numpy as np
+import pytest
+from pictures import picture
+from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin
+
+from migan_jax import photos
+from migan_jax.errors import UserError
+from migan_jax.photos import read_mask, read_photo, write_photo
+
+HEIGHT, WIDTH = 24, 36
+RGB = picture(HEIGHT, WIDTH)
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+ORIENTATION, MAKE, THUMBNAIL = 0x0112, 0x010F, b"\xff\xd8\xffwhat was removed\xff\xd9"
+
+
+def in_mode(mode):
+    image = Image.fromarray(RGB)
+    if mode == "I;16":
+        return Image.fromarray(RGB[..., 0].astype(np.uint16) * 257 + 5)
+    if mode in ("LA", "RGBA"):
+        image = image.convert(mode)
+        alpha = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 256
+        image.putalpha(Image.fromarray(alpha.astype(np.uint8)))
+        return image
+    return image.convert(mode)
+
+
+def with_a_square(photo):
+    """As an inpainter would: other colours in a part, the rest as it was."""
+    rgb = np.array(photo.rgb)
+    rgb[5:9, 7:12] = 255 - rgb[5:9, 7:12]
+    return photo.with_rgb(rgb), rgb
+
+
+def inside(array):
+    return array[5:9, 7:12]
+
+
+def outside(array):
+    array = np.array(array)
+    array[5:9, 7:12] = 0
+    return array
+
+
+# Pixels.
+
+LOSSLESS = [
+    *[(mode, "png") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")],
+    *[(mode, "tif") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16")],
+    *[(mode, "bmp") for mode in ("1", "L", "P", "RGB")],
+    *[(mode, "webp") for mode in ("RGB", "RGBA")],
+]
+
+
+@pytest.mark.parametrize(("mode", "ending"), LOSSLESS)
+def test_known_pixels_keep_their_values_in_every_mode(mode, ending, tmp_path):
+    source, target = tmp_path / f"a.{ending}", tmp_path / f"b.{ending}"
+    lossless = {"lossless": True, "exact": True} if ending == "webp" else {}
+    in_mode(mode).save(source, **lossless)
+    photo = read_photo(source)
+    kept = {"1": "L", "P": "RGB"}.get(mode, mode)
+    assert photo.mode == kept
+    with Image.open(source) as image:
+        native = np.asarray(image if kept == mode else image.convert(kept))
+    assert np.array_equal(photo.pixels, native)
+    assert photo.rgb.shape == (HEIGHT, WIDTH, 3) and photo.rgb.dtype == np.uint8
+    changed, rgb = with_a_square(photo)
+    write_photo(changed, target)
+    written = read_photo(target)
+    assert written.mode == kept
+    assert np.array_equal(outside(written.pixels), outside(native))
+    grey = kept in ("L", "LA", "I;16")
+    expected = rgb if not grey else np.asarray(Image.fromarray(rgb).convert("L"))
+    actual = written.rgb[..., 0] if grey else written.rgb
+    assert np.array_equal(inside(actual), inside(expected))
+    if kept in ("LA", "RGBA"):
+        assert np.array_equal(written.pixels[..., -1], native[..., -1])
+
+
+def test_sixteen_bits_are_scaled_by_257(tmp_path):
+    values = np.array([[0, 128, 129, 257, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    assert read_photo(tmp_path / "x.png").rgb[0, :, 0].tolist() == [0, 0, 1, 1, 255]
+
+
+def test_a_transparent_colour_becomes_an_alpha_channel(tmp_path):
+    for mode, colour, kept in (("RGB", (1, 2, 3), "RGBA"), ("L", 7, "LA")):
+        image = Image.new(mode, (4, 4), colour)
+        image.putpixel((1, 1), 200 if mode == "L" else (200, 0, 0))
+        image.save(tmp_path / "x.png", transparency=colour)
+        photo = read_photo(tmp_path / "x.png")
+        assert photo.mode == kept
+        assert photo.pixels[1, 1, -1] == 255 and photo.pixels[0, 0, -1] == 0
+        assert photo.opaque().mode == mode
+        assert np.array_equal(photo.opaque().rgb, photo.rgb)
+
+
+def test_palettes_with_transparency(tmp_path):
+    image = in_mode("RGB").quantize(16)
+    image.save(tmp_path / "x.png", transparency=bytes([0, 99] + [255] * 14))
+    photo = read_photo(tmp_path / "x.png")
+    assert photo.mode == "RGBA"
+    alpha = {0: 0, 1: 99}
+    expected = np.vectorize(lambda v: alpha.get(v, 255))(np.asarray(image))
+    assert np.array_equal(photo.pixels[..., 3], expected)
+
+
+def test_sixteen_bit_colour_is_read_as_eight_and_said(tmp_path, caplog):
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    rows = b"\0" + struct.pack(">6H", 0x1234, 0, 0xFFFF, 0x8000, 1, 2)
+    path = tmp_path / "x.png"
+    path.write_bytes(png(header, rows))
+    assert read_photo(path).pixels.tolist() == [[[0x12, 0, 0xFF], [0x80, 0, 0]]]
+    assert "16-bit colour is read as 8-bit" in caplog.text
+
+
+def png(header, rows):
+    import zlib
+
+    def chunk(name, content):
+        check = zlib.crc32(name + content)
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+        )
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+# Orientation and metadata.
+
+
+def exif_with_everything(orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[MAKE] = orientation, "A maker"
+    details = exif.get_ifd(0x8769)
+    details[0x9003], details[0x927C] = "2020:01:01 00:00:00", b"note" * 9
+    details[0xA002], details[0xA003] = WIDTH, HEIGHT
+    gps = exif.get_ifd(0x8825)
+    gps[1], gps[2] = "N", (10.0, 20.0, 30.0)
+    return exif.tobytes()
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" '
+    b'dc:rights="mine"/></x:xmpmeta>'
+)
+# How each orientation is stored, from the upright picture.
+STORED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[::-1],
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a.swapaxes(0, 1)[:, ::-1],
+}
+
+
+@pytest.mark.parametrize("ending", ["png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_orientation_is_applied_and_reset(orientation, ending, tmp_path):
+    source, target = tmp_path / f"a.{ending}", tmp_path / f"b.{ending}"
+    lossless = {"lossless": True} if ending == "webp" else {}
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](RGB)))
+    stored.save(source, exif=exif_with_everything(orientation), **lossless)
+    photo = read_photo(source)
+    assert np.array_equal(photo.rgb, RGB)
+    changed, rgb = with_a_square(photo)
+    write_photo(changed, target)
+    with Image.open(target) as image:
+        assert image.getexif().get(ORIENTATION, 1) == 1
+        assert np.array_equal(np.asarray(image.convert("RGB")), rgb)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_metadata_are_kept(orientation, ending, tmp_path):
+    source, target = tmp_path / f"a.{ending}", tmp_path / f"b.{ending}"
+    options = {"exif": exif_with_everything(orientation), "icc_profile": PROFILE}
+    if ending == "png":
+        options["pnginfo"] = text = PngImagePlugin.PngInfo()
+        text.add_text("Title", "a photo")
+        text.add_itxt("Author", "Zoë", "en", "")
+        text.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    elif ending != "tif":
+        options["xmp"] = XMP
+    if ending == "jpg":
+        options |= {"comment": b"a comment", "extra": iptc()}
+    if ending in ("jpg", "png", "tif"):
+        options["dpi"] = (300, 300)
+    Image.fromarray(RGB).save(source, **options)
+    write_photo(with_a_square(read_photo(source))[0], target)
+    with Image.open(target) as image:
+        exif, info = image.getexif(), image.info
+        assert exif[MAKE] == "A maker" and exif.get(ORIENTATION, 1) == 1
+        details = exif.get_ifd(0x8769)
+        assert details[0x9003] == "2020:01:01 00:00:00"
+        assert details[0x927C] == b"note" * 9
+        assert (details[0xA002], details[0xA003]) == image.size
+        gps = exif.get_ifd(0x8825)
+        assert gps[1] == "N" and [float(v) for v in gps[2]] == [10, 20, 30]
+        assert info["icc_profile"] == PROFILE
+        if ending != "webp":
+            assert np.allclose(info["dpi"], 300, atol=0.1)
+        if ending == "png":
+            assert image.text["Title"] == "a photo" and image.text["Author"] == "Zoë"
+        if ending != "tif":
+            xmp = info.get("xmp") or info["XML:com.adobe.xmp"].encode()
+            assert b'dc:rights="mine"' in xmp
+            assert b'Orientation="6"' not in xmp
+        if ending == "jpg":
+            assert info["comment"] == b"a comment"
+            assert dict(image.applist)["APP13"] == iptc()[4:]
+
+
+def iptc():
+    content = b"Photoshop 3.0\x008BIM\x04\x04\x00\x00\x00\x00\x00\x00"
+    return b"\xff\xed" + struct.pack(">H", len(content) + 2) + content
+
+
+def test_the_preview_inside_a_file_is_dropped(tmp_path):
+    """It would still show what has been removed."""
+    entries = [(MAKE, 2, 4, b"abc\0")]
+    first = struct.pack("<H", 1) + b"".join(
+        struct.pack("<HHI", tag, kind, count) + value
+        for tag, kind, count, value in entries
+    )
+    second_at = 8 + len(first) + 4
+    second = struct.pack("<HHHII", 2, 0x0201, 4, 1, second_at + 30)
+    second += struct.pack("<HHII", 0x0202, 4, 1, len(THUMBNAIL)) + bytes(4)
+    exif = b"II*\0" + struct.pack("<I", 8) + first + struct.pack("<I", second_at)
+    exif = b"Exif\0\0" + exif + second + THUMBNAIL
+    source, target = tmp_path / "a.jpg", tmp_path / "b.jpg"
+    Image.fromarray(RGB).save(source, exif=exif)
+    assert THUMBNAIL in source.read_bytes()
+    photo = read_photo(source)
+    write_photo(photo, target)
+    assert THUMBNAIL not in target.read_bytes()
+    with Image.open(target) as image:
+        assert image.getexif()[MAKE].rstrip("\0") == "abc"
+
+
+# Compression.
+
+
+@pytest.mark.parametrize("quality", [30, 75, 98])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_quality_is_kept(quality, subsampling, progressive, tmp_path):
+    source, target = tmp_path / "a.jpg", tmp_path / "b.jpeg"
+    options = {"subsampling": subsampling, "progressive": progressive}
+    Image.fromarray(RGB).save(source, quality=quality, **options)
+    photo = read_photo(source)
+    write_photo(photo, target)
+    with Image.open(source) as before, Image.open(target) as after:
+        assert after.quantization == before.quantization
+        sampling = JpegImagePlugin.get_sampling
+        assert sampling(after) == sampling(before)
+        assert ("progressive" in after.info) == progressive
+    # Compressing alike what was decoded loses next to nothing.
+    again = read_photo(target).rgb.astype(int)
+    assert np.abs(again - photo.rgb).mean() < 1.5
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_jpegs_that_are_not_rgb(mode, tmp_path):
+    source, target = tmp_path / "a.jpg", tmp_path / "b.jpg"
+    in_mode(mode).save(source, quality=90)
+    photo = read_photo(source)
+    changed, _ = with_a_square(photo)
+    write_photo(changed, target)
+    written = read_photo(target)
+    assert written.mode == mode
+    difference = np.abs(written.pixels.astype(int) - changed.pixels)
+    assert difference.mean() < 3
+    with Image.open(source) as before, Image.open(target) as after:
+        assert after.quantization == before.quantization
+
+
+def test_tiff_and_webp_compression_are_kept(tmp_path):
+    for compression in ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate"):
+        Image.fromarray(RGB).save(tmp_path / "a.tif", compression=compression)
+        write_photo(read_photo(tmp_path / "a.tif"), tmp_path / "b.tif")
+        with Image.open(tmp_path / "b.tif") as image:
+            assert image.info["compression"] == compression
+    for lossless in (False, True):
+        Image.fromarray(RGB).save(tmp_path / "a.webp", lossless=lossless, quality=80)
+        write_photo(read_photo(tmp_path / "a.webp"), tmp_path / "b.webp")
+        assert (b"VP8L" in (tmp_path / "b.webp").read_bytes()) == lossless
+
+
+def test_other_formats_are_written_as_well_as_can_be(tmp_path):
+    exif = exif_with_everything(1)
+    Image.fromarray(RGB).save(tmp_path / "a.jpg", quality=40, exif=exif)
+    photo = read_photo(tmp_path / "a.jpg")
+    for name in ("b.png", "b.tiff", "b.webp", "b.bmp", "B.PNG"):
+        write_photo(photo, tmp_path / name)
+        written = read_photo(tmp_path / name)
+        assert np.array_equal(written.rgb, photo.rgb)
+        assert (b"A maker" in written.metadata.exif) == (name != "b.bmp")
+
+
+# Masks.
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "I;16", "I", "F"])
+def test_masks_of_any_mode(mode, tmp_path):
+    hole = np.zeros((HEIGHT, WIDTH), np.bool_)
+    hole[3:9, 4:20] = True
+    image = Image.fromarray(np.uint8(255 * hole))
+    if mode == "I;16":
+        image = Image.fromarray(np.uint16(65535) * hole)
+    elif mode in ("I", "F"):
+        image = Image.fromarray(hole.astype(np.int32 if mode == "I" else np.float32))
+    elif mode != "L":
+        image = image.convert(mode)
+    path = tmp_path / "mask.tif"
+    image.save(path)
+    with Image.open(path) as saved:
+        assert saved.mode == mode
+    assert np.array_equal(read_mask(path, "white"), hole)
+    assert np.array_equal(read_mask(path, "black"), ~hole)
+
+
+@pytest.mark.parametrize("colour", ["red", "lime", "blue", "white", "#000040"])
+def test_holes_may_be_painted_in_any_colour(colour, tmp_path):
+    image = Image.new("RGB", (9, 9))
+    image.paste(Image.new("RGB", (3, 3), colour), (2, 4))
+    image.save(tmp_path / "x.png")
+    expected = np.zeros((9, 9), np.bool_)
+    expected[4:7, 2:5] = True
+    assert np.array_equal(read_mask(tmp_path / "x.png", "white"), expected)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "PA"])
+@pytest.mark.parametrize("mask_hole", ["white", "black"])
+def test_what_is_transparent_is_the_hole(mode, mask_hole, tmp_path):
+    alpha = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    alpha[2:5, 3:9] = 0
+    alpha[5:6, 3:9] = 127
+    image = Image.fromarray(RGB)
+    image.putalpha(Image.fromarray(alpha))
+    path = tmp_path / "x.png"
+    (image.quantize(32) if mode == "PA" else image.convert(mode)).save(path)
+    assert np.array_equal(read_mask(path, mask_hole), alpha < 128)
+
+
+def test_an_opaque_alpha_channel_says_nothing(tmp_path):
+    hole = np.zeros((9, 9), np.uint8)
+    hole[2:4, 3:6] = 255
+    Image.fromarray(hole).convert("RGBA").save(tmp_path / "x.png")
+    assert np.array_equal(read_mask(tmp_path / "x.png", "white"), hole > 0)
+
+
+# What is refused.
+
+
+def test_bombs_are_refused_and_the_limit_named(tmp_path):
+    side = 1 << 16
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(header, b"\0" * (side + 1)))
+    for read in (read_photo, lambda path: read_mask(path, "white")):
+        with pytest.raises(
+            UserError, match=r"bomb\.png has more than 179 million pixels"
+        ):
+            read(path)
+
+
+def animation(path):
+    frames = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize("ending", ["gif", "png", "webp", "tif"])
+def test_files_of_several_pictures_are_refused(ending, tmp_path):
+    animation(tmp_path / f"x.{ending}")
+    with pytest.raises(UserError, match="holds 2 pictures"):
+        read_photo(tmp_path / f"x.{ending}")
+
+
+def test_files_that_are_no_images(tmp_path):
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "empty.png").touch()
+    Image.fromarray(RGB).save(tmp_path / "x.eps")  # reading it runs a program
+    (tmp_path / "folder.png").mkdir()
+    content = BytesIO()
+    Image.fromarray(RGB).save(content, "PNG")
+    (tmp_path / "half.png").write_bytes(content.getvalue()[:-300])
+    for name, sentence in (
+        ("text.jpg", "not an image in a known format"),
+        ("empty.png", "not an image in a known format"),
+        ("x.eps", "not an image in a known format"),
+        ("folder.png", "cannot be read: Is a directory"),
+        ("absent.png", "cannot be read: No such file"),
+        ("half.png", "damaged or incomplete"),
+    ):
+        with pytest.raises(UserError, match=sentence) as caught:
+            read_photo(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+        with pytest.raises(UserError, match=sentence):
+            read_mask(tmp_path / name, "white")
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_modes_without_a_range_are_refused(kind, tmp_path):
+    Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / "x.tif")
+    with pytest.raises(UserError, match=r"pixels of mode [IF]: save it as 8-bit"):
+        read_photo(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "sentence"),
+    [
+        ("RGBA", "x.jpg", "JPEG does not hold transparency"),
+        ("LA", "x.jpeg", "JPEG does not hold transparency"),
+        ("I;16", "x.jpg", "JPEG does not hold 16 bits"),
+        ("CMYK", "x.png", "PNG does not hold CMYK, .*: use a name that ends in .tif"),
+        ("RGBA", "x.bmp", "BMP does not hold transparency"),
+        ("RGB", "x.gif", "ending that cannot be written: use one of .bmp .jpeg"),
+        ("RGB", "x", "ending that cannot be written"),
+    ],
+)
+def test_formats_that_cannot_hold_a_photo(mode, name, sentence, tmp_path):
+    in_mode(mode).save(tmp_path / "a.tif")
+    photo = read_photo(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=sentence):
+        write_photo(photo, tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.png"
+    path.write_bytes(b"before")
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    photo = read_photo(tmp_path / "a.png")
+
+    def full(self, content):
+        with open(self, "wb") as file:
+            file.write(content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(path), "write_bytes", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_photo(photo, path)
+    assert path.read_bytes() == b"before"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "x.png"]
+
+
+def test_endings_and_formats_agree():
+    """All that is written can be read, and has a compression of its own."""
+    assert set(photos.WRITABLE) <= set(photos.READABLE_ENDINGS)
+    assert {*photos.WRITABLE.values()} == {*photos.COMPRESSION} == {*photos.CANNOT_HOLD}
