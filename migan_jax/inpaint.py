@@ -22,6 +22,7 @@ left out, and then the exit status is 1.
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -118,7 +119,7 @@ def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(format="%(message)s")
     for flag, path in (("image", arguments.image), ("mask", arguments.mask)):
-        if not path.exists():
+        if not os.path.exists(path):  # unlike Path.exists, False for forbidden folders
             raise UserError(f"--{flag}: there is nothing at {path}.")
     if arguments.image.is_dir():
         complete_folder(arguments)
@@ -136,7 +137,7 @@ def complete_file(arguments: argparse.Namespace) -> None:
         output = output / image.name
     check_ending(output)
     job = Job(image, masks_by_name(arguments.mask)(image.stem), output)
-    if output.exists():
+    if os.path.exists(output):
         if any(output.samefile(source) for source in (job.image, job.mask)):
             raise UserError(f"--output={output} is an input: choose another name.")
         if not arguments.force:
@@ -155,7 +156,7 @@ def complete_folder(arguments: argparse.Namespace) -> None:
     jobs, failures = list_jobs(arguments.image, arguments.mask, arguments.output)
     for sentence in failures:
         logger.warning(sentence)
-    todo = [job for job in jobs if arguments.force or not job.output.exists()]
+    todo = [job for job in jobs if arguments.force or not os.path.exists(job.output)]
     model = migan_jax.load(arguments.checkpoint) if todo else None
     completed = 0
     with logging_redirect_tqdm():
@@ -174,7 +175,7 @@ def complete_folder(arguments: argparse.Namespace) -> None:
         f"{len(failures)} left out; results are in {arguments.output}"
     )
     if failures:
-        raise UserError(f"{len(failures)} photos were left out, as said above.")
+        raise UserError(f"photos left out, as said above: {len(failures)}.")
 
 
 # What belongs together.
@@ -184,10 +185,10 @@ def list_jobs(images: Path, masks: Path, output: Path) -> tuple[list[Job], list[
     """A folder's photos with their masks and outputs, and what is wrong with others."""
     from migan_jax.photos import WRITABLE
 
-    if output.exists() and not output.is_dir():
+    if os.path.exists(output) and not output.is_dir():
         raise UserError(f"--output={output} is a file: name a folder for the results.")
     for flag, folder in (("image", images), ("mask", masks)):
-        if output.exists() and output.samefile(folder):
+        if os.path.exists(output) and output.samefile(folder):
             raise UserError(f"--output is the folder of --{flag}: choose another one.")
     if masks.samefile(images):
         raise UserError("--mask is the folder of --image: put the masks in their own.")
@@ -260,7 +261,7 @@ def complete(job: Job, model: "Model", arguments: argparse.Namespace) -> None:
     from migan_jax.weights.reading import write_whole
 
     photo = read_photo(job.image)
-    if job.mask.samefile(job.image):
+    if os.path.realpath(job.mask) == os.path.realpath(job.image):
         photo = photo.opaque()  # its transparent part is what becomes visible
     check_writable(photo, job.output)
     hole = read_mask(job.mask, arguments.mask_hole)
