@@ -118,18 +118,17 @@ class Photo:
     def with_rgb(self, rgb: np.ndarray) -> "Photo":
         """This photo where `rgb` equals its own, and `rgb` in its mode elsewhere."""
         changed = (rgb != self.rgb).any(axis=-1)
-        colours = Image.fromarray(rgb[changed][None])
-        pixels = self.pixels.copy()
+        colours, pixels = rgb[changed], self.pixels.copy()
         if self.mode == "I;16":
-            pixels[changed] = np.asarray(colours.convert("L"), np.uint16)[0] * 257
+            pixels[changed] = _rgb_to_grey(colours).astype(np.uint16) * 257
         elif self.mode == "L":
-            pixels[changed] = np.asarray(colours.convert("L"))[0]
+            pixels[changed] = _rgb_to_grey(colours)
         elif self.mode == "LA":
-            pixels[changed, 0] = np.asarray(colours.convert("L"))[0]
-        elif self.mode == "CMYK":
-            pixels[changed] = np.asarray(colours.convert("CMYK"))[0]
+            pixels[changed, 0] = _rgb_to_grey(colours)
+        elif self.mode == "CMYK":  # without black, which Pillow reads as these colours
+            pixels[changed] = np.insert(255 - colours, 3, 0, axis=-1)
         else:
-            pixels[changed, :3] = rgb[changed]
+            pixels[changed, :3] = colours
         return dataclasses.replace(self, pixels=pixels)
 
     def opaque(self) -> "Photo":
@@ -144,6 +143,12 @@ class Photo:
 
 def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
     return np.repeat(grey[..., None].astype(np.uint8), 3, axis=-1)
+
+
+def _rgb_to_grey(rgb: np.ndarray) -> np.ndarray:
+    """Luma as JPEG and Pillow have it; grey stays what it is."""
+    luma = rgb.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
+    return (luma + (1 << 15)) >> 16
 
 
 # Reading.

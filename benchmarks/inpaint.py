@@ -1,0 +1,125 @@
+"""From a photo to a picture on a CPU: time and memory, geometry and network apart.
+
+  python benchmarks/inpaint.py --threads=2 --json=out/inpaint.json
+
+MI-GAN with random weights, photos of noise. Per photo and hole:
+  crops        how many the hole takes
+  all          `fill_holes` with the network
+  network      the network alone, as often as there are crops
+  geometry     `fill_holes` with a stand-in that answers at once with that output
+  copy         one copy of the photo: what any geometry takes at least
+  extra MB     the most memory that `fill_holes` needs beside photo, mask and result;
+               with the stand-in (geometry), and with the network (all)
+"""
+
+import argparse
+import ctypes
+from pathlib import Path
+
+from timing import minimum_ms, print_table, save_json, use_cores
+
+# Width x height, and the hole as parts of them: top, left, bottom, right.
+HOLES = {
+    "small": (0.4, 0.4, 0.5, 0.5),
+    "large": (0.25, 0.25, 0.75, 0.75),
+    "wide": (0.45, 0.05, 0.5, 0.95),
+    "all": (0.0, 0.0, 1.0, 1.0),
+}
+PHOTOS = ["512x512", "1024x768", "3000x2000", "8660x5774"]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--photos", nargs="+", default=PHOTOS, help="WIDTHxHEIGHT")
+    parser.add_argument("--resolution", type=int, default=512, help="of the network")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also write the table here")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    use_cores(arguments.threads)
+    network = make_network(arguments.resolution)
+    rows = []
+    for photo in arguments.photos:
+        width, height = map(int, photo.split("x"))
+        for name in HOLES:
+            row = {"photo": photo, "hole": name}
+            row |= measure(network, arguments, width, height, HOLES[name])
+            rows.append(row)
+    print_table(rows)
+    save_json(arguments.json, rows)
+
+
+def make_network(resolution: int):
+    """What `Model.inpaint` calls, with random weights."""
+    import jax
+    import jax.numpy as jnp
+
+    from migan_jax import Model
+    from migan_jax.models.layers import Reparam
+    from migan_jax.models.migan import Generator
+    from migan_jax.weights.checkpoint import Checkpoint
+
+    generator = Generator(resolution, reparam=Reparam("fused"))
+    x = jnp.zeros((1, resolution, resolution, 4))
+    variables = jax.jit(generator.init)(jax.random.key(0), x)
+    return Model(Checkpoint(generator, variables["params"], variables["stats"]))
+
+
+def measure(model, arguments, width: int, height: int, parts: tuple) -> dict:
+    """One line of the table."""
+    import numpy as np
+
+    from migan_jax.geometry.crops import plan
+    from migan_jax.geometry.filling import DEFAULT_FEATHER, fill_holes
+
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    hole = np.zeros((height, width), np.bool_)
+    top, left, bottom, right = parts
+    hole[
+        int(top * height) : int(bottom * height), int(left * width) : int(right * width)
+    ] = True
+    size = arguments.resolution
+    crops = len(plan(hole, size, DEFAULT_FEATHER, "auto"))
+    x = np.zeros((1, size, size, 4), np.float32)
+    output = model.complete(x)
+    runs = {
+        "all": lambda: fill_holes(image, hole, model.complete, size),
+        "network": lambda: [model.complete(x) for _ in range(crops)],
+        "geometry": lambda: fill_holes(image, hole, lambda x: output, size),
+        "copy": image.copy,
+    }
+    extra = {name: extra_megabytes(runs[name], image) for name in ("geometry", "all")}
+    times = minimum_ms(runs, arguments.repeats)
+    return {
+        "crops": crops,
+        **{f"{name} ms": value for name, value in times.items()},
+        "geometry / network": times["geometry"] / times["network"],
+        "geometry / copy": times["geometry"] / times["copy"],
+        **{f"{name}, extra MB": value for name, value in extra.items()},
+    }
+
+
+def extra_megabytes(run, result) -> float:
+    """Peak of resident memory during `run` above what it was and what it returns."""
+    ctypes.CDLL(None).malloc_trim(0)  # so that what was freed before is not reused
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is in use
+    before = resident_megabytes("VmRSS")
+    run()
+    return resident_megabytes("VmHWM") - before - result.nbytes / 1e6
+
+
+def resident_megabytes(kind: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{kind}:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise SystemExit("error: this benchmark reads /proc/self/status, as Linux has it.")
+
+
+if __name__ == "__main__":
+    main()
