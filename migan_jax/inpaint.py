@@ -264,10 +264,11 @@ def complete(job: Job, model: "Model", arguments: argparse.Namespace) -> None:
     if os.path.realpath(job.mask) == os.path.realpath(job.image):
         photo = photo.opaque()  # its transparent part is what becomes visible
     check_writable(photo, job.output)
-    hole = read_mask(job.mask, arguments.mask_hole)
+    hole, from_alpha = read_mask(job.mask, arguments.mask_hole)
     _check_size(job, photo.pixels.shape[:2], hole.shape)
     other = "black" if arguments.mask_hole == "white" else "white"
-    if doubt := doubt_about(hole, f"use --mask-hole={other}"):
+    remedy = "make the other part transparent" if from_alpha else f"--mask-hole={other}"
+    if doubt := doubt_about(hole, remedy):
         logger.warning("%s: %s", job.mask, doubt)
     rgb = photo.rgb
     raw = np.empty_like(rgb) if arguments.raw else None

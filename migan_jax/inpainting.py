@@ -88,7 +88,7 @@ class Model:
         image, hole = np.asarray(image), hole_of(np.asarray(mask), mask_hole)
         check_arguments(image, hole, feather, crops)
         other = "black" if mask_hole == "white" else "white"
-        if doubt := doubt_about(hole, f"pass mask_hole={other!r}"):
+        if doubt := doubt_about(hole, f"mask_hole={other!r}"):
             logger.warning(doubt)
         size = self.network.resolution
         return fill_holes(image, hole, self.complete, size, feather, crops)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
@@ -173,8 +173,15 @@ def read_photo(path: Path) -> Photo:
         return Photo(np.asarray(plain), plain.mode, metadata, kind, compression)
 
 
-def read_mask(path: Path, mask_hole: MaskHole) -> np.ndarray:
-    """The hole, bool [H, W], of a mask in a file: see `data.masks.hole_of`.
+class Mask(NamedTuple):
+    """What a mask's file says: the hole, bool [H, W], and which part of it said so."""
+
+    hole: np.ndarray
+    from_alpha: bool
+
+
+def read_mask(path: Path, mask_hole: MaskHole) -> Mask:
+    """The mask in a file, upright, by the rule of `data.masks.hole_of`.
 
     Where the file has a transparent part, that is the hole, whatever its colours.
     """
@@ -190,11 +197,11 @@ def read_mask(path: Path, mask_hole: MaskHole) -> np.ndarray:
     if plain.mode in WITH_ALPHA.values():
         alpha, values = values[..., -1], values[..., :-1]
         if alpha.min() < 255:
-            return hole_of(alpha, "black")
+            return Mask(hole_of(alpha, "black"), from_alpha=True)
     if values.ndim == 3:
         values = values.max(axis=-1)  # a hole may be painted in any colour
     try:
-        return hole_of(values, mask_hole)
+        return Mask(hole_of(values, mask_hole), from_alpha=False)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

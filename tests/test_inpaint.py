@@ -160,7 +160,7 @@ def test_doubtful_masks_are_named(run, tmp_path, caplog):
     image, mask = pair(tmp_path, ~HOLE)
     assert run(image, mask, f"--output={tmp_path / 'x.png'}") == 0
     assert f"{tmp_path / 'mask.png'}: The mask makes 98% of" in caplog.text
-    assert "use --mask-hole=black." in caplog.text
+    assert "wrong way round, then --mask-hole=black." in caplog.text
 
 
 def test_transparent_parts_of_a_photo_are_filled_and_shown(run, tmp_path):

@@ -314,7 +314,7 @@ def test_inpaint_of_one_crop_and_of_several(models):
     [
         (np.ones((40, 50), np.bool_), "the whole picture is made up"),
         (~HOLE, "98% of the picture a hole, most of its border included: if that is "
-         "the wrong way round, pass mask_hole='black'."),
+         "the wrong way round, then mask_hole='black'."),
     ],
 )  # fmt: skip
 def test_inpaint_doubts_masks(hole, sentence, models, photo, caplog):

@@ -329,8 +329,8 @@ def test_masks_of_any_mode(mode, tmp_path):
     image.save(path)
     with Image.open(path) as saved:
         assert saved.mode == mode
-    assert np.array_equal(read_mask(path, "white"), hole)
-    assert np.array_equal(read_mask(path, "black"), ~hole)
+    assert np.array_equal(read_mask(path, "white").hole, hole)
+    assert np.array_equal(read_mask(path, "black").hole, ~hole)
 
 
 @pytest.mark.parametrize("colour", ["red", "lime", "blue", "white", "#000040"])
@@ -340,7 +340,7 @@ def test_holes_may_be_painted_in_any_colour(colour, tmp_path):
     image.save(tmp_path / "x.png")
     expected = np.zeros((9, 9), np.bool_)
     expected[4:7, 2:5] = True
-    assert np.array_equal(read_mask(tmp_path / "x.png", "white"), expected)
+    assert np.array_equal(read_mask(tmp_path / "x.png", "white").hole, expected)
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA", "PA"])
@@ -353,14 +353,16 @@ def test_what_is_transparent_is_the_hole(mode, mask_hole, tmp_path):
     image.putalpha(Image.fromarray(alpha))
     path = tmp_path / "x.png"
     (image.quantize(32) if mode == "PA" else image.convert(mode)).save(path)
-    assert np.array_equal(read_mask(path, mask_hole), alpha < 128)
+    mask = read_mask(path, mask_hole)
+    assert mask.from_alpha and np.array_equal(mask.hole, alpha < 128)
 
 
 def test_an_opaque_alpha_channel_says_nothing(tmp_path):
     hole = np.zeros((9, 9), np.uint8)
     hole[2:4, 3:6] = 255
     Image.fromarray(hole).convert("RGBA").save(tmp_path / "x.png")
-    assert np.array_equal(read_mask(tmp_path / "x.png", "white"), hole > 0)
+    mask = read_mask(tmp_path / "x.png", "white")
+    assert not mask.from_alpha and np.array_equal(mask.hole, hole > 0)
 
 
 # What is refused.

@@ -92,7 +92,7 @@ def test_damaged_files_give_a_photo_or_a_sentence(name, tmp_path):
             outcomes["sentence"] += 1
             assert not target.exists()
         try:
-            hole = read_mask(source, "white")
+            hole = read_mask(source, "white").hole
             assert hole.dtype == np.bool_ and hole.ndim == 2
         except UserError as error:
             assert "\n" not in str(error) and str(tmp_path) in str(error)

@@ -13,7 +13,7 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 
 
 def fenced_lines(name):
-    text = (ROOT / name).read_text()
+    text = (ROOT / name).read_text().replace("\\\n", "")
     for block in re.findall(r"^```(?:\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         yield from block.splitlines()
 

@@ -55,7 +55,7 @@ def doubt_about(hole: np.ndarray, remedy: str) -> str | None:
 
     Args:
       hole: True in the hole.
-      remedy: how to name the other polarity, for the end of the sentence.
+      remedy: what helps if the polarity is wrong, for the end of the sentence.
     """
     share = np.count_nonzero(hole) / hole.size
     if share == 1:
@@ -67,5 +67,5 @@ def doubt_about(hole: np.ndarray, remedy: str) -> str | None:
     including = ", most of its border included" if inverted else ""
     return (
         f"The mask makes {share:.0%} of the picture a hole{including}: if that is the "
-        f"wrong way round, {remedy}."
+        f"wrong way round, then {remedy}."
     )

@@ -133,9 +133,11 @@ def _cut(hole: np.ndarray, box: Box, size: int, feather: int) -> list[Box]:
             return _cut_at(hole, box, a, at, size, feather)
     if counts[axis].sum() >= THIN_SHARE * side**2:
         return [box]
-    # Through as little of the hole as can be, somewhere in the middle.
+    # Through as little of the hole as can be, near the middle.
     third = len(counts[axis]) // 3
-    at = third + int(np.argmin(counts[axis][third : 2 * third + 1]))
+    inner = counts[axis][third : 2 * third + 1]
+    least = third + np.flatnonzero(inner == inner.min())
+    at = _nearest_to_middle(least, len(counts[axis]))
     return _cut_at(hole, box, axis, at, size, feather)
 
 
@@ -161,4 +163,8 @@ def _middle_gap(counts: np.ndarray, shortest: int) -> int | None:
     centres = ((full[:-1] + full[1:] + 1) // 2)[np.diff(full) > shortest]
     if not centres.size:
         return None
-    return int(centres[np.argmin(np.abs(centres - len(counts) / 2))])
+    return _nearest_to_middle(centres, len(counts))
+
+
+def _nearest_to_middle(positions: np.ndarray, length: int) -> int:
+    return int(positions[np.argmin(np.abs(positions - length / 2))])
