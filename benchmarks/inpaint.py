@@ -76,7 +76,7 @@ def measure(model, arguments, width: int, height: int, parts: tuple) -> dict:
     import numpy as np
 
     from migan_jax.geometry.crops import plan
-    from migan_jax.geometry.filling import DEFAULT_FEATHER, fill_holes
+    from migan_jax.geometry.filling import fill_holes
 
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     hole = np.zeros((height, width), np.bool_)
@@ -85,7 +85,7 @@ def measure(model, arguments, width: int, height: int, parts: tuple) -> dict:
         int(top * height) : int(bottom * height), int(left * width) : int(right * width)
     ] = True
     size = arguments.resolution
-    crops = len(plan(hole, size, DEFAULT_FEATHER, "auto"))
+    crops = len(plan(hole, size, "auto"))
     x = np.zeros((1, size, size, 4), np.float32)
     output = model.complete(x)
     runs = {
@@ -111,7 +111,8 @@ def extra_megabytes(run, result) -> float:
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is in use
     before = resident_megabytes("VmRSS")
     run()
-    return resident_megabytes("VmHWM") - before - result.nbytes / 1e6
+    extra = resident_megabytes("VmHWM") - before - result.nbytes / 1e6
+    return max(0.0, extra)
 
 
 def resident_megabytes(kind: str) -> float:

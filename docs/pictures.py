@@ -1,6 +1,6 @@
 """Make the documents' pictures.
 
-  # docs/inpaint.jpg, as in the README, minutes on two cores:
+  # docs/inpaint.jpg, as in the README, some ten minutes on two cores:
   python docs/pictures.py
   # The same with a trained network:
   python docs/pictures.py --checkpoint=migan_512_places2.pt
@@ -119,7 +119,7 @@ def draw_house(draw, rng, height, horizon, at):
 def draw_ball_and_wire(draw, mask, size, horizon):
     """In the photo, and a little larger in the mask, as people paint."""
     width, height = size
-    middle, radius = (0.42 * width, (horizon + 0.06) * height), 0.11 * height
+    middle, radius = (0.42 * width, (horizon + 0.06) * height), 0.075 * height
     for r in np.arange(radius, 0, -1):
         light = int(235 - 120 * (r / radius) ** 2)
         draw.circle(middle, r, fill=(light, light // 3, light // 4))
@@ -142,8 +142,8 @@ def draw_mask(rng) -> np.ndarray:
         points = [tuple(point) for point in rng.uniform(0, SIZE, (3, 2))]
         draw.line(points, fill=0, width=int(rng.integers(3, 24)))
     for _ in range(rng.integers(0, 3)):
-        left, top, width, height = rng.uniform(0, 0.45 * SIZE, 4)
-        left, top = 2 * left, 2 * top
+        left, top, width, height = rng.uniform(0, 0.6 * SIZE, 4)
+        left, top = 1.6 * left, 1.6 * top
         draw.ellipse((left, top, left + width, top + height), fill=0)
     return np.asarray(mask, np.float32)[..., None]
 

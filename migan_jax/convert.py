@@ -54,13 +54,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    from migan_jax.files import remove
     from migan_jax.weights.checkpoint import (
         is_file_name,
         load_checkpoint,
         save_checkpoint,
     )
     from migan_jax.weights.families import GENERATORS, family_of
-    from migan_jax.weights.reading import import_torch, remove
+    from migan_jax.weights.reading import import_torch
 
     to_file = is_file_name(arguments.output)
     if arguments.check:

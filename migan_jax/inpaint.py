@@ -11,8 +11,9 @@
       --image=holiday --mask=logo.png --mask-hole=black --output=filled
 
 Photos have any size; the mask has the size of its photo as a viewer shows it. Known
-pixels farther than --feather from the hole stay as they are, and so do metadata, colour
-profile, transparency and JPEG quality. A preview stored inside the file is dropped.
+pixels farther than --feather from the hole stay as they are (JPEG and lossy WebP are
+compressed again, alike), and so do metadata, colour profile and transparency. Previews
+inside a file, which would show what was removed, are dropped.
 
 Folders are searched with their subfolders. What is done already is skipped, so that the
 same command continues an interrupted batch. Files that cannot be used are reported and
@@ -23,7 +24,6 @@ import argparse
 import dataclasses
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -31,11 +31,15 @@ from typing import TYPE_CHECKING, get_args
 from migan_jax.config import run_verb, verb_parser
 from migan_jax.data.masks import MaskHole, doubt_about
 from migan_jax.errors import UserError
+from migan_jax.files import write_whole
 from migan_jax.geometry.crops import Box
-from migan_jax.geometry.filling import DEFAULT_FEATHER, LARGEST_FEATHER, fill_holes
+from migan_jax.geometry.filling import DEFAULT_FEATHER, fill_holes
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from migan_jax.inpainting import Model
+    from migan_jax.photos import Photo
 
 logger = logging.getLogger(__name__)
 
@@ -83,16 +87,15 @@ def parse_arguments() -> argparse.Namespace:
         "--feather",
         metavar="N",
         type=int,
-        choices=range(LARGEST_FEATHER + 1),
         default=DEFAULT_FEATHER,
-        help="blend over up to N pixels around the hole, at most "
-        f"{LARGEST_FEATHER}; 0 changes no known pixel (default: {DEFAULT_FEATHER})",
+        help="blend over up to N pixels around the hole, at most an eighth of the "
+        f"network's size; 0 changes no known pixel (default: {DEFAULT_FEATHER})",
     )
     parser.add_argument(
         "--raw",
         action="store_true",
-        help="also write NAME.raw.png: the network's own output over each crop, before "
-        "it is pasted into the hole",
+        help="also write OUTPUT.raw.png: the network's own output over each crop, "
+        "before it is pasted into the hole",
     )
     parser.add_argument(
         "--force",
@@ -112,7 +115,7 @@ class Job:
 
     @property
     def raw(self) -> Path:
-        return self.output.with_name(f"{self.output.stem}.raw.png")
+        return self.output.with_name(f"{self.output.name}.raw.png")
 
 
 def main() -> None:
@@ -121,7 +124,7 @@ def main() -> None:
     for flag, path in (("image", arguments.image), ("mask", arguments.mask)):
         if not os.path.exists(path):  # unlike Path.exists, False for forbidden folders
             raise UserError(f"--{flag}: there is nothing at {path}.")
-    if arguments.image.is_dir():
+    if os.path.isdir(arguments.image):
         complete_folder(arguments)
     else:
         complete_file(arguments)
@@ -133,21 +136,22 @@ def complete_file(arguments: argparse.Namespace) -> None:
     from migan_jax.photos import check_ending
 
     image, output = arguments.image, arguments.output
-    if output.is_dir():
-        output = output / image.name
+    if os.path.isdir(output):
+        output = output / _output_name(Path(image.name))
     check_ending(output)
     job = Job(image, masks_by_name(arguments.mask)(image.stem), output)
-    if os.path.exists(output):
-        if any(output.samefile(source) for source in (job.image, job.mask)):
-            raise UserError(f"--output={output} is an input: choose another name.")
-        if not arguments.force:
-            raise UserError(f"{output} exists: choose another name, or add --force.")
-    complete(job, migan_jax.load(arguments.checkpoint), arguments)
+    for path in (job.output, job.raw) if arguments.raw else (job.output,):
+        if _is_one_of(path, {job.image, job.mask}):
+            raise UserError(f"{path} would be overwritten: choose another --output.")
+        if os.path.lexists(path) and not arguments.force:
+            raise UserError(f"{path} exists: choose another name, or add --force.")
+    photo, hole = read_pair(job, arguments.mask_hole)
+    complete(job, photo, hole, migan_jax.load(arguments.checkpoint), arguments)
     print(f"wrote {output}")
 
 
 def complete_folder(arguments: argparse.Namespace) -> None:
-    """All photos that can be; what cannot is said, and once more at the end."""
+    """All photos that can be: what cannot is said, and counted at the end."""
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -156,19 +160,20 @@ def complete_folder(arguments: argparse.Namespace) -> None:
     jobs, failures = list_jobs(arguments.image, arguments.mask, arguments.output)
     for sentence in failures:
         logger.warning(sentence)
-    todo = [job for job in jobs if arguments.force or not os.path.exists(job.output)]
+    todo = [j for j in jobs if arguments.force or not os.path.isfile(j.output)]
     model = migan_jax.load(arguments.checkpoint) if todo else None
     completed = 0
     with logging_redirect_tqdm():
-        for job in tqdm(todo, unit="photo", disable=None):
+        for job in (bar := tqdm(todo, unit="photo", disable=None)):
             try:
-                complete(job, model, arguments)
+                photo, hole = read_pair(job, arguments.mask_hole)
+                complete(job, photo, hole, model, arguments)
             except UserError as error:
                 failures.append(str(error))
                 logger.warning(error)
                 continue
             completed += 1
-            if not sys.stderr.isatty():  # there is no bar
+            if bar.disable:  # not a terminal
                 print(f"wrote {job.output}", flush=True)
     print(
         f"{completed} completed, {len(jobs) - len(todo)} there already, "
@@ -183,39 +188,50 @@ def complete_folder(arguments: argparse.Namespace) -> None:
 
 def list_jobs(images: Path, masks: Path, output: Path) -> tuple[list[Job], list[str]]:
     """A folder's photos with their masks and outputs, and what is wrong with others."""
-    from migan_jax.photos import WRITABLE
-
-    if os.path.exists(output) and not output.is_dir():
+    if os.path.lexists(output) and not os.path.isdir(output):
         raise UserError(f"--output={output} is a file: name a folder for the results.")
     for flag, folder in (("image", images), ("mask", masks)):
-        if os.path.exists(output) and output.samefile(folder):
+        if _is_one_of(output, {folder}):
             raise UserError(f"--output is the folder of --{flag}: choose another one.")
-    if masks.samefile(images):
+    if _is_one_of(masks, {images}):
         raise UserError("--mask is the folder of --image: put the masks in their own.")
     mask_of = masks_by_name(masks)
-    jobs, failures = {}, []
-    others = {masks.absolute(), output.absolute()}
-    for path in _images_in(images):
-        if others & {*path.absolute().parents}:
-            continue
+    # Folders inside that of the photos, and the one mask, hold no photos.
+    others = {masks.resolve(), output.resolve()} - {*images.resolve().parents}
+    paths = [
+        path
+        for path in _images_in(images)
+        if not others & {path.resolve(), *path.resolve().parents}
+    ]
+    inputs = {path.resolve() for path in (*paths, masks)}
+    jobs: dict[Path, Job] = {}
+    failures = []
+    for path in paths:
         name = path.relative_to(images)
-        ending = name.suffix if name.suffix.lower() in WRITABLE else ".png"
-        target = output / name.with_suffix(ending)
+        target = output / _output_name(name)
         try:
             job = Job(path, mask_of(str(name.with_suffix(""))), target)
+            if target in jobs:
+                raise UserError(f"{target} is also that of {jobs[target].image}.")
+            if {target.resolve(), job.raw.resolve()} & inputs:
+                raise UserError(f"{target} or {job.raw.name} is itself an input.")
+            jobs[target] = job
         except UserError as error:
-            failures.append(f"{path}: {error}")
-            continue
-        if target in jobs:
-            first = jobs[target].image
-            failures.append(
-                f"{path} and {first} would both become {target}: rename it."
-            )
-            continue
-        jobs[target] = job
-    if not jobs and not failures:
+            failures.append(f"{path} is left out: {error}")
+    if not paths:
         raise UserError(f"--image={images} holds no photos.")
     return list(jobs.values()), failures
+
+
+def _is_one_of(path: Path, others: set[Path]) -> bool:
+    return path.resolve() in {other.resolve() for other in others}
+
+
+def _output_name(name: Path) -> Path:
+    """A photo's own name; PNG for formats that are only read."""
+    from migan_jax.photos import WRITABLE
+
+    return name if name.suffix.lower() in WRITABLE else name.with_suffix(".png")
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -226,13 +242,14 @@ def _images_in(folder: Path) -> list[Path]:
         path
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in READABLE_ENDINGS
+        and not os.path.isdir(path)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
 
 
 def masks_by_name(masks: Path) -> Callable[[str], Path]:
     """What finds a photo's mask: the only one, or a folder's of the same name."""
-    if not masks.is_dir():
+    if not os.path.isdir(masks):
         return lambda name: masks
     found: dict[str, list[Path]] = {}
     for path in _images_in(masks):
@@ -241,9 +258,9 @@ def masks_by_name(masks: Path) -> Callable[[str], Path]:
     def find(name: str) -> Path:
         paths = found.get(name, [])
         if not paths:
-            raise UserError(f"there is no mask {masks / name}.*, so it is left out.")
+            raise UserError(f"there is no mask {masks / name}.* for it.")
         if len(paths) > 1:
-            raise UserError(f"{paths[0]} and {paths[1]} are both its mask: remove one.")
+            raise UserError(f"{paths[0]} and {paths[1]} are both its mask.")
         return paths[0]
 
     return find
@@ -252,28 +269,45 @@ def masks_by_name(masks: Path) -> Callable[[str], Path]:
 # One photo.
 
 
-def complete(job: Job, model: "Model", arguments: argparse.Namespace) -> None:
-    """Read, fill and write one photo; its result is the last thing to appear."""
-    import numpy as np
-    from PIL import Image
-
-    from migan_jax.photos import check_writable, read_mask, read_photo, write_photo
-    from migan_jax.weights.reading import write_whole
+def read_pair(job: Job, mask_hole: MaskHole) -> tuple["Photo", "np.ndarray"]:
+    """A photo and its hole, when they fit each other and the output's format."""
+    from migan_jax.photos import check_writable, read_mask, read_photo
 
     photo = read_photo(job.image)
-    if os.path.realpath(job.mask) == os.path.realpath(job.image):
+    if _is_one_of(job.mask, {job.image}):
         photo = photo.opaque()  # its transparent part is what becomes visible
     check_writable(photo, job.output)
-    hole, from_alpha = read_mask(job.mask, arguments.mask_hole)
-    _check_size(job, photo.pixels.shape[:2], hole.shape)
-    other = "black" if arguments.mask_hole == "white" else "white"
+    hole, from_alpha = read_mask(job.mask, mask_hole)
+    if hole.shape != photo.pixels.shape[:2]:
+        (height, width), (rows, columns) = photo.pixels.shape[:2], hole.shape
+        turned = " as viewers turn it" if (rows, columns) == (width, height) else ""
+        raise UserError(
+            f"{job.mask} is {columns}x{rows} pixels, but {job.image} is "
+            f"{width}x{height}{turned}: a mask must have the size of its photo."
+        )
+    other = "black" if mask_hole == "white" else "white"
     remedy = "make the other part transparent" if from_alpha else f"--mask-hole={other}"
     if doubt := doubt_about(hole, remedy):
         logger.warning("%s: %s", job.mask, doubt)
-    rgb = photo.rgb
-    raw = np.empty_like(rgb) if arguments.raw else None
+    return photo, hole
+
+
+def complete(
+    job: Job,
+    photo: "Photo",
+    hole: "np.ndarray",
+    model: "Model",
+    arguments: argparse.Namespace,
+) -> None:
+    """Fill the hole and write the results, of which the photo's is the last."""
+    import numpy as np
+    from PIL import Image
+
+    from migan_jax.photos import check_ending, write_photo
+
+    raw = np.empty_like(photo.rgb) if arguments.raw else None
     result = fill_holes(
-        rgb,
+        photo.rgb,
         hole,
         model.complete,
         model.network.resolution,
@@ -284,23 +318,12 @@ def complete(job: Job, model: "Model", arguments: argparse.Namespace) -> None:
     if raw is not None:
         picture = Image.fromarray(raw)
         write_whole(job.raw, lambda part: picture.save(part, format="PNG"))
-    if not hole.any() and job.image.suffix.lower() == job.output.suffix.lower():
+    if not hole.any() and check_ending(job.output) == photo.format:
         logger.warning("%s has no hole: the photo is copied as it is.", job.mask)
         content = job.image.read_bytes()
         write_whole(job.output, lambda part: part.write_bytes(content))
     else:
         write_photo(photo.with_rgb(result), job.output)
-
-
-def _check_size(job: Job, photo: tuple[int, int], mask: tuple[int, int]) -> None:
-    if photo == mask:
-        return
-    turned = mask == photo[::-1]
-    raise UserError(
-        f"{job.mask} is {mask[1]}x{mask[0]} pixels, but {job.image} is "
-        f"{photo[1]}x{photo[0]}{' as viewers turn it' if turned else ''}: a mask must "
-        f"have the size of its photo."
-    )
 
 
 def _progress(boxes: list[Box], name: str) -> Iterable[Box]:

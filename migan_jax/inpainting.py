@@ -78,19 +78,20 @@ class Model:
             maximum up) is the hole.
           mask_hole: "black" where the mask shows the known part in white instead.
           feather: farthest distance from the hole at which pixels may change, so that
-            the completion blends in; 0 leaves all known pixels as they are.
+            the completion blends in, at most an eighth of the network's size; 0 leaves
+            all known pixels as they are.
           crops: "auto" fills holes that are far apart, or long and thin, in crops of
-            their own, at full resolution where it can; "one" takes a single crop.
+            their own, unshrunk where it can; "one" takes a single crop.
 
         Returns uint8 [H, W, 3]. Pixels farther than `feather` from the hole are those
         of the photo, bit for bit.
         """
         image, hole = np.asarray(image), hole_of(np.asarray(mask), mask_hole)
-        check_arguments(image, hole, feather, crops)
+        size = self.network.resolution
+        check_arguments(image, hole, size, feather, crops)
         other = "black" if mask_hole == "white" else "white"
         if doubt := doubt_about(hole, f"mask_hole={other!r}"):
             logger.warning(doubt)
-        size = self.network.resolution
         return fill_holes(image, hole, self.complete, size, feather, crops)
 
     def complete(self, x: np.ndarray) -> np.ndarray:

@@ -7,8 +7,9 @@ and the way it was compressed are carried to the written file.
 
 import contextlib
 import dataclasses
+import functools
 import logging
-import re
+import os
 import warnings
 from collections.abc import Iterator
 from io import BytesIO
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
 from migan_jax.data.masks import MaskHole, hole_of
 from migan_jax.errors import UserError
-from migan_jax.weights.reading import reason, write_whole
+from migan_jax.files import reason, write_whole
+from migan_jax.metadata import Metadata, metadata_of, writer_options
 
 logger = logging.getLogger(__name__)
 
@@ -63,27 +65,7 @@ MODE_NAMES["RGBA"] = MODE_NAMES["LA"]
 AS_MODE = {"1": "L", "P": "RGB", "RGBX": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
 AS_MODE |= {"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
 WITH_ALPHA = {"L": "LA", "RGB": "RGBA"}
-
-# TIFF tags about how the pixels are stored, which the writer decides: all others in the
-# first directory are metadata.
-TIFF_LAYOUT = {*range(254, 260), 262, 263, 266, 273, 277, 278, 279, 284, 317, 320}
-TIFF_LAYOUT |= {*range(322, 326), 330, 338, 339, 347, 513, 514, *range(529, 533), 34675}
-ORIENTATION, EXIF_DIRECTORY, GPS_DIRECTORY = 0x0112, 0x8769, 0x8825
-EXIF_SIZE = 0xA002, 0xA003
-PNG_XMP = "XML:com.adobe.xmp"
-
-
-@dataclasses.dataclass(frozen=True)
-class Metadata:
-    """What a file says about its pixels; orientation has been applied and removed."""
-
-    exif: bytes = b""
-    icc_profile: bytes | None = None
-    xmp: bytes = b""
-    iptc: bytes | None = None  # JPEG's APP13, as it is
-    comment: bytes | None = None
-    dpi: tuple[float, float] | None = None
-    text: dict[str, str] = dataclasses.field(default_factory=dict)  # PNG's
+TIFF_PHOTOMETRIC = 262  # 0: white is zero, which Pillow turns round for 8 bits only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +78,7 @@ class Photo:
     format: str
     compression: dict[str, Any]  # arguments that make a file of the same format alike
 
-    @property
+    @functools.cached_property
     def rgb(self) -> np.ndarray:
         """What a network sees, uint8 [H, W, 3]."""
         if self.mode == "I;16":
@@ -160,17 +142,11 @@ def read_photo(path: Path) -> Photo:
         compression = _compression_of(image, file)
         colours_of_16_bits = ";16" in str(image.tile) and image.mode[0] != "I"
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        metadata = _metadata_of(image)
-        plain = _plain(image)
-        if plain is None:
-            raise UserError(
-                f"{path} has pixels of mode {image.mode}: save it as 8-bit RGB."
-            )
-        if colours_of_16_bits:
-            logger.warning("%s: 16-bit colour is read as 8-bit.", path)
-        kind = _format_of(image)
-        return Photo(np.asarray(plain), plain.mode, metadata, kind, compression)
+        metadata = _turn_upright(image, path)
+        pixels, mode = _pixels_of(image, path)
+    if colours_of_16_bits:
+        logger.warning("%s: 16-bit colour is read as 8-bit.", path)
+    return Photo(pixels, mode, metadata, _format_of(image), compression)
 
 
 class Mask(NamedTuple):
@@ -186,18 +162,18 @@ def read_mask(path: Path, mask_hole: MaskHole) -> Mask:
     Where the file has a transparent part, that is the hole, whatever its colours.
     """
     with _image_in(path) as (image, _):
-        ImageOps.exif_transpose(image, in_place=True)
-        numbers = image.mode in ("1", "I", "F")
-        plain = image if numbers else _plain(image)
-        if plain is None:
-            raise UserError(
-                f"{path} has pixels of mode {image.mode}: save it as 8-bit grey."
-            )
-        values = np.asarray(plain.convert("RGB") if plain.mode == "CMYK" else plain)
-    if plain.mode in WITH_ALPHA.values():
-        alpha, values = values[..., -1], values[..., :-1]
-        if alpha.min() < 255:
-            return Mask(hole_of(alpha, "black"), from_alpha=True)
+        image.load()
+        _turn_upright(image, path)
+        if image.mode in ("1", "I", "F"):
+            values, mode = np.asarray(image), image.mode
+        else:
+            image = image.convert("RGB") if image.mode == "CMYK" else image
+            values, mode = _pixels_of(image, path)
+    if mode in WITH_ALPHA.values():
+        transparent = hole_of(values[..., -1], "black")
+        if transparent.any():
+            return Mask(transparent, from_alpha=True)
+        values = values[..., :-1]
     if values.ndim == 3:
         values = values.max(axis=-1)  # a hole may be painted in any colour
     try:
@@ -210,6 +186,8 @@ def read_mask(path: Path, mask_hole: MaskHole) -> Mask:
 def _image_in(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
     """An image whose header has been read; what is wrong with it becomes a sentence."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe may never end
+            raise UserError(f"{path} is not a file.")
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow can do without is no concern
             image = Image.open(file, formats=READABLE)
@@ -245,16 +223,31 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     )
 
 
-def _plain(image: Image.Image) -> Image.Image | None:
-    """The same pixels in a mode of Photo's, or None where there is none."""
+def _turn_upright(image: Image.Image, path: Path) -> Metadata:
+    """Apply the orientation, and read the metadata that are true afterwards."""
+    exif = image.info.get("exif", b"")
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+        return metadata_of(image, exif)
+    except Exception as error:  # as with pixels, damage may surface as anything
+        logger.warning("%s: damaged metadata are left out (%s).", path, reason(error))
+        return Metadata(icc_profile=image.info.get("icc_profile"))
+
+
+def _pixels_of(image: Image.Image, path: Path) -> tuple[np.ndarray, str]:
+    """All that the pixels say, in a mode of Photo's."""
+    if image.mode.startswith("I;16"):  # either order of bytes
+        grey = np.asarray(image).astype(np.uint16)
+        inverted = image.format == "TIFF" and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0
+        return (~grey if inverted else grey), "I;16"
     mode = AS_MODE.get(image.mode, image.mode)
     if "transparency" in image.info:  # one colour, or the palette's alpha
         mode = WITH_ALPHA.get(mode, mode)
-    if mode.startswith("I;16"):
-        return image if mode == "I;16" else image.convert("I;16")
     if mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
-        return None
-    return image if image.mode == mode else image.convert(mode)
+        raise UserError(
+            f"{path} has pixels of mode {image.mode}: save it as 8-bit grey or RGB."
+        )
+    return np.asarray(image if image.mode == mode else image.convert(mode)), mode
 
 
 def _format_of(image: Image.Image) -> str:
@@ -266,8 +259,9 @@ def _compression_of(image: Image.Image, file: BinaryIO) -> dict[str, Any]:
     kind = _format_of(image)
     if kind == "JPEG":
         tables = {
-            "qtables": image.quantization,
+            "qtables": [table for _, table in sorted(image.quantization.items())],
             "progressive": bool(image.info.get("progressive")),
+            "keep_rgb": image.mode == "RGB" and image.info.get("adobe_transform") == 0,
         }
         sampling = JpegImagePlugin.get_sampling(image)
         return tables if sampling < 0 else tables | {"subsampling": sampling}
@@ -287,32 +281,6 @@ def _is_lossless_webp(file: BinaryIO) -> bool:
         file.seek(length + length % 2, 1)
     file.seek(position)
     return header[:4] == b"VP8L"
-
-
-def _metadata_of(image: Image.Image) -> Metadata:
-    info = image.info
-    exif = image.getexif()
-    unwanted = {ORIENTATION, *(TIFF_LAYOUT if image.format == "TIFF" else ())}
-    for tag in unwanted & {*exif}:
-        del exif[tag]
-    details = exif.get_ifd(EXIF_DIRECTORY) if EXIF_DIRECTORY in exif else {}
-    if all(tag in details for tag in EXIF_SIZE):
-        details[EXIF_SIZE[0]], details[EXIF_SIZE[1]] = image.size
-    # Re-written rather than copied: so the preview in it, of the photo as it was before
-    # something was removed, is left out.
-    content = exif.tobytes() if len(exif) else b""
-    xmp = info.get("xmp") or info.get(PNG_XMP) or b""
-    xmp = xmp.encode() if isinstance(xmp, str) else xmp
-    segments = getattr(image, "applist", ())
-    return Metadata(
-        exif=content,
-        icc_profile=info.get("icc_profile"),
-        xmp=re.sub(rb'tiff:Orientation(="|>)[0-9]', rb"tiff:Orientation\g<1>1", xmp),
-        iptc=next((content for name, content in segments if name == "APP13"), None),
-        comment=info.get("comment") if image.format in ("JPEG", "MPO") else None,
-        dpi=info.get("dpi"),
-        text={k: v for k, v in getattr(image, "text", {}).items() if k != PNG_XMP},
-    )
 
 
 # Writing.
@@ -344,9 +312,8 @@ def write_photo(photo: Photo, path: Path) -> None:
     """Write a photo with its metadata; the file appears whole or not at all."""
     check_writable(photo, path)
     kind = check_ending(path)
-    same = kind == photo.format
-    options = photo.compression if same else COMPRESSION[kind]
-    options = options | _metadata_options(photo.metadata, kind)
+    options = photo.compression if kind == photo.format else COMPRESSION[kind]
+    options = options | writer_options(photo.metadata, kind)
     buffer = BytesIO()
     try:
         photo.to_pillow().save(buffer, format=kind, **options)
@@ -356,34 +323,3 @@ def write_photo(photo: Photo, path: Path) -> None:
             f"({reason(error)}): try another ending."
         ) from error
     write_whole(path, lambda part: part.write_bytes(buffer.getbuffer()))
-
-
-def _metadata_options(metadata: Metadata, kind: str) -> dict[str, Any]:
-    """Metadata as arguments of Pillow's writer of a format."""
-    if kind == "BMP":
-        return {}
-    options = {
-        "exif": metadata.exif,
-        "icc_profile": metadata.icc_profile,
-        "xmp": metadata.xmp,
-        "comment": metadata.comment,
-        "dpi": metadata.dpi,
-    }
-    if kind == "TIFF" and _has_directories(metadata.exif):
-        options["compression"] = "raw"  # Pillow cannot write directories otherwise
-    if kind == "JPEG" and metadata.iptc:
-        length = len(metadata.iptc) + 2
-        options["extra"] = b"\xff\xed" + length.to_bytes(2) + metadata.iptc
-    if kind == "PNG":
-        options["pnginfo"] = text = PngImagePlugin.PngInfo()
-        for name, value in metadata.text.items():
-            text.add_itxt(name, value)
-        if metadata.xmp:
-            text.add_itxt(PNG_XMP, metadata.xmp.decode(errors="replace"))
-    return {name: value for name, value in options.items() if value}
-
-
-def _has_directories(content: bytes) -> bool:
-    exif = Image.Exif()
-    exif.load(content)
-    return EXIF_DIRECTORY in exif or GPS_DIRECTORY in exif

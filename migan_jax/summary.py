@@ -292,7 +292,7 @@ def save_panels(panels: dict[str, Any], path: Path) -> None:
     import numpy as np
     from PIL import Image, ImageDraw
 
-    from migan_jax.weights.reading import write_whole
+    from migan_jax.files import write_whole
 
     side, label, columns = 256, 16, 4
     rows = -(-len(panels) // columns)

@@ -29,6 +29,11 @@ def test_white_begins_at_half_of_the_largest_value(largest):
         assert np.array_equal(hole_of(values.astype(dtype)), expected)
 
 
+def test_the_smallest_numbers_are_numbers():
+    smallest = np.nextafter(np.float32(0), np.float32(1))
+    assert hole_of(np.array([[0, smallest]], np.float32)).tolist() == [[False, True]]
+
+
 def test_large_integers_do_not_overflow():
     largest = np.iinfo(np.uint64).max
     values = np.array([[0, largest // 2, largest // 2 + 1, largest]], np.uint64)
@@ -68,6 +73,7 @@ SHAPE = (100, 100)
         (hole_in(SHAPE, (5, 5, 95, 95)), ["81%", "do that."]),
         (~hole_in(SHAPE, (20, 20, 85, 85)), ["58%", "border"]),
         (hole_in(SHAPE, (0, 0, 70, 100)), ["70%", "border"]),
+        (hole_in(SHAPE, (5, 5, 90, 89)), ["71%", "do that."]),
         (hole_in(SHAPE, (10, 10, 90, 90)), None),
         (~hole_in(SHAPE, (10, 10, 90, 90)), None),
         (hole_in(SHAPE, (10, 10, 30, 30)), None),

@@ -12,8 +12,9 @@ PACKAGE = Path(__file__).parent.parent / "migan_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = {
-    "errors": -1,
-    **dict.fromkeys(("config", "ops", "geometry"), 0),
+    "errors": -2,
+    "files": -1,
+    **dict.fromkeys(("config", "ops", "geometry", "metadata"), 0),
     **dict.fromkeys(("models", "losses", "data"), 1),
     **dict.fromkeys(("systems", "metrics", "weights", "twins"), 2),
     **dict.fromkeys(("training", "inpainting", "photos"), 3),

@@ -329,7 +329,7 @@ def test_inpaint_doubts_masks(hole, sentence, models, photo, caplog):
         ({"mask": np.zeros((50, 40))}, "mask is 40x50 pixels and the photo 50x40"),
         ({"image": np.zeros((40, 50, 4), np.uint8)}, r"uint8 \[H, W, 3\]"),
         ({"mask_hole": "red"}, "'white' or 'black', not 'red'"),
-        ({"feather": -1}, "from 0 to 64"),
+        ({"feather": -1}, "from 0 to 2 with a network of 16 pixels"),
         ({"crops": "all"}, "'auto' or 'one'"),
     ],
 )

@@ -15,7 +15,7 @@ from migan_jax.photos import read_mask, read_photo, write_photo
 HEIGHT, WIDTH = 24, 36
 RGB = picture(HEIGHT, WIDTH)
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-ORIENTATION, MAKE, THUMBNAIL = 0x0112, 0x010F, b"\xff\xd8\xffwhat was removed\xff\xd9"
+ORIENTATION, MAKE = 0x0112, 0x010F
 
 
 def in_mode(mode):
@@ -88,6 +88,39 @@ def test_sixteen_bits_are_scaled_by_257(tmp_path):
     assert read_photo(tmp_path / "x.png").rgb[0, :, 0].tolist() == [0, 0, 1, 1, 255]
 
 
+@pytest.mark.parametrize(("order", "white"), [("<", 1), (">", 1), ("<", 0)])
+def test_sixteen_bits_of_every_tiff(order, white, tmp_path):
+    """Either order of bytes; and white may be zero."""
+    values = np.arange(1000, 1000 + 24 * 36 * 70, 70).reshape(24, 36)
+    stored = values if white else 65535 - values
+    path = tmp_path / "x.tif"
+    path.write_bytes(tiff(order, white, stored))
+    photo = read_photo(path)
+    assert photo.mode == "I;16" and np.array_equal(photo.pixels, values)
+    assert np.array_equal(read_mask(path, "white").hole, 2 * values >= values.max())
+    write_photo(photo, tmp_path / "y.tif")
+    assert np.array_equal(read_photo(tmp_path / "y.tif").pixels, values)
+
+
+def tiff(order, photometric, grey, iptc=b""):
+    """The smallest file of one strip of 16 bits a pixel; IPTC as numbers of 32 bits."""
+    height, width = grey.shape
+    data = grey.astype(f"{order}u2").tobytes()
+    tags = {256: width, 257: height, 258: 16, 259: 1, 262: photometric}
+    data_at = 8 + 2 + 10 * 12 + 4
+    tags |= {273: data_at, 277: 1, 278: height, 279: len(data)}
+    tags |= {33723: data_at + len(data)}
+    start = b"II*\0" if order == "<" else b"MM\0*"
+    entries = b"".join(
+        struct.pack(
+            f"{order}HHII", tag, 4, len(iptc) // 4 if tag == 33723 else 1, value
+        )
+        for tag, value in tags.items()
+    )
+    head = struct.pack(f"{order}IH", 8, len(tags))
+    return start + head + entries + bytes(4) + data + iptc
+
+
 def test_a_transparent_colour_becomes_an_alpha_channel(tmp_path):
     for mode, colour, kept in (("RGB", (1, 2, 3), "RGBA"), ("L", 7, "LA")):
         image = Image.new(mode, (4, 4), colour)
@@ -150,9 +183,11 @@ def exif_with_everything(orientation):
     return exif.tobytes()
 
 
+PREVIEW = b"what was removed"
 XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" '
-    b'dc:rights="mine"/></x:xmpmeta>'
+    b'dc:rights="mine"><xmp:Thumbnails>' + PREVIEW + b"</xmp:Thumbnails>"
+    b"</rdf:Description></x:xmpmeta>"
 )
 # How each orientation is stored, from the upright picture.
 STORED = {
@@ -193,7 +228,13 @@ def test_metadata_are_kept(orientation, ending, tmp_path):
         text.add_text("Title", "a photo")
         text.add_itxt("Author", "Zoë", "en", "")
         text.add_itxt("XML:com.adobe.xmp", XMP.decode())
-    elif ending != "tif":
+        text.add_text("Raw profile type exif", "old, with a preview")
+    elif ending == "tif":
+        exif = Image.Exif()
+        exif.load(options["exif"])
+        exif[700], exif[34377] = XMP, PREVIEW
+        options["exif"] = exif
+    else:
         options["xmp"] = XMP
     if ending == "jpg":
         options |= {"comment": b"a comment", "extra": iptc()}
@@ -215,40 +256,99 @@ def test_metadata_are_kept(orientation, ending, tmp_path):
             assert np.allclose(info["dpi"], 300, atol=0.1)
         if ending == "png":
             assert image.text["Title"] == "a photo" and image.text["Author"] == "Zoë"
-        if ending != "tif":
-            xmp = info.get("xmp") or info["XML:com.adobe.xmp"].encode()
-            assert b'dc:rights="mine"' in xmp
-            assert b'Orientation="6"' not in xmp
+            assert "Raw profile type exif" not in image.text
+        xmp = info.get("xmp") or info["XML:com.adobe.xmp"].encode()
+        assert b'dc:rights="mine"' in xmp and b'Orientation="6"' not in xmp
         if ending == "jpg":
             assert info["comment"] == b"a comment"
-            assert dict(image.applist)["APP13"] == iptc()[4:]
+            assert info["photoshop"] == {0x0404: IPTC}
+        assert PREVIEW not in target.read_bytes()
+
+
+IPTC = b"\x1c\x02\x05\0\3abc"
 
 
 def iptc():
-    content = b"Photoshop 3.0\x008BIM\x04\x04\x00\x00\x00\x00\x00\x00"
+    """A segment of Photoshop's: IPTC, and a preview (0x040C)."""
+    content = b"Photoshop 3.0\0"
+    for number, resource in ((0x0404, IPTC), (0x040C, PREVIEW)):
+        content += b"8BIM" + struct.pack(">HHI", number, 0, len(resource)) + resource
+        content += bytes(len(resource) % 2)
     return b"\xff\xed" + struct.pack(">H", len(content) + 2) + content
 
 
-def test_the_preview_inside_a_file_is_dropped(tmp_path):
-    """It would still show what has been removed."""
-    entries = [(MAKE, 2, 4, b"abc\0")]
-    first = struct.pack("<H", 1) + b"".join(
-        struct.pack("<HHI", tag, kind, count) + value
-        for tag, kind, count, value in entries
-    )
-    second_at = 8 + len(first) + 4
-    second = struct.pack("<HHHII", 2, 0x0201, 4, 1, second_at + 30)
-    second += struct.pack("<HHII", 0x0202, 4, 1, len(THUMBNAIL)) + bytes(4)
-    exif = b"II*\0" + struct.pack("<I", 8) + first + struct.pack("<I", second_at)
-    exif = b"Exif\0\0" + exif + second + THUMBNAIL
-    source, target = tmp_path / "a.jpg", tmp_path / "b.jpg"
-    Image.fromarray(RGB).save(source, exif=exif)
-    assert THUMBNAIL in source.read_bytes()
+def block_with_a_preview():
+    """EXIF as cameras write it: texts of any bytes, turned, with a second directory."""
+    artist = "Jürgen".encode() + b"\0"
+    second_at = 8 + 2 + 2 * 12 + 4
+    data_at = second_at + 2 + 2 * 12 + 4
+    first = struct.pack("<H", 2)
+    first += struct.pack("<HHIHH", ORIENTATION, 3, 1, 3, 0)
+    first += struct.pack("<HHII", 0x013B, 2, len(artist), data_at)
+    second = struct.pack("<H", 2)
+    second += struct.pack("<HHII", 0x0201, 4, 1, data_at + len(artist))
+    second += struct.pack("<HHII", 0x0202, 4, 1, len(PREVIEW))
+    links = struct.pack("<I", second_at), bytes(4)
+    header = b"II*\0" + struct.pack("<I", 8)
+    return header + first + links[0] + second + links[1] + artist + PREVIEW
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+def test_exif_is_kept_byte_for_byte_but_for_orientation_and_preview(ending, tmp_path):
+    block = block_with_a_preview()
+    source, target = tmp_path / f"a.{ending}", tmp_path / f"b.{ending}"
+    Image.fromarray(RGB).save(source, exif=b"Exif\0\0" + block)
+    assert PREVIEW in source.read_bytes()
     photo = read_photo(source)
+    assert np.abs(photo.rgb.astype(int) - RGB[::-1, ::-1]).mean() < 20
     write_photo(photo, target)
-    assert THUMBNAIL not in target.read_bytes()
+    content = target.read_bytes()
+    assert PREVIEW not in content and "Jürgen".encode() in content
     with Image.open(target) as image:
-        assert image.getexif()[MAKE].rstrip("\0") == "abc"
+        written = image.info["exif"].removeprefix(b"Exif\0\0")
+    differing = {
+        i for i, pair in enumerate(zip(block, written, strict=True)) if len({*pair}) > 1
+    }
+    orientation_at, link_at = 8 + 2 + 8, 8 + 2 + 2 * 12
+    preview = range(len(block) - len(PREVIEW), len(block))
+    assert differing <= {orientation_at, link_at, *preview}
+
+
+def test_damaged_exif_is_left_out_and_said(tmp_path, caplog):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(RGB).save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\xff", quality=95)
+    photo = read_photo(path)
+    assert photo.rgb.shape == RGB.shape and photo.metadata.exif == b""
+    assert "damaged metadata are left out" in caplog.text
+
+
+def test_metadata_too_long_for_a_jpeg_are_left_out_and_said(tmp_path, caplog):
+    exif = Image.Exif()
+    exif[MAKE] = "x" * 70_000
+    Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
+    write_photo(read_photo(tmp_path / "a.png"), tmp_path / "b.jpg")
+    assert "cannot hold exif so long" in caplog.text
+    assert read_photo(tmp_path / "b.jpg").metadata.exif == b""
+
+
+def test_colours_of_png_without_a_profile(tmp_path):
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add(b"gAMA", struct.pack(">I", 100_000))
+    chunks.add(b"cHRM", struct.pack(">8I", *range(1000, 9000, 1000)))
+    Image.fromarray(RGB).save(tmp_path / "a.png", pnginfo=chunks)
+    write_photo(read_photo(tmp_path / "a.png"), tmp_path / "b.png")
+    with Image.open(tmp_path / "a.png") as a, Image.open(tmp_path / "b.png") as b:
+        assert b.info["gamma"] == a.info["gamma"] == 1
+        assert b.info["chromaticity"] == a.info["chromaticity"]
+
+
+def test_iptc_of_tiff_stored_as_numbers_is_not_mangled(tmp_path, caplog):
+    """Pillow would give the first four bytes of it."""
+    (tmp_path / "a.tif").write_bytes(tiff("<", 1, np.zeros((4, 4), int), IPTC))
+    write_photo(read_photo(tmp_path / "a.tif"), tmp_path / "b.tif")
+    with Image.open(tmp_path / "b.tif") as image:
+        assert 33723 not in image.tag_v2
+    assert "IPTC stored as numbers" in caplog.text
 
 
 # Compression.
@@ -286,6 +386,35 @@ def test_jpegs_that_are_not_rgb(mode, tmp_path):
     assert difference.mean() < 3
     with Image.open(source) as before, Image.open(target) as after:
         assert after.quantization == before.quantization
+
+
+def test_jpegs_that_hold_rgb(tmp_path):
+    source, target = tmp_path / "a.jpg", tmp_path / "b.jpg"
+    Image.fromarray(RGB).save(source, keep_rgb=True, quality=90)
+    photo = read_photo(source)
+    write_photo(photo, target)
+    assert np.abs(read_photo(target).rgb.astype(int) - photo.rgb).mean() < 0.5
+
+
+def test_phones_files_with_a_second_picture_are_jpegs(tmp_path):
+    image = Image.fromarray(RGB)
+    image.save(tmp_path / "a.mpo", save_all=True, append_images=[image], quality=60)
+    (tmp_path / "a.mpo").rename(tmp_path / "a.jpg")
+    photo = read_photo(tmp_path / "a.jpg")
+    assert photo.format == "JPEG"
+    write_photo(photo, tmp_path / "b.jpg")
+    with Image.open(tmp_path / "a.jpg") as old, Image.open(tmp_path / "b.jpg") as new:
+        assert (old.format, new.format) == ("MPO", "JPEG")
+        assert new.quantization == old.quantization
+
+
+def test_jpegs_of_other_files_are_of_high_quality(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    write_photo(read_photo(tmp_path / "a.png"), tmp_path / "b.jpg")
+    with Image.open(tmp_path / "b.jpg") as image:
+        assert max(image.quantization[0]) <= 12
+        assert JpegImagePlugin.get_sampling(image) == 0
+    assert np.abs(read_photo(tmp_path / "b.jpg").rgb.astype(int) - RGB).mean() < 4
 
 
 def test_tiff_and_webp_compression_are_kept(tmp_path):
@@ -333,6 +462,16 @@ def test_masks_of_any_mode(mode, tmp_path):
     assert np.array_equal(read_mask(path, "black").hole, ~hole)
 
 
+def test_masks_are_turned_upright(tmp_path):
+    hole = np.zeros((9, 5), np.bool_)
+    hole[1:3, 1:2] = True
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    stored = np.ascontiguousarray(STORED[6](hole))
+    Image.fromarray(np.uint8(255) * stored).save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(read_mask(tmp_path / "x.png", "white").hole, hole)
+
+
 @pytest.mark.parametrize("colour", ["red", "lime", "blue", "white", "#000040"])
 def test_holes_may_be_painted_in_any_colour(colour, tmp_path):
     image = Image.new("RGB", (9, 9))
@@ -357,10 +496,14 @@ def test_what_is_transparent_is_the_hole(mode, mask_hole, tmp_path):
     assert mask.from_alpha and np.array_equal(mask.hole, alpha < 128)
 
 
-def test_an_opaque_alpha_channel_says_nothing(tmp_path):
+@pytest.mark.parametrize("least", [255, 254, 128])
+def test_an_opaque_alpha_channel_says_nothing(least, tmp_path):
+    """Nor does one that is a little transparent here and there."""
     hole = np.zeros((9, 9), np.uint8)
     hole[2:4, 3:6] = 255
-    Image.fromarray(hole).convert("RGBA").save(tmp_path / "x.png")
+    image = Image.fromarray(hole).convert("RGBA")
+    image.putpixel((0, 0), (0, 0, 0, least))
+    image.save(tmp_path / "x.png")
     mask = read_mask(tmp_path / "x.png", "white")
     assert not mask.from_alpha and np.array_equal(mask.hole, hole > 0)
 
@@ -404,7 +547,7 @@ def test_files_that_are_no_images(tmp_path):
         ("text.jpg", "not an image in a known format"),
         ("empty.png", "not an image in a known format"),
         ("x.eps", "not an image in a known format"),
-        ("folder.png", "cannot be read: Is a directory"),
+        ("folder.png", "folder.png is not a file"),
         ("absent.png", "cannot be read: No such file"),
         ("half.png", "damaged or incomplete"),
     ):

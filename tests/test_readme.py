@@ -47,9 +47,9 @@ def test_make_has_the_documented_targets():
 
 def test_every_relative_link_and_path_exists():
     text = "".join((ROOT / name).read_text() for name in DOCUMENTS)
-    paths = re.findall(
-        r"`((?:benchmarks|tests|migan_jax|ops|models|weights)/\S+)`", text
-    )
+    folders = "benchmarks|docs|geometry|migan_jax|models|ops|tests|weights"
+    paths = re.findall(rf"`((?:{folders})/\S+)`", text)
+    paths += re.findall(r"\]\((?!https:)([^)]+)\)", text)
     assert paths
     for path in paths:
         assert (ROOT / path).exists() or (ROOT / "migan_jax" / path).exists(), path

@@ -46,8 +46,9 @@ def _is_high(mask: np.ndarray) -> np.ndarray:
     largest = mask.max()
     if largest == 0:
         return np.zeros(mask.shape, np.bool_)
-    half = largest / 2 if mask.dtype.kind == "f" else largest // 2 + largest % 2
-    return mask >= half
+    if mask.dtype.kind == "f":
+        return mask / largest >= 0.5  # half of the smallest number would be zero
+    return mask >= largest // 2 + largest % 2
 
 
 def doubt_about(hole: np.ndarray, remedy: str) -> str | None:

@@ -1,8 +1,8 @@
 """Which squares of a photo the network is shown, one after the other.
 
 The hole's bounding box, with context around it, grows to a square of at least the
-network's size and is shifted inside the photo; nothing is ever squeezed. Holes far
-apart, and long thin ones, get several such crops.
+network's size and is shifted inside the photo; nothing is ever squeezed, but for the
+rounding to whole pixels. Holes far apart, and long thin ones, get several such crops.
 """
 
 import dataclasses
@@ -16,9 +16,7 @@ Crops = Literal["auto", "one"]
 # least an eighth of the network's size.
 CONTEXT_OF_BOX = 4
 CONTEXT_OF_NETWORK = 8
-# Holes are cut apart only where one crop would shrink them by more than this,
-WORTH_CUTTING = 1.25
-# and, where no gap parts them, only if they are a smaller part of that crop than this.
+# A hole without gaps is thin if it is a smaller part of its crop than this.
 THIN_SHARE = 0.1
 
 
@@ -61,19 +59,16 @@ class Crop:
     inner: Box  # where that part lies in the network's square
 
 
-def plan(hole: np.ndarray, size: int, feather: int, crops: Crops) -> list[Box]:
+def plan(hole: np.ndarray, size: int, crops: Crops) -> list[Box]:
     """The boxes to fill one after the other, disjoint, every hole pixel in one."""
     whole = tight_box(hole, Box(0, 0, *hole.shape))
-    return [whole] if crops == "one" else sorted(_cut(hole, whole, size, feather))
+    return [whole] if crops == "one" else sorted(_cut(hole, whole, size))
 
 
-def crop_around(box: Box, shape: tuple[int, int], size: int, feather: int) -> Crop:
+def crop_around(box: Box, shape: tuple[int, int], size: int) -> Crop:
     """The square around a hole's box in a photo of `shape`."""
-    context = max(
-        max(box.height, box.width) // CONTEXT_OF_BOX,
-        size // CONTEXT_OF_NETWORK,
-        feather,
-    )
+    longer = max(box.height, box.width)
+    context = max(longer // CONTEXT_OF_BOX, size // CONTEXT_OF_NETWORK)
     height, width = shape
     with_context = Box(
         max(box.top - context, 0),
@@ -119,42 +114,32 @@ def tight_box(hole: np.ndarray, within: Box) -> Box:
     )
 
 
-def _cut(hole: np.ndarray, box: Box, size: int, feather: int) -> list[Box]:
+def _cut(hole: np.ndarray, box: Box, size: int) -> list[Box]:
     """Cut a box at gaps, or a thin hole anywhere, while its crop would be shrunk."""
-    side = crop_around(box, hole.shape, size, feather).side
-    if side <= WORTH_CUTTING * size:
+    side = crop_around(box, hole.shape, size).side
+    if side == size:
         return [box]
     part = hole[box.slices]
     axis = 0 if box.height >= box.width else 1  # the longer one first
     counts = {a: np.count_nonzero(part, axis=1 - a) for a in (axis, 1 - axis)}
-    gap = size // CONTEXT_OF_NETWORK
     for a in counts:
-        if (at := _middle_gap(counts[a], gap)) is not None:
-            return _cut_at(hole, box, a, at, size, feather)
+        if (at := _middle_gap(counts[a], size // CONTEXT_OF_NETWORK)) is not None:
+            return _cut_at(hole, box, a, at, size)
     if counts[axis].sum() >= THIN_SHARE * side**2:
         return [box]
-    # Through as little of the hole as can be, near the middle.
-    third = len(counts[axis]) // 3
-    inner = counts[axis][third : 2 * third + 1]
-    least = third + np.flatnonzero(inner == inner.min())
-    at = _nearest_to_middle(least, len(counts[axis]))
-    return _cut_at(hole, box, axis, at, size, feather)
+    # Into as few equal parts as can each be shown unshrunk, with context.
+    length = len(counts[axis])
+    longest = size * CONTEXT_OF_BOX // (CONTEXT_OF_BOX + 2)
+    parts = max(2, -(-length // longest))
+    return _cut_at(hole, box, axis, length * (parts // 2) // parts, size)
 
 
-def _cut_at(
-    hole: np.ndarray, box: Box, axis: int, at: int, size: int, feather: int
-) -> list[Box]:
+def _cut_at(hole: np.ndarray, box: Box, axis: int, at: int, size: int) -> list[Box]:
     if axis == 0:
-        first = box._replace(bottom=box.top + at)
-        second = box._replace(top=box.top + at)
+        halves = box._replace(bottom=box.top + at), box._replace(top=box.top + at)
     else:
-        first = box._replace(right=box.left + at)
-        second = box._replace(left=box.left + at)
-    return [
-        leaf
-        for half in (first, second)
-        for leaf in _cut(hole, tight_box(hole, half), size, feather)
-    ]
+        halves = box._replace(right=box.left + at), box._replace(left=box.left + at)
+    return [leaf for half in halves for leaf in _cut(hole, tight_box(hole, half), size)]
 
 
 def _middle_gap(counts: np.ndarray, shortest: int) -> int | None:
@@ -163,8 +148,4 @@ def _middle_gap(counts: np.ndarray, shortest: int) -> int | None:
     centres = ((full[:-1] + full[1:] + 1) // 2)[np.diff(full) > shortest]
     if not centres.size:
         return None
-    return _nearest_to_middle(centres, len(counts))
-
-
-def _nearest_to_middle(positions: np.ndarray, length: int) -> int:
-    return int(positions[np.argmin(np.abs(positions - length / 2))])
+    return int(centres[np.argmin(np.abs(centres - len(counts) / 2))])

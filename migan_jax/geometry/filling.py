@@ -12,8 +12,8 @@ One definition for Python, the exported pipeline and the browser. For every crop
 4. it is pasted with a weight of 1 on the hole, falling to 0 within `feather` pixels of
    Euclidean distance, and rounded to 8 bits, here and nowhere before.
 
-Later crops take what earlier ones have filled as known. Memory beside the photo is
-bounded by the crop: resizing and pasting go by strips of rows.
+Later crops take what earlier ones have filled as known. Resizing and pasting go by
+strips of rows: beside the photo there are only a few bytes for each pixel of a crop.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -23,15 +23,23 @@ import numpy as np
 from PIL import Image
 
 from migan_jax.errors import UserError
-from migan_jax.geometry.crops import Box, Crop, Crops, crop_around, plan, tight_box
+from migan_jax.geometry.crops import (
+    CONTEXT_OF_NETWORK,
+    Box,
+    Crop,
+    Crops,
+    crop_around,
+    plan,
+    tight_box,
+)
 
 Network = Callable[[np.ndarray], np.ndarray]  # [1, S, S, 4] -> [1, S, S, 3]
 
 DEFAULT_FEATHER = 2
-LARGEST_FEATHER = 64
 
-# A resized pixel counts as known while less of it than this comes from unknown ones.
-UNKNOWN_SHARE = 1e-3
+# A resized pixel counts as known while less of it than this comes from unknown ones:
+# zero, but for rounding.
+UNKNOWN_SHARE = 1e-6
 
 # Pixels handled at once where a crop is larger than the network.
 STRIP_PIXELS = 1 << 20
@@ -63,15 +71,16 @@ def fill_holes(
 
     Returns the completed photo; without a hole, an equal one.
     """
-    check_arguments(image, hole, feather, crops)
+    check_arguments(image, hole, size, feather, crops)
+    feather = int(feather)  # NumPy's small integers overflow when squared
     result = image.copy()
     if raw is not None:
         raw[:] = image
     if not hole.any():
         return result
     unfilled = hole.copy()
-    for box in track(plan(hole, size, feather, crops)):
-        crop = crop_around(box, hole.shape, size, feather)
+    for box in track(plan(hole, size, crops)):
+        crop = crop_around(box, hole.shape, size)
         distance = squared_distance(unfilled[crop.box.slices], feather)
         x = network_input(result[crop.box.slices], distance <= feather**2, crop)
         output = np.asarray(network(x), np.float32)
@@ -80,7 +89,7 @@ def fill_holes(
                 "The network's output holds NaN or infinity: its weights are damaged."
             )
         known, given = x[0, ..., 0] > 0, x[0, ..., 1:]
-        own = [output[0, ..., c] for c in range(3)]
+        own = [np.clip(output[0, ..., c], -1, 1) for c in range(3)]
         completed = [np.where(known, given[..., c], own[c]) for c in range(3)]
         _paste(result, completed, distance, box, crop, feather)
         unfilled[box.slices] = False
@@ -91,7 +100,7 @@ def fill_holes(
 
 
 def check_arguments(
-    image: np.ndarray, hole: np.ndarray, feather: int, crops: str
+    image: np.ndarray, hole: np.ndarray, size: int, feather: int, crops: str
 ) -> None:
     """Say in one sentence what does not fit."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -100,19 +109,28 @@ def check_arguments(
         )
     if image.size == 0:
         raise UserError(f"The photo has no pixels: {list(image.shape)}.")
+    if hole.dtype != np.bool_ or hole.ndim != 2:
+        raise UserError(f"A hole is bool [H, W], not {hole.dtype} {list(hole.shape)}.")
     if hole.shape != image.shape[:2]:
         (height, width), (rows, columns) = image.shape[:2], hole.shape
         raise UserError(
             f"The mask is {columns}x{rows} pixels and the photo {width}x{height}: "
             f"they must have one size."
         )
-    if not (isinstance(feather, int | np.integer) and 0 <= feather <= LARGEST_FEATHER):
-        raise UserError(
-            f"feather is a whole number of pixels from 0 to {LARGEST_FEATHER}, "
-            f"not {feather!r}."
-        )
+    check_feather(feather, size)
     if crops not in get_args(Crops):
         raise UserError(f"crops is 'auto' or 'one', not {crops!r}.")
+
+
+def check_feather(feather: int, size: int) -> None:
+    """What is blended has to lie inside the context."""
+    whole = isinstance(feather, int | np.integer) and not isinstance(feather, bool)
+    largest = max(DEFAULT_FEATHER, size // CONTEXT_OF_NETWORK)
+    if not (whole and 0 <= feather <= largest):
+        raise UserError(
+            f"feather is a whole number of pixels from 0 to {largest} with a network "
+            f"of {size} pixels, not {feather!r}."
+        )
 
 
 # To the network and back.
@@ -216,13 +234,11 @@ def _paste(
         min(box.right + feather, crop.box.right),
     )
     for part, levels in _resized_back(completed, crop, reach):
-        squared = distance[part.relative_to(crop.box).slices]
-        weight = _falloff(feather)[squared]
+        weight = _falloff(feather)[distance[part.relative_to(crop.box).slices]]
         pixels = result[part.slices]
         for c, level in enumerate(levels):
             before = pixels[..., c]
-            blended = weight * level + (1 - weight) * before
-            np.copyto(before, _rounded(blended), where=squared <= feather**2)
+            before[...] = _rounded(weight * level + (1 - weight) * before)
 
 
 def squared_distance(hole: np.ndarray, feather: int) -> np.ndarray:
@@ -241,7 +257,7 @@ def squared_distance(hole: np.ndarray, feather: int) -> np.ndarray:
     squared[hole[reach]] = 0
     for axis in (1, 0):
         before = squared.swapaxes(0, axis)  # of this axis, along the first one
-        nearest = before.copy()
+        nearest = before.copy(order="K")
         for step in range(1, feather + 1):
             moved = before + whole.dtype.type(step**2)
             np.minimum(nearest[step:], moved[:-step], out=nearest[step:])

@@ -5,9 +5,7 @@ restricted unpickler; whatever needs more than tensors is refused.
 """
 
 import os
-import shutil
 import warnings
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from migan_jax.errors import UserError, missing_extra
+from migan_jax.files import reason, write_whole
 
 TORCH_ENDINGS = (".pt", ".pth")
 FILE_ENDINGS = (*TORCH_ENDINGS, ".safetensors")
-REASON_LENGTH = 200
 
 Tensors = dict[str, np.ndarray]
 
@@ -68,27 +66,6 @@ def write_tensors(path: Path, tensors: Tensors) -> None:
         torch.save({k: torch.from_numpy(v) for k, v in tensors.items()}, buffer)
         content = buffer.getvalue()
     write_whole(path, lambda part: part.write_bytes(content))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file or folder that appears at `path` whole or not at all."""
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        os.replace(part, path)
-    except (OSError, ValueError) as error:  # TensorStore has only ValueError
-        raise UserError(f"{path} cannot be written: {reason(error)}.") from error
-    finally:
-        remove(part)
-
-
-def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
-    if os.path.isdir(path):
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        path.unlink()
 
 
 def import_torch(purpose: str) -> Any:
@@ -180,16 +157,6 @@ def _damaged(path: Path, error: Exception | str) -> UserError:
         f"{path} cannot be read as a checkpoint, it is damaged, incomplete or of "
         f"another format ({reason(error)}): get the file again."
     )
-
-
-def reason(error: Exception | str) -> str:
-    """What a library's error says, short enough for one sentence."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = str(error).strip()
-    if not text or isinstance(error, KeyError):
-        text = f"{type(error).__name__} {text}"
-    return text.splitlines()[0][:REASON_LENGTH].rstrip(".")
 
 
 def _needs_code(path: Path) -> UserError:

@@ -11,9 +11,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from migan_jax.errors import UserError
+from migan_jax.files import reason, write_whole
 from migan_jax.weights.families import Network, build, describe
 from migan_jax.weights.names import abstract_variables
-from migan_jax.weights.reading import reason, write_whole
 
 CHECKPOINTS = "checkpoints"
 
