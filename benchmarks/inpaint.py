@@ -8,12 +8,12 @@ MI-GAN with random weights, photos of noise. Per photo and hole:
   network      the network alone, as often as there are crops
   geometry     `fill_holes` with a stand-in that answers at once with that output
   copy         one copy of the photo: what any geometry takes at least
-  extra MB     the most memory that `fill_holes` needs beside photo, mask and result;
-               with the stand-in (geometry), and with the network (all)
+  extra MB     the most memory that the geometry needs beside photo, mask and result, in
+               a process of its own
 """
 
 import argparse
-import ctypes
+import multiprocessing
 from pathlib import Path
 
 from timing import minimum_ms, print_table, save_json, use_cores
@@ -78,13 +78,8 @@ def measure(model, arguments, width: int, height: int, parts: tuple) -> dict:
     from migan_jax.geometry.crops import plan
     from migan_jax.geometry.filling import fill_holes
 
-    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    hole = np.zeros((height, width), np.bool_)
-    top, left, bottom, right = parts
-    hole[
-        int(top * height) : int(bottom * height), int(left * width) : int(right * width)
-    ] = True
     size = arguments.resolution
+    image, hole = make_photo(width, height, parts)
     crops = len(plan(hole, size, "auto"))
     x = np.zeros((1, size, size, 4), np.float32)
     output = model.complete(x)
@@ -94,25 +89,44 @@ def measure(model, arguments, width: int, height: int, parts: tuple) -> dict:
         "geometry": lambda: fill_holes(image, hole, lambda x: output, size),
         "copy": image.copy,
     }
-    extra = {name: extra_megabytes(runs[name], image) for name in ("geometry", "all")}
     times = minimum_ms(runs, arguments.repeats)
+    with multiprocessing.get_context("spawn").Pool(1) as fresh:
+        extra = fresh.apply(extra_megabytes, (width, height, parts, size))
     return {
         "crops": crops,
         **{f"{name} ms": value for name, value in times.items()},
         "geometry / network": times["geometry"] / times["network"],
         "geometry / copy": times["geometry"] / times["copy"],
-        **{f"{name}, extra MB": value for name, value in extra.items()},
+        "extra MB": extra,
     }
 
 
-def extra_megabytes(run, result) -> float:
-    """Peak of resident memory during `run` above what it was and what it returns."""
-    ctypes.CDLL(None).malloc_trim(0)  # so that what was freed before is not reused
+def make_photo(width: int, height: int, parts: tuple):
+    """Noise, and a box of it to be filled."""
+    import numpy as np
+
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    hole = np.zeros((height, width), np.bool_)
+    top, bottom = (int(part * height) for part in parts[::2])
+    left, right = (int(part * width) for part in parts[1::2])
+    hole[top:bottom, left:right] = True
+    return image, hole
+
+
+def extra_megabytes(width: int, height: int, parts: tuple, size: int) -> float:
+    """Peak of resident memory above what there was before, less the result."""
+    import numpy as np
+
+    from migan_jax.geometry.filling import fill_holes
+
+    small, hole = make_photo(64, 64, parts)
+    output = np.zeros((1, size, size, 3), np.float32)
+    fill_holes(small, hole, lambda x: output, size)  # loads what is loaded once
+    image, hole = make_photo(width, height, parts)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is in use
     before = resident_megabytes("VmRSS")
-    run()
-    extra = resident_megabytes("VmHWM") - before - result.nbytes / 1e6
-    return max(0.0, extra)
+    result = fill_holes(image, hole, lambda x: output, size)
+    return resident_megabytes("VmHWM") - before - result.nbytes / 1e6
 
 
 def resident_megabytes(kind: str) -> float:

@@ -7,7 +7,8 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from test_photos import PROFILE, XMP, exif_with_everything, in_mode, iptc
+from test_metadata import PROFILE, XMP, exif_with_everything, iptc
+from test_photos import in_mode
 
 from migan_jax.data.masks import hole_of
 from migan_jax.errors import UserError
