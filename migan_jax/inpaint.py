@@ -33,7 +33,7 @@ from migan_jax.data.masks import MaskHole, doubt_about
 from migan_jax.errors import UserError
 from migan_jax.files import write_whole
 from migan_jax.geometry.crops import Box
-from migan_jax.geometry.filling import DEFAULT_FEATHER, fill_holes
+from migan_jax.geometry.filling import DEFAULT_FEATHER, check_feather, fill_holes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,7 +141,7 @@ def complete_file(arguments: argparse.Namespace) -> None:
     check_ending(output)
     job = Job(image, masks_by_name(arguments.mask)(image.stem), output)
     for path in (job.output, job.raw) if arguments.raw else (job.output,):
-        if _is_one_of(path, {job.image, job.mask}):
+        if _real(path) in (_real(job.image), _real(job.mask)):
             raise UserError(f"{path} would be overwritten: choose another --output.")
         if os.path.lexists(path) and not arguments.force:
             raise UserError(f"{path} exists: choose another name, or add --force.")
@@ -161,7 +161,9 @@ def complete_folder(arguments: argparse.Namespace) -> None:
     for sentence in failures:
         logger.warning(sentence)
     todo = [j for j in jobs if arguments.force or not os.path.isfile(j.output)]
-    model = migan_jax.load(arguments.checkpoint) if todo else None
+    if todo:
+        model = migan_jax.load(arguments.checkpoint)
+        check_feather(arguments.feather, model.network.resolution)
     completed = 0
     with logging_redirect_tqdm():
         for job in (bar := tqdm(todo, unit="photo", disable=None)):
@@ -191,19 +193,19 @@ def list_jobs(images: Path, masks: Path, output: Path) -> tuple[list[Job], list[
     if os.path.lexists(output) and not os.path.isdir(output):
         raise UserError(f"--output={output} is a file: name a folder for the results.")
     for flag, folder in (("image", images), ("mask", masks)):
-        if _is_one_of(output, {folder}):
+        if _real(output) == _real(folder):
             raise UserError(f"--output is the folder of --{flag}: choose another one.")
-    if _is_one_of(masks, {images}):
+    if _real(masks) == _real(images):
         raise UserError("--mask is the folder of --image: put the masks in their own.")
     mask_of = masks_by_name(masks)
     # Folders inside that of the photos, and the one mask, hold no photos.
-    others = {masks.resolve(), output.resolve()} - {*images.resolve().parents}
+    others = {_real(masks), _real(output)} - {*_real(images).parents}
     paths = [
         path
         for path in _images_in(images)
-        if not others & {path.resolve(), *path.resolve().parents}
+        if not others & {_real(path), *_real(path).parents}
     ]
-    inputs = {path.resolve() for path in (*paths, masks)}
+    inputs = {_real(path) for path in (*paths, masks)}
     jobs: dict[Path, Job] = {}
     failures = []
     for path in paths:
@@ -213,7 +215,7 @@ def list_jobs(images: Path, masks: Path, output: Path) -> tuple[list[Job], list[
             job = Job(path, mask_of(str(name.with_suffix(""))), target)
             if target in jobs:
                 raise UserError(f"{target} is also that of {jobs[target].image}.")
-            if {target.resolve(), job.raw.resolve()} & inputs:
+            if {_real(target), _real(job.raw)} & inputs:
                 raise UserError(f"{target} or {job.raw.name} is itself an input.")
             jobs[target] = job
         except UserError as error:
@@ -223,8 +225,9 @@ def list_jobs(images: Path, masks: Path, output: Path) -> tuple[list[Job], list[
     return list(jobs.values()), failures
 
 
-def _is_one_of(path: Path, others: set[Path]) -> bool:
-    return path.resolve() in {other.resolve() for other in others}
+def _real(path: Path) -> Path:
+    """Without links and dots; unlike Path.resolve, it stands links in circles."""
+    return Path(os.path.realpath(path))
 
 
 def _output_name(name: Path) -> Path:
@@ -274,7 +277,7 @@ def read_pair(job: Job, mask_hole: MaskHole) -> tuple["Photo", "np.ndarray"]:
     from migan_jax.photos import check_writable, read_mask, read_photo
 
     photo = read_photo(job.image)
-    if _is_one_of(job.mask, {job.image}):
+    if _real(job.mask) == _real(job.image):
         photo = photo.opaque()  # its transparent part is what becomes visible
     check_writable(photo, job.output)
     hole, from_alpha = read_mask(job.mask, mask_hole)

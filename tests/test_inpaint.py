@@ -363,6 +363,19 @@ def test_folders_inside_one_another(run, folders):
     assert len(tree(photos / "out")) == 4
 
 
+def test_links_in_circles_are_left_out(run, folders):
+    (folders / "photos" / "loop.png").symlink_to("loop.png")
+    save(folders / "masks" / "loop.png", HOLE)
+    one_sentence(run(*arguments_of(folders)), "left out, as said above: 1")
+    assert len(tree(folders / "out")) == 4
+
+
+def test_a_wrong_feather_is_said_once(run, folders):
+    words = *arguments_of(folders), "--feather=65"
+    one_sentence(run(*words), "feather is a whole number")
+    assert not (folders / "out").exists()
+
+
 def test_photos_are_never_results(run, folders):
     """An output folder from which a result falls onto another photo."""
     photos = folders / "photos"
