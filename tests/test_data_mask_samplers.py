@@ -1,0 +1,218 @@
+"""Random masks: the reference's statistics, on the host and on the device."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from migan_jax.data import mask_samplers
+from migan_jax.data.mask_samplers import (
+    SAMPLERS,
+    Brush,
+    CellularAutomaton,
+    Rectangles,
+    mask_on_host,
+    masks_on_device,
+)
+
+QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+# Hole ratios of the reference sampler: size, masks, mean, deviation, quantiles.
+REFERENCE = {
+    256: (
+        *(3000, 0.7293, 0.1812),
+        (0.172, 0.368, 0.469, 0.630, 0.770, 0.866, 0.924, 0.948, 0.981),
+    ),
+    512: (
+        *(2000, 0.6447, 0.1807),
+        (0.155, 0.300, 0.391, 0.539, 0.669, 0.783, 0.857, 0.894, 0.953),
+    ),
+}
+# Of the others at 256: mean, deviation, 5 % and 95 %.
+OTHERS = {
+    "brush": (0.150, 0.079, 0.036, 0.289),
+    "box": (0.248, 0.083, 0.128, 0.402),
+    "cellular_automaton": (0.512, 0.072, 0.373, 0.623),
+}
+# Deviations of the sampling error. The seeds are fixed, so that nothing here is chance.
+SIGMAS = 3.5
+
+
+def keys(count, seed=0):
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    return fold(jax.random.key(seed), jnp.arange(count))
+
+
+def host_masks(name, count, size, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.stack([mask_on_host(SAMPLERS[name], rng, size) for _ in range(count)])
+
+
+def device_masks(name, count, size, seed=0, batch=50):
+    draw = jax.jit(lambda keys: masks_on_device(SAMPLERS[name], keys, size))
+    batches = keys(count, seed).reshape(-1, batch)
+    return np.concatenate([np.asarray(draw(some)) for some in batches])[..., 0]
+
+
+def hole_ratios(masks):
+    return 1 - masks.reshape(len(masks), -1).mean(axis=1)
+
+
+def check_moments(ratios, mean, deviation, count):
+    error = SIGMAS * deviation * np.sqrt(1 / len(ratios) + 1 / count)
+    assert abs(ratios.mean() - mean) < error
+    assert abs(ratios.std() - deviation) < error
+
+
+def check_quantiles(ratios, quantiles, values, count):
+    for quantile, value in zip(quantiles, values, strict=True):
+        variance = quantile * (1 - quantile) * (1 / len(ratios) + 1 / count)
+        below = (ratios < value).mean()
+        assert abs(below - quantile) < SIGMAS * np.sqrt(variance), quantile
+
+
+@pytest.mark.parametrize("size", REFERENCE)
+def test_free_form_masks_of_the_host_are_the_references(size):
+    count, mean, deviation, quantiles = REFERENCE[size]
+    ratios = hole_ratios(host_masks("free_form", 2000, size))
+    check_moments(ratios, mean, deviation, count)
+    check_quantiles(ratios, QUANTILES, quantiles, count)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "drawn"), [(256, 1000), (512, 250)])
+def test_free_form_masks_of_the_device_are_the_references(size, drawn):
+    count, mean, deviation, quantiles = REFERENCE[size]
+    ratios = hole_ratios(device_masks("free_form", drawn, size))
+    check_moments(ratios, mean, deviation, count)
+    check_quantiles(ratios, QUANTILES, quantiles, count)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_masks_of_the_host_have_their_published_figures(name):
+    mean, deviation, low, high = OTHERS[name]
+    ratios = hole_ratios(host_masks(name, 3000, 256))
+    check_moments(ratios, mean, deviation, 3000)
+    check_quantiles(ratios, (0.05, 0.95), (low, high), 3000)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_device_and_host_draw_from_one_distribution(name):
+    """Hole ratios by Kolmogorov's distance, and how likely each place is a hole."""
+    size, count = 64, 1000
+    host = host_masks(name, count, size).astype(np.float32)
+    device = device_masks(name, count, size)
+    ordered = np.sort(hole_ratios(host)), np.sort(hole_ratios(device))
+    places = np.concatenate(ordered)
+    shares = [np.searchsorted(part, places, "right") / count for part in ordered]
+    assert np.abs(shares[0] - shares[1]).max() < 1.95 * np.sqrt(2 / count)
+    blocks = [m.reshape(count, 8, 8, 8, 8).mean((2, 4)) for m in (host, device)]
+    error = np.sqrt(sum(block.var(axis=0) for block in blocks) / count)
+    difference = np.abs(blocks[0].mean(axis=0) - blocks[1].mean(axis=0))
+    assert (difference < 4.5 * error + 1e-3).all()
+
+
+@pytest.mark.parametrize("width", [12, 13, 30, 47])
+def test_a_path_on_the_device_is_what_pillow_draws(width):
+    rng = np.random.default_rng(width)
+    size, wrong, excess, area = 128, 0, 0, 0
+    for _ in range(20):
+        points = rng.integers(0, size, (6, 2))
+        picture = Image.new("1", (size, size))
+        draw = ImageDraw.Draw(picture)
+        corners = [tuple(map(int, point)) for point in points[:5]]
+        draw.line(corners, fill=1, width=width)
+        for x, y in corners:
+            box = (x - width // 2, y - width // 2, x + width // 2, y + width // 2)
+            draw.ellipse(box, fill=1)
+        expected = np.asarray(picture)
+        path = jnp.asarray(points, jnp.float32)  # its last point is one too many
+        actual = mask_samplers._near_path(path, 4, jnp.float32(width), size)
+        wrong += (np.asarray(actual) != expected).sum()
+        excess += int(actual.sum()) - expected.sum()
+        area += expected.sum()
+    assert wrong < 0.7 * area / width  # on the outline only
+    assert abs(excess) < 0.015 * area
+
+
+def test_a_path_that_stands_still_is_a_disc():
+    points = jnp.full((3, 2), 30.0)
+    hole = mask_samplers._near_path(points, 2, jnp.float32(12), 64)
+    assert 100 < hole.sum() < 150
+
+
+@pytest.mark.parametrize("votes", [1, 2, 6])
+def test_a_vote_is_a_median(votes):
+    bits = np.random.default_rng(0).random((40, 40)) < 0.5
+    expected, host, device = bits, bits, jnp.asarray(bits)
+    for _ in range(votes):
+        expected = ndimage.median_filter(expected, 3, mode="constant", cval=0)
+        host = mask_samplers._majority(host, np)
+        device = mask_samplers._majority(device, jnp)
+    assert np.array_equal(host, expected)
+    assert np.array_equal(device, expected)
+
+
+def test_cells_grow_by_a_cross():
+    bits = np.random.default_rng(0).random((10, 10)) < 0.3
+    large = bits.repeat(4, axis=0).repeat(4, axis=1)
+    expected = ndimage.binary_dilation(large)
+    assert np.array_equal(mask_samplers._grown(bits, 4, np), expected)
+    assert np.array_equal(mask_samplers._grown(jnp.asarray(bits), 4, jnp), expected)
+    assert np.array_equal(mask_samplers._grown(bits, 1, np), bits)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [Rectangles(1, 0.1), Rectangles(4, 3.0), Brush((0, 2), (1, 2), (100, 101))],
+)
+def test_useless_masks_are_drawn_again(sampler):
+    """Of these, many have no hole or nothing else."""
+    size = 32
+    holes = jax.vmap(lambda key: sampler.hole_on_device(key, size))(keys(200))
+    useless = holes.all((1, 2)) | ~holes.any((1, 2))
+    assert 0.1 < useless.mean()
+    device = masks_on_device(sampler, keys(200), size)
+    rng = np.random.default_rng(0)
+    host = np.stack([mask_on_host(sampler, rng, size) for _ in range(200)])
+    for masks in (np.asarray(device[..., 0]), host):
+        means = masks.mean((1, 2))
+        assert (means > 0).all() and (means < 1).all()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_masks_depend_on_their_own_key_only(name):
+    draw = jax.jit(masks_on_device, static_argnums=(0, 2))
+    masks = draw(SAMPLERS[name], keys(8), 16)
+    assert masks.shape == (8, 16, 16, 1) and masks.dtype == jnp.float32
+    assert set(np.unique(masks)) == {0, 1}
+    assert np.array_equal(draw(SAMPLERS[name], keys(8)[::-1], 16), masks[::-1])
+    assert len({mask.tobytes() for mask in np.asarray(masks)}) > 4
+
+
+@pytest.mark.slow
+def test_masks_are_the_same_on_eight_devices():
+    draw = jax.jit(masks_on_device, static_argnums=(0, 2))
+    mesh = jax.sharding.Mesh(jax.devices(), ("data",))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    sharded = draw(SAMPLERS["free_form"], jax.device_put(keys(8), spread), 16)
+    assert len(sharded.sharding.device_set) == 8
+    assert np.array_equal(sharded, draw(SAMPLERS["free_form"], keys(8), 16))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_masks_of_the_host_follow_their_seed(name):
+    first, again = (host_masks(name, 3, 64, seed=5) for _ in range(2))
+    assert first.dtype == np.uint8 and set(np.unique(first)) == {0, 1}
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, host_masks(name, 3, 64, seed=6))
+
+
+def test_samplers_are_plain_values():
+    """So that they can be static arguments, and be changed in a configuration."""
+    brush = dataclasses.replace(Brush(), widths=(5, 9))
+    assert brush != Brush() and hash(Brush()) == hash(Brush())
+    assert CellularAutomaton(scales=(2,)) != CellularAutomaton()
