@@ -22,20 +22,15 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from timing import minimum_ms, print_table, save_json, use_cores
+from timing import benchmark_parser, minimum_ms, print_table, save_json, use_cores
 
 TOLERANCE = 1e-4
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__, repeats=7)
     parser.add_argument("--resolutions", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="also write the table here")
     return parser.parse_args()
 
 

@@ -16,7 +16,7 @@ import argparse
 import multiprocessing
 from pathlib import Path
 
-from timing import minimum_ms, print_table, save_json, use_cores
+from timing import benchmark_parser, minimum_ms, print_table, save_json, use_cores
 
 # Width x height, and the hole as parts of them: top, left, bottom, right.
 HOLES = {
@@ -29,14 +29,9 @@ PHOTOS = ["512x512", "1024x768", "3000x2000", "8660x5774"]
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__, repeats=5)
     parser.add_argument("--photos", nargs="+", default=PHOTOS, help="WIDTHxHEIGHT")
     parser.add_argument("--resolution", type=int, default=512, help="of the network")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="also write the table here")
     return parser.parse_args()
 
 

@@ -8,21 +8,15 @@ are slow enough there to take most of the time.
 """
 
 import argparse
-from pathlib import Path
 
-from timing import minimum_ms, print_table, save_json, use_cores
+from timing import benchmark_parser, minimum_ms, print_table, save_json, use_cores
 
 SHAPES = ["4x256x256x128", "4x64x64x512", "4x16x16x512"]
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__, repeats=5)
     parser.add_argument("--shapes", nargs="+", default=SHAPES, help="NxHxWxC")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="also write the table here")
     return parser.parse_args()
 
 

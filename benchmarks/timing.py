@@ -4,12 +4,25 @@ A machine's speed drifts, so only ratios within one run mean anything: every rep
 every alternative once, and the minimum over repeats is what is compared.
 """
 
+import argparse
 import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+
+def benchmark_parser(documentation: str, repeats: int) -> argparse.ArgumentParser:
+    """The options that all benchmarks have."""
+    parser = argparse.ArgumentParser(
+        description=documentation,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--json", type=Path, help="also write the table here")
+    return parser
 
 
 def use_cores(count: int) -> None:

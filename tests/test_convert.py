@@ -1,5 +1,6 @@
 """The verb convert: what it writes, what it says, what it leaves alone."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -7,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 from test_weights_names import NETWORKS, plausible_tensors, random_tensors
+from verbs import one_sentence, run_here
 
 from migan_jax import convert
-from migan_jax.config import run_verb
 from migan_jax.weights import fusing
 from migan_jax.weights.checkpoint import load_checkpoint
 from migan_jax.weights.reading import read_tensors, write_tensors
@@ -24,30 +25,13 @@ def skip_without_torch(request):
 @pytest.fixture
 def run(monkeypatch):
     """Run the verb in this process; returns its exit status, or its message."""
-
-    def run(*arguments):
-        words = [str(argument) for argument in arguments]
-        monkeypatch.setattr(sys, "argv", ["convert", *words])
-        try:
-            run_verb(convert.main)
-        except SystemExit as stopped:
-            return stopped.code
-        return 0
-
-    return run
+    return functools.partial(run_here, monkeypatch, convert)
 
 
 def write(folder, name, ending=".safetensors"):
     path = folder / f"{name}{ending}"
     write_tensors(path, plausible_tensors(NETWORKS[name]))
     return path
-
-
-def one_sentence(message, *parts):
-    assert isinstance(message, str) and message.startswith("error: ")
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message
 
 
 # What it writes.

@@ -1,4 +1,4 @@
-"""The way to the network and back: kernels, what is known, the paste, its seams."""
+"""The way to the network and back: kernels, what is known, the paste."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,6 @@ from migan_jax.errors import UserError
 from migan_jax.geometry import filling
 from migan_jax.geometry.crops import Box, crop_around, plan
 from migan_jax.geometry.filling import (
-    DEFAULT_FEATHER,
     fill_holes,
     network_input,
     squared_distance,
@@ -239,109 +238,6 @@ def test_the_paste_fades_with_the_distance():
     assert (np.diff(ordered) <= 0).all()
     assert (result[hole] == 255).all()
     assert result[30, 40] > 200 and 0 < result[30, 45] < 30 and result[30, 46] == 0
-
-
-# Seams.
-
-
-def seam(result, hole, feather):
-    """How much steeper the picture is across the hole's border than beside it.
-
-    Mean absolute differences of neighbours: of those that the border parts, and of all
-    within 8 pixels of it on either side.
-    """
-    values = result.astype(np.float32).mean(axis=-1)
-    reach = distance_transform_edt(~hole)
-    depth = distance_transform_edt(hole)
-    near = (reach <= feather + 8) & (depth <= 8)
-    across, beside = [], []
-    for axis in (0, 1):
-        steps = np.abs(np.diff(values, axis=axis))
-        first, second = (
-            np.take(hole, np.arange(hole.shape[axis] - 1) + k, axis) for k in (0, 1)
-        )
-        both_near = np.take(near, np.arange(hole.shape[axis] - 1), axis)
-        across.append(steps[first != second])
-        beside.append(steps[(first == second) & both_near])
-    return np.concatenate(across).mean() - np.concatenate(beside).mean()
-
-
-class Oracle:
-    """A network that knows the photo, and answers with what `change` makes of it."""
-
-    def __init__(self, image, hole, size, feather, change=lambda truth: truth):
-        boxes = plan(hole, size, "auto")
-        crops = [crop_around(box, hole.shape, size) for box in boxes]
-        self.truths = (
-            network_input(
-                image[crop.box.slices], no_hole(image[crop.box.slices].shape[:2]), crop
-            )[..., 1:]
-            for crop in crops
-        )
-        self.change = change
-
-    def __call__(self, x):
-        return self.change(next(self.truths))
-
-
-def blurred(truth):
-    return gaussian_filter(truth, (0, 2, 2, 0))
-
-
-def brighter(truth):
-    return truth + 20 / 127.5
-
-
-def shifted(truth):
-    return np.roll(truth, 3, axis=2)
-
-
-SEAMS = {
-    "in one crop of its size": hole_in((200, 300), (90, 100, 120, 130)),
-    "shrunk": hole_in((400, 400), (100, 100, 300, 300)),
-    "wide, cut in pieces": hole_in((200, 900), (90, 20, 110, 880)),
-    "at a corner": hole_in((200, 300), (150, 250, 200, 300)),
-    "portrait": hole_in((600, 120), (100, 20, 500, 100)),
-    "photo smaller than the network": hole_in((40, 50), (10, 10, 25, 30)),
-    "two far ones": hole_in((200, 600), (20, 20, 50, 60), (150, 500, 180, 560)),
-}
-
-
-@pytest.mark.parametrize("change", [lambda truth: truth, blurred], ids=["id", "blur"])
-@pytest.mark.parametrize("name", SEAMS)
-def test_there_is_no_seam(name, change):
-    hole = SEAMS[name]
-    image = picture(*hole.shape)
-    network = Oracle(image, hole, 128, DEFAULT_FEATHER, change)
-    result = fill_holes(image, hole, network, 128)
-    assert seam(result, hole, DEFAULT_FEATHER) < 0.5
-
-
-def test_the_identity_restores_the_photo():
-    """Exactly where nothing is resized; elsewhere but for what shrinking loses."""
-    for name, hole in SEAMS.items():
-        image = picture(*hole.shape)
-        result = fill_holes(image, hole, Oracle(image, hole, 128, 4), 128, 4)
-        smooth = gaussian_filter(image.astype(np.float32), (1.5, 1.5, 0))
-        worst = np.abs(
-            gaussian_filter(result.astype(np.float32), (1.5, 1.5, 0)) - smooth
-        )
-        if name == "in one crop of its size":
-            assert np.array_equal(result, image)
-        assert worst.max() < 8, name
-
-
-@pytest.mark.parametrize("change", [brighter, shifted])
-def test_a_seam_would_be_seen(change):
-    """What the measure above is worth: without a feather, wrong colours and places."""
-    hole = SEAMS["in one crop of its size"]
-    image = picture(*hole.shape)
-    network = Oracle(image, hole, 128, 0, change)
-    hard = seam(fill_holes(image, hole, network, 128, 0), hole, 0)
-    assert hard > 1
-    network = Oracle(image, hole, 128, DEFAULT_FEATHER, change)
-    soft = seam(fill_holes(image, hole, network, 128), hole, DEFAULT_FEATHER)
-    assert soft < hard / 2
 
 
 # What does not fit.

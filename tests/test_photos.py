@@ -1,4 +1,4 @@
-"""Files in and out: pixels, transparency, quality; masks; what is refused."""
+"""Files in and out: pixels, transparency, quality; what is refused."""
 
 import struct
 from io import BytesIO
@@ -251,64 +251,6 @@ def test_other_formats_are_written_as_well_as_can_be(tmp_path):
     for name in ("b.png", "b.tiff", "b.webp", "b.bmp", "B.PNG"):
         write_photo(photo, tmp_path / name)
         assert np.array_equal(read_photo(tmp_path / name).rgb, photo.rgb)
-
-
-# Masks.
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "I;16", "I", "F"])
-def test_masks_of_any_mode(mode, tmp_path):
-    hole = np.zeros((HEIGHT, WIDTH), np.bool_)
-    hole[3:9, 4:20] = True
-    image = Image.fromarray(np.uint8(255 * hole))
-    if mode == "I;16":
-        image = Image.fromarray(np.uint16(65535) * hole)
-    elif mode in ("I", "F"):
-        image = Image.fromarray(hole.astype(np.int32 if mode == "I" else np.float32))
-    elif mode != "L":
-        image = image.convert(mode)
-    path = tmp_path / "mask.tif"
-    image.save(path)
-    with Image.open(path) as saved:
-        assert saved.mode == mode
-    assert np.array_equal(read_mask(path, "white").hole, hole)
-    assert np.array_equal(read_mask(path, "black").hole, ~hole)
-
-
-@pytest.mark.parametrize("colour", ["red", "lime", "blue", "white", "#000040"])
-def test_holes_may_be_painted_in_any_colour(colour, tmp_path):
-    image = Image.new("RGB", (9, 9))
-    image.paste(Image.new("RGB", (3, 3), colour), (2, 4))
-    image.save(tmp_path / "x.png")
-    expected = np.zeros((9, 9), np.bool_)
-    expected[4:7, 2:5] = True
-    assert np.array_equal(read_mask(tmp_path / "x.png", "white").hole, expected)
-
-
-@pytest.mark.parametrize("mode", ["LA", "RGBA", "PA"])
-@pytest.mark.parametrize("mask_hole", ["white", "black"])
-def test_what_is_transparent_is_the_hole(mode, mask_hole, tmp_path):
-    alpha = np.full((HEIGHT, WIDTH), 255, np.uint8)
-    alpha[2:5, 3:9] = 0
-    alpha[5:6, 3:9] = 127
-    image = Image.fromarray(RGB)
-    image.putalpha(Image.fromarray(alpha))
-    path = tmp_path / "x.png"
-    (image.quantize(32) if mode == "PA" else image.convert(mode)).save(path)
-    mask = read_mask(path, mask_hole)
-    assert mask.from_alpha and np.array_equal(mask.hole, alpha < 128)
-
-
-@pytest.mark.parametrize("least", [255, 254, 128])
-def test_an_opaque_alpha_channel_says_nothing(least, tmp_path):
-    """Nor does one that is a little transparent here and there."""
-    hole = np.zeros((9, 9), np.uint8)
-    hole[2:4, 3:6] = 255
-    image = Image.fromarray(hole).convert("RGBA")
-    image.putpixel((0, 0), (0, 0, 0, least))
-    image.save(tmp_path / "x.png")
-    mask = read_mask(tmp_path / "x.png", "white")
-    assert not mask.from_alpha and np.array_equal(mask.hole, hole > 0)
 
 
 # What is refused.
