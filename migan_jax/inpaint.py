@@ -239,7 +239,7 @@ def _output_name(name: Path) -> Path:
 
 def _images_in(folder: Path) -> list[Path]:
     """Files that look like images, in subfolders too; hidden ones are left out."""
-    from migan_jax.photos import READABLE_ENDINGS
+    from migan_jax.data.decoding import READABLE_ENDINGS
 
     return [
         path

@@ -10,28 +10,30 @@ import dataclasses
 import functools
 import logging
 import os
-import warnings
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, JpegImagePlugin
 
-from migan_jax.data.masks import MaskHole, hole_of
+from migan_jax.data.decoding import (
+    WITH_ALPHA,
+    Mask,
+    mask_of,
+    open_image,
+    pixels_of,
+    to_rgb,
+    unreadable,
+)
+from migan_jax.data.masks import MaskHole
 from migan_jax.errors import UserError
 from migan_jax.files import reason, write_whole
 from migan_jax.metadata import Metadata, metadata_of, writer_options
 
 logger = logging.getLogger(__name__)
 
-# What may be opened. Pillow reads more, some of it by running other programs (EPS).
-READABLE = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-READABLE_ENDINGS = (
-    *(".avif", ".bmp", ".gif", ".jpg", ".jpeg", ".jp2", ".mpo", ".png"),
-    *(".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp"),
-)
 WRITABLE = {
     ".bmp": "BMP",
     ".jpeg": "JPEG",
@@ -61,12 +63,6 @@ CANNOT_HOLD = {
 MODE_NAMES = {"CMYK": "CMYK", "I;16": "16 bits", "LA": "transparency"}
 MODE_NAMES["RGBA"] = MODE_NAMES["LA"]
 
-# Modes read as another one that holds all of their pixels.
-AS_MODE = {"1": "L", "P": "RGB", "RGBX": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
-AS_MODE |= {"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
-WITH_ALPHA = {"L": "LA", "RGB": "RGBA"}
-TIFF_PHOTOMETRIC = 262  # 0: white is zero, which Pillow turns round for 8 bits only
-
 
 @dataclasses.dataclass(frozen=True)
 class Photo:
@@ -81,15 +77,7 @@ class Photo:
     @functools.cached_property
     def rgb(self) -> np.ndarray:
         """What a network sees, uint8 [H, W, 3]."""
-        if self.mode == "I;16":
-            return _grey_to_rgb((self.pixels.astype(np.uint32) + 128) // 257)
-        if self.mode == "L":
-            return _grey_to_rgb(self.pixels)
-        if self.mode == "LA":
-            return _grey_to_rgb(self.pixels[..., 0])
-        if self.mode == "CMYK":
-            return np.asarray(self.to_pillow().convert("RGB"))
-        return self.pixels[..., :3]
+        return to_rgb(self.pixels, self.mode)
 
     def to_pillow(self) -> Image.Image:
         height, width = self.pixels.shape[:2]
@@ -123,10 +111,6 @@ class Photo:
         )
 
 
-def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
-    return np.repeat(grey[..., None].astype(np.uint8), 3, axis=-1)
-
-
 def _rgb_to_grey(rgb: np.ndarray) -> np.ndarray:
     """Luma as JPEG and Pillow have it; grey stays what it is."""
     luma = rgb.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
@@ -143,84 +127,31 @@ def read_photo(path: Path) -> Photo:
         colours_of_16_bits = ";16" in str(image.tile) and image.mode[0] != "I"
         image.load()
         metadata = _turn_upright(image, path)
-        pixels, mode = _pixels_of(image, path)
+        pixels, mode = pixels_of(image, path)
     if colours_of_16_bits:
         logger.warning("%s: 16-bit colour is read as 8-bit.", path)
     return Photo(pixels, mode, metadata, _format_of(image), compression)
 
 
-class Mask(NamedTuple):
-    """What a mask's file says: the hole, bool [H, W], and which part of it said so."""
-
-    hole: np.ndarray
-    from_alpha: bool
-
-
 def read_mask(path: Path, mask_hole: MaskHole) -> Mask:
-    """The mask in a file, upright, by the rule of `data.masks.hole_of`.
-
-    Where the file has a transparent part, that is the hole, whatever its colours.
-    """
+    """The mask in a file, upright."""
     with _image_in(path) as (image, _):
         image.load()
         _turn_upright(image, path)
-        if image.mode in ("1", "I", "F"):
-            values, mode = np.asarray(image), image.mode
-        else:
-            image = image.convert("RGB") if image.mode == "CMYK" else image
-            values, mode = _pixels_of(image, path)
-    if mode in WITH_ALPHA.values():
-        transparent = hole_of(values[..., -1], "black")
-        if transparent.any():
-            return Mask(transparent, from_alpha=True)
-        values = values[..., :-1]
-    if values.ndim == 3:
-        values = values.max(axis=-1)  # a hole may be painted in any colour
-    try:
-        return Mask(hole_of(values, mask_hole), from_alpha=False)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        return mask_of(image, mask_hole, path)
 
 
 @contextlib.contextmanager
 def _image_in(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
-    """An image whose header has been read; what is wrong with it becomes a sentence."""
+    """An image and the file that it is read from."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe may never end
+        raise UserError(f"{path} is not a file.")
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # a pipe may never end
-            raise UserError(f"{path} is not a file.")
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow can do without is no concern
-            image = Image.open(file, formats=READABLE)
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1 and image.format != "MPO":
-                raise UserError(
-                    f"{path} holds {frames} pictures, of which all but one would be "
-                    f"lost: save the one to be filled as a file of its own."
-                )
-            yield image, file
-    except UserError:
-        raise
-    except Image.DecompressionBombError as error:
-        limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
-        raise UserError(
-            f"{path} has more than {limit:.0f} million pixels, which is the limit "
-            f"against files made to exhaust the memory: make it smaller."
-        ) from error
-    except UnidentifiedImageError as error:
-        raise UserError(
-            f"{path} is not an image in a known format (known: {', '.join(READABLE)})."
-        ) from error
-    except Exception as error:  # decoders fail in any way on damaged files
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    if isinstance(error, OSError) and error.strerror:
-        return UserError(f"{path} cannot be read: {reason(error)}.")
-    return UserError(
-        f"{path} cannot be read as an image, it is damaged or incomplete "
-        f"({reason(error)})."
-    )
+        file = path.open("rb")
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    with file, open_image(file, path) as image:
+        yield image, file
 
 
 def _turn_upright(image: Image.Image, path: Path) -> Metadata:
@@ -232,22 +163,6 @@ def _turn_upright(image: Image.Image, path: Path) -> Metadata:
     except Exception as error:  # as with pixels, damage may surface as anything
         logger.warning("%s: damaged metadata are left out (%s).", path, reason(error))
         return Metadata(icc_profile=image.info.get("icc_profile"))
-
-
-def _pixels_of(image: Image.Image, path: Path) -> tuple[np.ndarray, str]:
-    """All that the pixels say, in a mode of Photo's."""
-    if image.mode.startswith("I;16"):  # either order of bytes
-        grey = np.asarray(image).astype(np.uint16)
-        inverted = image.format == "TIFF" and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0
-        return (~grey if inverted else grey), "I;16"
-    mode = AS_MODE.get(image.mode, image.mode)
-    if "transparency" in image.info:  # one colour, or the palette's alpha
-        mode = WITH_ALPHA.get(mode, mode)
-    if mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
-        raise UserError(
-            f"{path} has pixels of mode {image.mode}: save it as 8-bit grey or RGB."
-        )
-    return np.asarray(image if image.mode == mode else image.convert(mode)), mode
 
 
 def _format_of(image: Image.Image) -> str:

@@ -9,6 +9,7 @@ from pictures import picture
 from PIL import Image, JpegImagePlugin
 
 from migan_jax import photos
+from migan_jax.data.decoding import READABLE_ENDINGS
 from migan_jax.errors import UserError
 from migan_jax.photos import read_mask, read_photo, write_photo
 
@@ -350,5 +351,5 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_endings_and_formats_agree():
     """All that is written can be read, and has a compression of its own."""
-    assert set(photos.WRITABLE) <= set(photos.READABLE_ENDINGS)
+    assert set(photos.WRITABLE) <= set(READABLE_ENDINGS)
     assert {*photos.WRITABLE.values()} == {*photos.COMPRESSION} == {*photos.CANNOT_HOLD}

@@ -1,0 +1,131 @@
+"""From an image file's bytes to pixels, with every failure as a sentence.
+
+What may be opened, what its pixels are, and which part of a mask is its hole: shared by
+photos that people edit and by pictures that networks learn from.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from migan_jax.data.masks import MaskHole, hole_of
+from migan_jax.errors import UserError
+from migan_jax.files import reason
+
+# What may be opened. Pillow reads more, some of it by running other programs (EPS).
+READABLE = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+READABLE_ENDINGS = (
+    *(".avif", ".bmp", ".gif", ".jpg", ".jpeg", ".jp2", ".mpo", ".png"),
+    *(".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp"),
+)
+
+# Modes read as another one that holds all of their pixels.
+AS_MODE = {"1": "L", "P": "RGB", "RGBX": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
+AS_MODE |= {"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
+WITH_ALPHA = {"L": "LA", "RGB": "RGBA"}
+TIFF_PHOTOMETRIC = 262  # 0: white is zero, which Pillow turns round for 8 bits only
+
+
+@contextlib.contextmanager
+def open_image(file: BinaryIO, name: object) -> Iterator[Image.Image]:
+    """An image whose header has been read; what is wrong with it becomes a sentence."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow can do without is no concern
+            image = Image.open(file, formats=READABLE)
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":
+                raise UserError(
+                    f"{name} holds {frames} pictures, of which all but one would be "
+                    f"lost: save the one that is meant as a file of its own."
+                )
+            yield image
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
+        raise UserError(
+            f"{name} has more than {limit:.0f} million pixels, which is the limit "
+            f"against files made to exhaust the memory: make it smaller."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise UserError(
+            f"{name} is not an image in a known format (known: {', '.join(READABLE)})."
+        ) from error
+    except Exception as error:  # decoders fail in any way on damaged files
+        raise unreadable(name, error) from error
+
+
+def unreadable(name: object, error: Exception) -> UserError:
+    """The sentence for a file that could not be read, or not be decoded."""
+    if isinstance(error, OSError) and error.strerror:
+        return UserError(f"{name} cannot be read: {reason(error)}.")
+    return UserError(
+        f"{name} cannot be read as an image, it is damaged or incomplete "
+        f"({reason(error)})."
+    )
+
+
+def pixels_of(image: Image.Image, name: object) -> tuple[np.ndarray, str]:
+    """All that the pixels say, and their mode: L, LA, RGB, RGBA, CMYK or I;16."""
+    if image.mode.startswith("I;16"):  # either order of bytes
+        grey = np.asarray(image).astype(np.uint16)
+        inverted = image.format == "TIFF" and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0
+        return (~grey if inverted else grey), "I;16"
+    mode = AS_MODE.get(image.mode, image.mode)
+    if "transparency" in image.info:  # one colour, or the palette's alpha
+        mode = WITH_ALPHA.get(mode, mode)
+    if mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
+        raise UserError(
+            f"{name} has pixels of mode {image.mode}: save it as 8-bit grey or RGB."
+        )
+    return np.asarray(image if image.mode == mode else image.convert(mode)), mode
+
+
+def to_rgb(pixels: np.ndarray, mode: str) -> np.ndarray:
+    """What a network sees of pixels in a mode of `pixels_of`: uint8 [H, W, 3]."""
+    if mode == "CMYK":
+        size = pixels.shape[1], pixels.shape[0]
+        image = Image.frombuffer(mode, size, np.ascontiguousarray(pixels))
+        return np.asarray(image.convert("RGB"))
+    if mode in ("RGB", "RGBA"):
+        return pixels[..., :3]
+    if mode == "I;16":
+        grey = (pixels.astype(np.uint32) + 128) // 257
+    else:
+        grey = pixels[..., 0] if mode == "LA" else pixels
+    return np.repeat(grey[..., None].astype(np.uint8), 3, axis=-1)
+
+
+class Mask(NamedTuple):
+    """What a mask's file says: the hole, bool [H, W], and which part of it said so."""
+
+    hole: np.ndarray
+    from_alpha: bool
+
+
+def mask_of(image: Image.Image, mask_hole: MaskHole, name: object) -> Mask:
+    """The mask that an upright image shows, by the rule of `data.masks.hole_of`.
+
+    Where the image has a transparent part, that is the hole, whatever its colours.
+    """
+    if image.mode in ("1", "I", "F"):
+        values, mode = np.asarray(image), image.mode
+    else:
+        image = image.convert("RGB") if image.mode == "CMYK" else image
+        values, mode = pixels_of(image, name)
+    if mode in WITH_ALPHA.values():
+        transparent = hole_of(values[..., -1], "black")
+        if transparent.any():
+            return Mask(transparent, from_alpha=True)
+        values = values[..., :-1]
+    if values.ndim == 3:
+        values = values.max(axis=-1)  # a hole may be painted in any colour
+    try:
+        return Mask(hole_of(values, mask_hole), from_alpha=False)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error

@@ -1,0 +1,110 @@
+"""Masks written once, so that every evaluation has the same ones.
+
+A set is a folder of pictures, white where the hole is, drawn on the host from a seed,
+and `masks.json`, which says how they were drawn and holds a hash of each: evaluations
+name the set by the hash of all of them, and notice when a mask is not what it was.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from migan_jax.data.decoding import mask_of, open_image
+from migan_jax.data.mask_samplers import SAMPLERS, mask_on_host
+from migan_jax.errors import UserError
+from migan_jax.files import reason, write_whole
+
+DESCRIPTION = "masks.json"
+SETTINGS = "kind", "count", "resolution", "seed"
+
+
+def write_mask_set(
+    folder: Path,
+    *,
+    kind: str,
+    count: int,
+    resolution: int,
+    seed: int,
+    advance: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Draw `count` masks of one of SAMPLERS.
+
+    Mask number i depends on kind, resolution, seed and i alone, so that a smaller set
+    is the start of a larger one. The folder appears whole or not at all; `advance` is
+    called with 1 for every mask.
+    """
+
+    def write(part: Path) -> None:
+        part.mkdir()
+        digests = []
+        for number in range(count):
+            rng = np.random.default_rng((seed, number))
+            hole = mask_on_host(SAMPLERS[kind], rng, resolution) == 0
+            Image.fromarray(hole).save(part / _file_name(number))
+            digests.append(_digest(hole))
+            advance(1)
+        description = {
+            **dict(zip(SETTINGS, (kind, count, resolution, seed), strict=True)),
+            "mask_hole": "white",
+            "sha256": _digest_of_all(digests),
+            "sha256_of_each": digests,
+        }
+        text = json.dumps(description, indent=1)
+        (part / DESCRIPTION).write_text(text + "\n")
+
+    write_whole(folder, write)
+
+
+class MaskSet:
+    """A set's masks by number, each checked when it is read."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        try:
+            description = json.loads((folder / DESCRIPTION).read_text())
+            self.settings = {key: description[key] for key in SETTINGS}
+            self._digests: list[str] = description["sha256_of_each"]
+            self.digest: str = description["sha256"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{folder} is no set of masks as `prepare --masks` writes them "
+                f"({reason(error)})."
+            ) from error
+        if _digest_of_all(self._digests) != self.digest:
+            raise UserError(f"{folder / DESCRIPTION} was changed after it was written.")
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        """uint8 [resolution, resolution], 1 where known."""
+        digest = self._digests[number]
+        path = self.folder / _file_name(number)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {reason(error)}.") from error
+        with open_image(BytesIO(content), path) as image:
+            hole = mask_of(image, "white", path).hole
+        if _digest(hole) != digest:
+            raise UserError(
+                f"{path} is not the mask that was written: draw the set again."
+            )
+        return np.uint8(1) - hole
+
+
+def _file_name(number: int) -> str:
+    return f"{number:06d}.png"
+
+
+def _digest(hole: np.ndarray) -> str:
+    return hashlib.sha256(np.packbits(hole).tobytes()).hexdigest()
+
+
+def _digest_of_all(digests: list[str]) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -1,0 +1,224 @@
+"""Batches of pictures from a source: the same for any number of processes and workers.
+
+All records of all epochs stand in one order, which the seed decides, and batch number
+`step` is `batch_size` of them, in order. A process loads rows of it. So the position
+in the data is the step alone: a run that resumes, with as many processes or others,
+goes on exactly. Each place in the order has its own random numbers, for its crop.
+
+A record that cannot be used is replaced by another, which its place decides too, and is
+reported; too many of them end the run.
+"""
+
+import dataclasses
+import os
+import threading
+from collections.abc import Iterator
+from multiprocessing import parent_process
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import grain
+import numpy as np
+from absl import flags
+
+from migan_jax.data.examples import Crop, Example, decode_crop
+from migan_jax.data.rejects import Rejects
+from migan_jax.data.sources import Source, open_source
+from migan_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+Batch = dict[str, np.ndarray]
+
+# Other records tried in the place of one that cannot be used.
+REPLACEMENTS = 100
+# Batches that each worker, or each thread without workers, holds ready.
+BATCHES_AHEAD = 2
+LAST_STEP = 1 << 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """What a batch is made of; travels to worker processes."""
+
+    source: Source
+    crop: Crop
+    seed: int
+    batch_size: int
+    rows: range  # of each batch, that are loaded here
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rows.start < self.rows.stop <= self.batch_size:
+            raise ValueError(f"{self.rows} are not rows of {self.batch_size}")
+
+    def __call__(self, step: int) -> Batch:
+        """Batch number `step`, from 0.
+
+        Returns "image", uint8 [rows, R, R, 3]; with own masks "mask", uint8
+        [rows, R, R, 1], 1 where known; and the record that was "wanted" and the one
+        that was "used" in each row.
+        """
+        places = [step * self.batch_size + row for row in self.rows]
+        wanted = [self.record_at(place) for place in places]
+        found = [self._first_usable(*pair) for pair in zip(places, wanted, strict=True)]
+        used, examples = zip(*found, strict=True)
+        batch = {
+            "image": np.stack([example.image for example in examples]),
+            "wanted": np.array(wanted),
+            "used": np.array(used),
+        }
+        if examples[0].hole is not None:
+            holes = np.stack([example.hole for example in examples])
+            batch["mask"] = 1 - holes[..., None].astype(np.uint8)
+        return batch
+
+    def record_at(self, place: int) -> int:
+        """The record at a place in the order of all epochs."""
+        epoch, index = divmod(place, len(self.source))
+        return grain.experimental.index_shuffle(
+            index,
+            max_index=len(self.source) - 1,
+            seed=int(np.random.default_rng((self.seed, epoch)).integers(2**32)),
+            rounds=4,
+        )
+
+    def candidates(self, place: int, wanted: int) -> Iterator[int]:
+        """The records for a place, in the order in which they are tried."""
+        yield wanted
+        rng = np.random.default_rng((self.seed, place, 1))
+        for _ in range(REPLACEMENTS):
+            yield int(rng.integers(len(self.source)))
+
+    def _first_usable(self, place: int, wanted: int) -> tuple[int, Example]:
+        for record in self.candidates(place, wanted):
+            try:
+                return record, self.load(record, place)
+            except UserError as error:
+                last = error
+        raise UserError(
+            f"{REPLACEMENTS} pictures of {self.source.fingerprint.source} in a row "
+            f"cannot be used, the last because {last}"
+        )
+
+    def load(self, record: int, place: int) -> Example:
+        """A record's random crop at a place in the order."""
+        rng = np.random.default_rng((self.seed, place))
+        source = self.source
+        return decode_crop(
+            source.encoded(record),
+            source.name(record),
+            source.mask_hole,
+            self.crop,
+            rng,
+        )
+
+
+def rows_of_process(batch_size: int, process: int, processes: int) -> range:
+    """A process's rows of each batch: an equal share, in the order of the processes."""
+    if batch_size % processes:
+        raise UserError(
+            f"A batch of {batch_size} cannot be split over {processes} processes: make "
+            f"it a multiple of {processes}."
+        )
+    rows = batch_size // processes
+    return range(process * rows, (process + 1) * rows)
+
+
+def loader_of(config: "ConfigDict", process: int = 0, processes: int = 1) -> Loader:
+    """What `config.data` describes, for one process of some."""
+    data, resolution = config.data, config.resolution
+    rows = rows_of_process(config.batch_size, process, processes)
+    source = open_source(
+        data.source,
+        masks=data.masks,
+        mask_hole=data.mask_hole,
+        resolution=resolution,
+        seed=config.seed,
+    )
+    smallest = data.smallest_side
+    if smallest is None:
+        smallest = resolution // 2
+    crop = Crop(resolution, data.crop, data.crop_scale, smallest)
+    return Loader(source, crop, config.seed, config.batch_size, rows)
+
+
+class Batches:
+    """Batches from `first_step` on, for ever, loaded ahead in the background.
+
+    To be closed, or used in a `with`; workers also end when this process dies.
+    """
+
+    def __init__(
+        self, loader: Loader, rejects: Rejects, *, first_step: int = 0, workers: int = 0
+    ):
+        """`workers`: processes that load; 0 means threads of this one."""
+        self._loader, self._rejects, self._step = loader, rejects, first_step
+        steps = grain.MapDataset.range(first_step, LAST_STEP)
+        threads = 1 if workers else os.cpu_count() or 1
+        batches = steps.map(loader).to_iter_dataset(
+            grain.ReadOptions(threads, prefetch_buffer_size=threads + BATCHES_AHEAD)
+        )
+        if workers:
+            if not flags.FLAGS.is_parsed():  # grain asks for them; we have none
+                flags.FLAGS.mark_as_parsed()
+            batches = batches.mp_prefetch(
+                grain.MultiprocessingOptions(workers, BATCHES_AHEAD), _end_with_parent
+            )
+        self._iterator = iter(batches)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        # Copied, because workers' arrays are in memory that is theirs to reuse.
+        batch = {name: np.array(array) for name, array in next(self._iterator).items()}
+        wanted, used = batch.pop("wanted"), batch.pop("used")
+        replaced = np.flatnonzero(wanted != used)
+        for row in replaced:
+            self._report(int(row), int(wanted[row]), int(used[row]))
+        if replaced.size:
+            self._rejects.write()
+        self._step += 1
+        return batch
+
+    def _report(self, row: int, wanted: int, used: int) -> None:
+        """Find out what was wrong with those that were tried before `used`."""
+        loader = self._loader
+        place = self._step * loader.batch_size + loader.rows[row]
+        for record in loader.candidates(place, wanted):
+            if record == used:
+                return
+            try:
+                loader.load(record, place)
+            except UserError as error:
+                name = loader.source.name(record)
+                self._rejects.add(
+                    name, str(error), (self._step + 1) * loader.batch_size
+                )
+
+    def close(self) -> None:
+        """Stop loading, and the workers."""
+        self._iterator.close()
+        del self._iterator  # grain complains of iterators that outlive the interpreter
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """Let this worker end when the process that started it is gone, even if killed."""
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

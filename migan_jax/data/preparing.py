@@ -1,0 +1,262 @@
+"""From a folder or zip of pictures to shards of ArrayRecord, which training reads fast.
+
+Every picture is decoded once, so that what cannot be used is known before the training
+is. A record is an image file's bytes: the original's, or a shrunk picture's as JPEG.
+Shards are written whole, one after the other, each with a note of what went into it;
+the index, written last, makes a folder of shards a dataset. So an interrupted run is
+continued by the same command, from the first shard that has no note.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from migan_jax.data.examples import decode, shrink_hole, too_small
+from migan_jax.data.rejects import Rejects
+from migan_jax.data.sheets import contact_sheet, with_hole
+from migan_jax.data.sources import (
+    INDEX,
+    PLAN,
+    SHARD_ENDING,
+    ArrayRecordSource,
+    FileSource,
+    Source,
+)
+from migan_jax.errors import UserError
+from migan_jax.files import reason, remove, write_whole
+
+REPORT, SHEET = "rejected.json", "sheet.png"
+SHARD_BYTES = 256 << 20  # of source files; large enough to read, small enough to redo
+JPEG_QUALITY = 95
+# Pictures that are encoded to guess the size of all, and what the guess may be short.
+SAMPLED, MARGIN = 32, 1.1
+SHEET_PICTURES, SHEET_SIDE, SHEET_COLUMNS = 48, 128, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What becomes of a picture."""
+
+    size: int | None  # shrink to this shorter side; None keeps the files as they are
+    smallest_side: int
+    shard_bytes: int = SHARD_BYTES
+
+
+class Record(NamedTuple):
+    """What is stored of a picture, or why it is not."""
+
+    name: str
+    image: bytes = b""
+    mask: bytes | None = None  # PNG, white where the hole is
+    rejected: str | None = None
+
+
+class Preparation:
+    """A source on its way into a folder."""
+
+    def __init__(self, source: FileSource, output: Path, options: Options):
+        self.source, self.output, self.options = source, output, options
+        self._shards = _shards(source, options.shard_bytes)
+        self._plan = {
+            "source": source.fingerprint.digest,
+            "options": dataclasses.asdict(options),
+            "shards": len(self._shards),
+        }
+
+    def is_complete(self) -> bool:
+        """Whether this very source is there already; UserError if something else is."""
+        if self.output.exists() and not self.output.is_dir():
+            raise UserError(f"{self.output} is a file: name a folder.")
+        for name in (INDEX, PLAN):
+            path = self.output / name
+            if path.is_file():
+                found = json.loads(path.read_text())
+                if found.get("plan", found) != self._plan:
+                    raise UserError(
+                        f"{self.output} was begun from other files or with other "
+                        f"options: name another folder, or remove it."
+                    )
+                return name == INDEX
+        if self.output.is_dir() and any(self.output.iterdir()):
+            raise UserError(f"{self.output} holds something else: name another folder.")
+        return False
+
+    def bytes_needed(self) -> int:
+        """What the shards that are missing will take on disk; a guess if shrunk."""
+        files = self.source.fingerprint.bytes
+        if self.options.size is not None:
+            count = len(self.source)
+            sampled = range(0, count, max(count // SAMPLED, 1))
+            records = [self._record(index) for index in sampled]
+            kept = sum(len(r.image) + len(r.mask or b"") for r in records)
+            files = MARGIN * count * kept / len(records)
+        return int(files * len(self._missing()) / len(self._shards))
+
+    def run(
+        self, rejects: Rejects, workers: int, advance: Callable[[int], object]
+    ) -> None:
+        """Write what is missing.
+
+        Args:
+          rejects: takes what is left out.
+          workers: threads that decode.
+          advance: told how many pictures are done, at the start and as they are.
+        """
+        missing = self._missing()
+        advance(len(self.source) - sum(len(shard) for _, shard in missing))
+        self.output.mkdir(parents=True, exist_ok=True)
+        for leftover in self.output.glob(".*.part-*"):  # of a run that was killed
+            remove(leftover)
+        _write_json(self.output / PLAN, self._plan)
+        pool = ThreadPoolExecutor(workers)
+        try:
+            for number, shard in missing:
+                records = []
+                for record in pool.map(self._record, shard):
+                    records.append(record)
+                    advance(1)
+                self._write_shard(number, shard, records, rejects)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        self._finish()
+
+    def _missing(self) -> list[tuple[int, range]]:
+        numbered = enumerate(self._shards)
+        return [(n, shard) for n, shard in numbered if not self._note(n).is_file()]
+
+    def _note(self, number: int) -> Path:
+        return self.output / f"shard-{number:05d}.json"
+
+    def _shard_name(self, kind: str, number: int) -> str:
+        return f"{kind}-{number:05d}-of-{len(self._shards):05d}{SHARD_ENDING}"
+
+    def _record(self, index: int) -> Record:
+        """A picture as it will be stored; runs in threads."""
+        source, size = self.source, self.options.size
+        name = source.name(index)
+        try:
+            encoded = source.encoded(index)
+            image, hole = decode(encoded, name, source.mask_hole)
+            height, width = image.shape[:2]
+            smallest = self.options.smallest_side
+            if min(width, height) < smallest:
+                raise too_small(name, width, height, smallest)
+        except UserError as error:
+            return Record(name, rejected=str(error))
+        content = encoded.image
+        if size is not None and size < min(width, height):
+            scale = size / min(width, height)
+            extent = max(round(width * scale), size), max(round(height * scale), size)
+            content = _shrunk(image, extent)
+            if hole is not None:
+                hole = shrink_hole(hole, (0, 0, width, height), extent)
+        return Record(name, content, None if hole is None else _png(hole))
+
+    def _write_shard(
+        self, number: int, shard: range, records: list[Record], rejects: Rejects
+    ) -> None:
+        for record in records:
+            if record.rejected is not None:
+                rejects.add(record.name, record.rejected, shard.stop)
+        rejects.write()
+        kept = [record for record in records if record.rejected is None]
+        contents = {"images": [r.image for r in kept]}
+        if self.source.masks is not None:
+            contents["masks"] = [r.mask for r in kept]
+        note = {"names": [r.name for r in kept], "bytes": 0, "digests": []}
+        for kind, blobs in contents.items():
+            if blobs:
+                _write_records(self.output / self._shard_name(kind, number), blobs)
+            note["bytes"] += sum(map(len, blobs))
+            note["digests"] += [hashlib.sha256(blob).hexdigest() for blob in blobs]
+        _write_json(self._note(number), note)
+
+    def _finish(self) -> None:
+        """Make the shards a dataset, and a sheet to look at."""
+        numbers = range(len(self._shards))
+        notes = [json.loads(self._note(number).read_text()) for number in numbers]
+        used = [number for number in numbers if notes[number]["names"]]
+        if not used:
+            raise UserError(
+                f"None of the pictures of {self.source.fingerprint.source} can be "
+                f"used: {self.output / REPORT} says why."
+            )
+        with_masks = self.source.masks is not None
+        content = [(note["names"], note["digests"]) for note in notes]
+        index = {
+            "plan": self._plan,
+            "images": [self._shard_name("images", n) for n in used],
+            "masks": [self._shard_name("masks", n) for n in used if with_masks],
+            "mask_hole": "white",
+            "bytes": sum(note["bytes"] for note in notes),
+            "digest": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+            "names": [name for note in notes for name in note["names"]],
+        }
+        _write_json(self.output / INDEX, index)
+        write_sheet(ArrayRecordSource(self.output), self.output / SHEET)
+        for path in (self.output / PLAN, *map(self._note, numbers)):
+            remove(path)
+
+
+def _shards(source: FileSource, most: int) -> list[range]:
+    """Runs of pictures, of about `most` bytes each."""
+    shards, start, size = [], 0, 0
+    for index, name in enumerate(source.files.names):
+        size += source.files.sizes[name]
+        if size >= most:
+            shards.append(range(start, index + 1))
+            start, size = index + 1, 0
+    if start < len(source):
+        shards.append(range(start, len(source)))
+    return shards
+
+
+def _shrunk(image: np.ndarray, extent: tuple[int, int]) -> bytes:
+    picture = Image.fromarray(image).resize(extent, Image.Resampling.BICUBIC)
+    buffer = BytesIO()
+    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4")
+    return buffer.getvalue()
+
+
+def _png(hole: np.ndarray) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(hole).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _write_records(path: Path, records: list[bytes]) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    def write(part: Path) -> None:
+        try:
+            # Each record for itself, for random access; images are compressed already.
+            writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
+            for record in records:
+                writer.write(record)
+            writer.close()
+        except RuntimeError as error:  # what the library raises for anything
+            raise OSError(reason(error)) from error
+
+    write_whole(path, write)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=1) + "\n"
+    write_whole(path, lambda part: part.write_text(text))
+
+
+def write_sheet(source: Source, path: Path) -> None:
+    """Some of a source's pictures in one, spread over it, with their holes."""
+    count = min(len(source), SHEET_PICTURES)
+    examples = [source[index * len(source) // count] for index in range(count)]
+    pictures = [with_hole(example.image, example.hole) for example in examples]
+    sheet = contact_sheet(pictures, SHEET_SIDE, min(SHEET_COLUMNS, count))
+    write_whole(path, lambda part: sheet.save(part, "PNG"))

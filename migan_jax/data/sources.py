@@ -1,0 +1,346 @@
+"""What pictures are learned from: random access to encoded pictures, by number.
+
+  a folder       any formats, with subfolders      `photos`
+  a zip          likewise                          `photos.zip`
+  ArrayRecord    what the verb prepare has written, or records that are image files
+                                                   `prepared`, `images.array_record`
+  TFDS           prepared as ArrayRecord; reading needs no TensorFlow
+                                                   `tfds:places365_small[train]`
+  scenes         drawn from a seed                 `scenes`, `scenes:leaves`
+
+Folders and zips may have own masks beside them, in a folder or zip of their own: every
+picture then has the mask of its name, whatever their endings.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from migan_jax.data.containers import Files, open_files
+from migan_jax.data.examples import Encoded, Example, decode
+from migan_jax.data.masks import MaskHole
+from migan_jax.data.scenes import FAMILIES, draw_scene
+from migan_jax.errors import UserError, missing_extra
+from migan_jax.files import reason
+
+if TYPE_CHECKING:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+# What the verb prepare leaves in its folder, beside the shards.
+INDEX = "index.json"
+PLAN = "plan.json"  # without an index: it was interrupted
+SHARD_ENDING = ".array_record"
+# Scenes until they repeat.
+SCENES = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Fingerprint:
+    """What a source holds, so that a change between two runs is noticed."""
+
+    source: str
+    records: int
+    bytes: int
+    digest: str
+
+    def change_since(self, earlier: "Fingerprint") -> str | None:
+        """A sentence that names what changed, or None. A move alone is no change."""
+        if self.digest == earlier.digest:
+            return None
+        if (self.records, self.bytes) == (earlier.records, earlier.bytes):
+            what = f"its {self.records:,} pictures have other contents or names"
+        else:
+            what = (
+                f"it had {earlier.records:,} pictures of {earlier.bytes:,} bytes, and "
+                f"has {self.records:,} of {self.bytes:,}"
+            )
+        moved = "" if self.source == earlier.source else f" (then {earlier.source})"
+        return f"{self.source}{moved} has changed: {what}."
+
+
+class Source:
+    """Pictures by number."""
+
+    fingerprint: Fingerprint
+    mask_hole: MaskHole = "white"
+    others: tuple[str, ...] = ()  # files that are no images by their ending
+
+    def __len__(self) -> int:
+        return self.fingerprint.records
+
+    def name(self, index: int) -> str:
+        """What to call a picture in a report."""
+        raise NotImplementedError
+
+    def encoded(self, index: int) -> Encoded:
+        """A picture as it is stored."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Example:
+        """A whole picture, decoded."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return decode(self.encoded(index), self.name(index), self.mask_hole)
+
+
+class FileSource(Source):
+    """A folder or zip of pictures, with their own masks or without."""
+
+    def __init__(
+        self,
+        location: Path,
+        masks: Path | None = None,
+        mask_hole: MaskHole = "white",
+    ):
+        self.files = open_files(location, without=masks)
+        self.masks = None if masks is None else open_files(masks)
+        self.mask_hole = mask_hole
+        self.others = self.files.others
+        self._mask_of = _pair(self.files, self.masks) if self.masks else {}
+        containers = [self.files, self.masks] if self.masks else [self.files]
+        digests = "".join(container.digest() for container in containers)
+        self.fingerprint = Fingerprint(
+            source=str(location),
+            records=len(self.files.names),
+            bytes=sum(container.total_bytes for container in containers),
+            digest=hashlib.sha256(
+                f"{digests} {masks and mask_hole}".encode()
+            ).hexdigest(),
+        )
+
+    def name(self, index: int) -> str:
+        return self.files.names[index]
+
+    def encoded(self, index: int) -> Encoded:
+        name = self.name(index)
+        mask = self.masks.read(self._mask_of[name]) if self.masks else None
+        return Encoded(self.files.read(name), mask)
+
+
+def _pair(images: Files, masks: Files) -> dict[str, str]:
+    """The mask of each image: that of its name."""
+
+    def by_stem(files: Files) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name in files.names:
+            stem = str(PurePosixPath(name).with_suffix(""))
+            if stem in found:
+                raise UserError(
+                    f"{files.location} has {found[stem]} and {name}: which of them "
+                    f"belongs to a mask or picture named {stem} is unclear."
+                )
+            found[stem] = name
+        return found
+
+    image_of, mask_of = by_stem(images), by_stem(masks)
+    for ours, theirs, what, place in (
+        (image_of, mask_of, "pictures without a mask", masks.location),
+        (mask_of, image_of, "masks without a picture", images.location),
+    ):
+        alone = [name for stem, name in ours.items() if stem not in theirs]
+        if alone:
+            raise UserError(
+                f"There are {len(alone)} {what} of the same name in {place}, such as "
+                f"{alone[0]}: every picture needs its mask and every mask its picture."
+            )
+    return {name: mask_of[stem] for stem, name in image_of.items()}
+
+
+class ArrayRecordSource(Source):
+    """Records that are image files, and where there are any their masks' records."""
+
+    def __init__(self, location: Path):
+        index = _read_index(location)
+        self.mask_hole = index["mask_hole"]
+        self._location, self._names = location, index["names"]
+        self._images = _open_records(location, index["images"])
+        self._masks = _open_records(location, index["masks"])
+        counts = {len(r) for r in (self._names, self._images, self._masks) if r}
+        if len(counts) != 1:
+            raise UserError(
+                f"{location} does not hold as many pictures as names or masks: prepare "
+                f"it again."
+            )
+        self.fingerprint = Fingerprint(
+            source=str(location),
+            records=len(self._images),
+            bytes=index["bytes"],
+            digest=index["digest"],
+        )
+
+    def name(self, index: int) -> str:
+        return self._names[index] if self._names else f"{self._location}[{index}]"
+
+    def encoded(self, index: int) -> Encoded:
+        try:
+            mask = self._masks[index] if self._masks else None
+            return Encoded(self._images[index], mask)
+        except RuntimeError as error:  # what the library raises for anything
+            raise UserError(
+                f"{self.name(index)} cannot be read ({reason(error)})."
+            ) from error
+
+
+def _read_index(location: Path) -> dict[str, Any]:
+    """What `prepare` says about a folder, or what there is to say about other files."""
+    path = location / INDEX
+    if path.is_file():
+        try:
+            index = json.loads(path.read_text())
+            index["images"], index["masks"], index["digest"]  # or KeyError
+            return index
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged: prepare {location} again.") from error
+    if (location / PLAN).is_file():
+        raise UserError(
+            f"{location} is not finished: run the command that prepares it again."
+        )
+    files = [location]
+    if location.is_dir():
+        files = sorted(location.glob(f"*{SHARD_ENDING}*"))
+    sizes = [(file.name, file.stat().st_size) for file in files]
+    return {
+        "names": None,
+        "images": [name for name, _ in sizes],
+        "masks": [],
+        "mask_hole": "white",
+        "bytes": sum(size for _, size in sizes),
+        "digest": hashlib.sha256(repr(sizes).encode()).hexdigest(),
+    }
+
+
+def _open_records(location: Path, names: list[str]) -> "ArrayRecordDataSource | None":
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    folder = location if location.is_dir() else location.parent
+    try:
+        return (
+            ArrayRecordDataSource([str(folder / n) for n in names]) if names else None
+        )
+    except RuntimeError as error:  # what the library raises for anything
+        raise UserError(
+            f"{location} cannot be read as ArrayRecord ({reason(error)})."
+        ) from error
+
+
+class TfdsSource(Source):
+    """A dataset of the TFDS catalogue or in its format, prepared as ArrayRecord."""
+
+    def __init__(self, dataset: str, split: str):
+        """`dataset`: NAME[/CONFIG][:VERSION], or a folder with dataset_info.json."""
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError as error:
+            raise missing_extra(
+                "tensorflow-datasets", "tfds", f"Reading tfds:{dataset}"
+            ) from error
+        try:
+            is_folder = os.path.isdir(dataset)
+            open_builder = tfds.builder_from_directory if is_folder else tfds.builder
+            builder = open_builder(dataset)
+            self._feature = _image_feature(builder.info.features, tfds)
+            decoders = {self._feature: tfds.decode.SkipDecoding()}
+            self._records = builder.as_data_source(split, decoders=decoders)
+            stored = builder.info.splits[re.split(r"[\[+]", split)[0]]
+        except UserError:
+            raise
+        except Exception as error:  # builders are anyone's code and fail in any way
+            raise UserError(
+                f"tfds:{dataset}[{split}] cannot be opened: {reason(error)}. It must "
+                f"be prepared beforehand, with file_format='array_record'."
+            ) from error
+        self._label = f"tfds:{builder.info.full_name}[{split}]"
+        content = [self._label, len(self._records), *stored.shard_lengths]
+        self.fingerprint = Fingerprint(
+            source=self._label,
+            records=len(self._records),
+            bytes=int(stored.num_bytes),
+            digest=hashlib.sha256(repr(content).encode()).hexdigest(),
+        )
+
+    def name(self, index: int) -> str:
+        return f"{self._label} record {index}"
+
+    def encoded(self, index: int) -> Encoded:
+        return Encoded(self._records[index][self._feature])
+
+
+def _image_feature(features: Mapping[str, Any], tfds: ModuleType) -> str:
+    for name, feature in features.items():
+        if isinstance(feature, tfds.features.Image):
+            return name
+    raise UserError(f"The dataset has no images, but {', '.join(features)}.")
+
+
+class SceneSource(Source):
+    """Pictures drawn from a seed: nothing to download, and as many as one likes."""
+
+    def __init__(self, size: int, seed: int, family: str | None = None):
+        if family is not None and family not in FAMILIES:
+            families = ", ".join(f"scenes:{name}" for name in FAMILIES)
+            raise UserError(f"There is no scenes:{family}, but scenes, {families}.")
+        self._size, self._seed, self._family = size, seed, family
+        label = "scenes" if family is None else f"scenes:{family}"
+        self.fingerprint = Fingerprint(
+            source=label,
+            records=SCENES,
+            bytes=0,
+            digest=hashlib.sha256(f"{label} {size} {seed}".encode()).hexdigest(),
+        )
+
+    def name(self, index: int) -> str:
+        return f"{self.fingerprint.source} {index}"
+
+    def encoded(self, index: int) -> Encoded:
+        rng = np.random.default_rng((self._seed, index))
+        return Encoded(draw_scene(rng, self._size, self._family))
+
+
+def open_source(
+    source: str,
+    *,
+    masks: str | None,
+    mask_hole: MaskHole,
+    resolution: int,
+    seed: int,
+) -> Source:
+    """The source that a configuration names, as the module's head lists them.
+
+    Args:
+      source: "scenes", "scenes:FAMILY", "tfds:NAME[SPLIT]", or a path.
+      masks: own masks for a folder or zip: a folder or zip.
+      mask_hole: what they show the hole in.
+      resolution: at which scenes are drawn.
+      seed: of the scenes.
+    """
+    kind, _, rest = source.partition(":")
+    path = Path(source)
+    if kind == "scenes":
+        found: Source = SceneSource(resolution, seed, rest or None)
+    elif kind == "tfds":
+        dataset, _, split = rest.partition("[")
+        found = TfdsSource(dataset, split.removesuffix("]") or "train")
+    elif SHARD_ENDING in path.name or _has_shards(path):
+        found = ArrayRecordSource(path)
+    else:
+        return FileSource(path, Path(masks) if masks else None, mask_hole)
+    if masks:
+        raise UserError(
+            f"Own masks go with a folder or zip, and {source} is none: prepare both "
+            f"together, or leave data.masks empty."
+        )
+    return found
+
+
+def _has_shards(path: Path) -> bool:
+    return path.is_dir() and any(
+        file.name == INDEX or SHARD_ENDING in file.name for file in path.iterdir()
+    )
