@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -150,8 +151,10 @@ def _image_in(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
         file = path.open("rb")
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
-    with file, open_image(file, path) as image:
-        yield image, file
+    with file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pillow can do without is no concern
+        with open_image(file, path) as image:
+            yield image, file
 
 
 def _turn_upright(image: Image.Image, path: Path) -> Metadata:

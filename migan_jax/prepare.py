@@ -42,7 +42,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "output", metavar="OUTPUT", type=Path, help="a folder; a new one, or to go on"
     )
-    pictures = parser.add_argument_group("pictures")
+    _add_picture_options(parser.add_argument_group("pictures"))
+    _add_mask_options(parser.add_argument_group("masks"))
+    arguments = parser.parse_args()
+    if arguments.source is None and arguments.masks is None:
+        parser.error("name a SOURCE and an OUTPUT, or ask for --masks")
+    return arguments
+
+
+def _add_picture_options(pictures: argparse._ArgumentGroup) -> None:
     pictures.add_argument(
         "--size",
         metavar="N",
@@ -83,7 +91,9 @@ def parse_arguments() -> argparse.Namespace:
         default=os.cpu_count() or 1,
         help="threads that decode (default: one per core)",
     )
-    masks = parser.add_argument_group("masks")
+
+
+def _add_mask_options(masks: argparse._ArgumentGroup) -> None:
     masks.add_argument("--masks", metavar="N", type=_positive, help="draw N masks")
     masks.add_argument(
         "--kind",
@@ -102,10 +112,6 @@ def parse_arguments() -> argparse.Namespace:
     masks.add_argument(
         "--seed", metavar="N", type=int, default=0, help="of the masks (default: 0)"
     )
-    arguments = parser.parse_args()
-    if arguments.source is None and arguments.masks is None:
-        parser.error("name a SOURCE and an OUTPUT, or ask for --masks")
-    return arguments
 
 
 def _positive(text: str) -> int:

@@ -5,7 +5,6 @@ photos that people edit and by pictures that networks learn from.
 """
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -34,16 +33,14 @@ TIFF_PHOTOMETRIC = 262  # 0: white is zero, which Pillow turns round for 8 bits 
 def open_image(file: BinaryIO, name: object) -> Iterator[Image.Image]:
     """An image whose header has been read; what is wrong with it becomes a sentence."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow can do without is no concern
-            image = Image.open(file, formats=READABLE)
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1 and image.format != "MPO":
-                raise UserError(
-                    f"{name} holds {frames} pictures, of which all but one would be "
-                    f"lost: save the one that is meant as a file of its own."
-                )
-            yield image
+        image = Image.open(file, formats=READABLE)
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":
+            raise UserError(
+                f"{name} holds {frames} pictures, of which all but one would be lost: "
+                f"save the one that is meant as a file of its own."
+            )
+        yield image
     except UserError:
         raise
     except Image.DecompressionBombError as error:

@@ -15,6 +15,7 @@ picture then has the mask of its name, whatever their endings.
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ import numpy as np
 
 from migan_jax.data.containers import Files, open_files
 from migan_jax.data.examples import Encoded, Example, decode
-from migan_jax.data.masks import MaskHole
+from migan_jax.data.masks import MaskHole, doubt_about
 from migan_jax.data.scenes import FAMILIES, draw_scene
 from migan_jax.errors import UserError, missing_extra
 from migan_jax.files import reason
@@ -34,10 +35,14 @@ from migan_jax.files import reason
 if TYPE_CHECKING:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+logger = logging.getLogger(__name__)
+
 # What the verb prepare leaves in its folder, beside the shards.
 INDEX = "index.json"
 PLAN = "plan.json"  # without an index: it was interrupted
 SHARD_ENDING = ".array_record"
+# Own masks that are looked at before a run, to see whether they are inverted.
+DOUBTED = 8
 # Scenes until they repeat.
 SCENES = 1_000_000
 
@@ -64,6 +69,10 @@ class Fingerprint:
             )
         moved = "" if self.source == earlier.source else f" (then {earlier.source})"
         return f"{self.source}{moved} has changed: {what}."
+
+
+def _hash(*content: object) -> str:
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 class Source:
@@ -106,15 +115,15 @@ class FileSource(Source):
         self.others = self.files.others
         self._mask_of = _pair(self.files, self.masks) if self.masks else {}
         containers = [self.files, self.masks] if self.masks else [self.files]
-        digests = "".join(container.digest() for container in containers)
+        digests = [container.digest() for container in containers]
         self.fingerprint = Fingerprint(
             source=str(location),
             records=len(self.files.names),
             bytes=sum(container.total_bytes for container in containers),
-            digest=hashlib.sha256(
-                f"{digests} {masks and mask_hole}".encode()
-            ).hexdigest(),
+            digest=_hash(*digests, masks and mask_hole),
         )
+        if self.masks:
+            self._doubt_masks()
 
     def name(self, index: int) -> str:
         return self.files.names[index]
@@ -123,6 +132,19 @@ class FileSource(Source):
         name = self.name(index)
         mask = self.masks.read(self._mask_of[name]) if self.masks else None
         return Encoded(self.files.read(name), mask)
+
+    def _doubt_masks(self) -> None:
+        """Say so if most of the first masks look inverted."""
+        doubts = []
+        for index in range(min(len(self), DOUBTED)):
+            try:
+                hole = self[index].hole
+            except UserError:  # will be rejected wherever it is used
+                continue
+            other = "black" if self.mask_hole == "white" else "white"
+            doubts.append(doubt_about(hole, f"mask_hole is {other}"))
+        if sum(map(bool, doubts)) > len(doubts) / 2:
+            logger.warning("%s: %s", self.masks.location, next(filter(None, doubts)))
 
 
 def _pair(images: Files, masks: Files) -> dict[str, str]:
@@ -141,15 +163,15 @@ def _pair(images: Files, masks: Files) -> dict[str, str]:
         return found
 
     image_of, mask_of = by_stem(images), by_stem(masks)
-    for ours, theirs, what, place in (
-        (image_of, mask_of, "pictures without a mask", masks.location),
-        (mask_of, image_of, "masks without a picture", images.location),
-    ):
-        alone = [name for stem, name in ours.items() if stem not in theirs]
+    ours = images.location, image_of, "pictures without a mask"
+    others = masks.location, mask_of, "masks without a picture"
+    for (here, names, what), (there, partners, _) in (ours, others), (others, ours):
+        alone = [name for stem, name in names.items() if stem not in partners]
         if alone:
             raise UserError(
-                f"There are {len(alone)} {what} of the same name in {place}, such as "
-                f"{alone[0]}: every picture needs its mask and every mask its picture."
+                f"{here} has {len(alone):,} {what} of the same name in {there}, such "
+                f"as {alone[0]}: every picture needs its mask, and every mask its "
+                f"picture."
             )
     return {name: mask_of[stem] for stem, name in image_of.items()}
 
@@ -213,7 +235,7 @@ def _read_index(location: Path) -> dict[str, Any]:
         "masks": [],
         "mask_hole": "white",
         "bytes": sum(size for _, size in sizes),
-        "digest": hashlib.sha256(repr(sizes).encode()).hexdigest(),
+        "digest": _hash(*sizes),
     }
 
 
@@ -258,12 +280,11 @@ class TfdsSource(Source):
                 f"be prepared beforehand, with file_format='array_record'."
             ) from error
         self._label = f"tfds:{builder.info.full_name}[{split}]"
-        content = [self._label, len(self._records), *stored.shard_lengths]
         self.fingerprint = Fingerprint(
             source=self._label,
             records=len(self._records),
             bytes=int(stored.num_bytes),
-            digest=hashlib.sha256(repr(content).encode()).hexdigest(),
+            digest=_hash(self._label, len(self._records), stored.shard_lengths),
         )
 
     def name(self, index: int) -> str:
@@ -293,7 +314,7 @@ class SceneSource(Source):
             source=label,
             records=SCENES,
             bytes=0,
-            digest=hashlib.sha256(f"{label} {size} {seed}".encode()).hexdigest(),
+            digest=_hash(label, size, seed),
         )
 
     def name(self, index: int) -> str:

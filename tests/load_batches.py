@@ -1,0 +1,37 @@
+"""A process of its own that loads batches, for tests: prints a hash of every row,
+which is a picture, its own mask and one that is drawn.
+
+python load_batches.py FOLDER MASKS PROCESS PROCESSES FIRST_STEP STEPS WORKERS
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import jax
+from photo_folders import small_loader
+
+from migan_jax.data.mask_samplers import SAMPLERS, masks_on_device
+from migan_jax.data.pipeline import Batches, rows_of_process
+from migan_jax.data.rejects import Rejects
+from migan_jax.data.transforms import sample_keys
+
+
+def main():
+    folder, masks = map(Path, sys.argv[1:3])
+    process, processes, first_step, steps, workers = map(int, sys.argv[3:])
+    loader = small_loader(folder, rows_of_process(4, process, processes), masks)
+    draw = jax.jit(lambda keys: masks_on_device(SAMPLERS["box"], keys, 16))
+    rejects = Rejects(loader.source, 0.5, report=None)
+    with Batches(loader, rejects, first_step=first_step, workers=workers) as batches:
+        for step in range(first_step, first_step + steps):
+            batch = next(batches)
+            drawn = draw(sample_keys(jax.random.key(0), step, loader.batch_size))
+            for index, row in enumerate(loader.rows):
+                arrays = batch["image"][index], batch["mask"][index], drawn[row]
+                digest = hashlib.sha256(b"".join(map(bytes, arrays))).hexdigest()
+                print(step, row, digest, flush=True)
+
+
+if __name__ == "__main__":
+    main()

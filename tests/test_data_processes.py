@@ -1,0 +1,152 @@
+"""The same global batches from any number of processes and workers, killed or not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from photo_folders import mask_folder, photo_folder, small_loader
+
+from migan_jax.data.pipeline import Batches, rows_of_process
+from migan_jax.data.rejects import Rejects
+
+SCRIPT = Path(__file__).with_name("load_batches.py")
+STEPS = 9  # three epochs of twelve pictures
+ENDLESS = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Photos of which two are damaged, and masks."""
+    root = tmp_path_factory.mktemp("data")
+    photos = photo_folder(root / "photos")
+    masks = mask_folder(root / "masks", photos)
+    for name in ("04.png", "sub/09.png"):
+        (photos / name).write_bytes((photos / name).read_bytes()[:200])
+    return photos, masks
+
+
+@pytest.fixture(scope="module")
+def expected(folders):
+    """Every row of every batch, from one process without workers."""
+    return finished(start(folders))
+
+
+def start(folders, process=0, processes=1, first_step=0, steps=STEPS, workers=0):
+    numbers = process, processes, first_step, steps, workers
+    return subprocess.Popen(
+        [sys.executable, SCRIPT, *folders, *map(str, numbers)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(*processes):
+    """What they printed: (step, row) -> hash."""
+    lines = []
+    for process in processes:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        lines += output.splitlines()
+    return rows_in(lines)
+
+
+def rows_in(lines):
+    fields = [line.split() for line in lines]
+    return {(int(step), int(row)): digest for step, row, digest in fields}
+
+
+def test_rows_of_processes_make_the_batch(folders, expected):
+    assert len(expected) == 4 * STEPS == len(set(expected.values()))
+    assert finished(*(start(folders, i, 2) for i in range(2))) == expected
+    assert finished(*(start(folders, i, 4) for i in range(4))) == expected
+
+
+def test_workers_change_nothing(folders, expected):
+    assert finished(start(folders, workers=2)) == expected
+    halves = start(folders, 0, 2, workers=1), start(folders, 1, 2, workers=3)
+    assert finished(*halves) == expected
+
+
+def test_every_step_can_be_the_first(folders, expected):
+    photos, masks = folders
+    for first_step in range(STEPS):
+        found = {}
+        for process in range(2):
+            loader = small_loader(photos, rows_of_process(4, process, 2), masks)
+            rejects = Rejects(loader.source, 0.5, None)
+            with Batches(loader, rejects, first_step=first_step) as batches:
+                found[process] = next(batches)
+        whole = small_loader(photos, masks=masks)(first_step)
+        for name in ("image", "mask"):
+            rows = [*found[0][name], *found[1][name]]
+            assert (rows == whole[name]).all()
+
+
+# Workers, and records until the kill: most of them among the slow tests.
+KILLS = [
+    pytest.param(workers, records, marks=() if records == fast else pytest.mark.slow)
+    for workers, fast in ((0, 6), (2, 11))
+    for records in range(1, 4 * STEPS, 5)
+]
+
+
+@pytest.mark.parametrize("workers, records", KILLS)
+def test_killed_at_any_record_and_continued_by_other_processes(
+    workers, records, folders, expected
+):
+    killed = start(folders, steps=ENDLESS, workers=workers)
+    printed = [killed.stdout.readline() for _ in range(records)]
+    children = children_of(killed.pid)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    before = rows_in(printed)
+    assert before == {key: expected[key] for key in before}
+    step = records // 4  # the first one that was not finished
+    rest = STEPS - step
+    after = finished(*(start(folders, i, 2, step, rest) for i in range(2)))
+    assert before | after == expected
+    assert len(children) >= workers
+    assert_gone(children)
+
+
+def test_workers_end_with_the_iteration(folders):
+    with start(folders, steps=2, workers=2) as ended:
+        lines = [ended.stdout.readline()]
+        children = children_of(ended.pid)
+        lines += ended.stdout.readlines()
+    assert ended.returncode == 0 and len(lines) == 8
+    assert_gone(children)
+
+
+def children_of(pid):
+    """All processes below one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # ended meanwhile
+        if int(fields[1]) == pid:
+            child = int(path.parent.name)
+            found += [child, *children_of(child)]
+    return found
+
+
+def assert_gone(pids):
+    end = time.monotonic() + 20
+    while alive := [pid for pid in pids if is_running(pid)]:
+        assert time.monotonic() < end, alive
+        time.sleep(0.05)
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"

@@ -1,0 +1,48 @@
+"""Keys and flips on the device: each sample its own, split over devices or not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from migan_jax.data.mask_samplers import SAMPLERS, masks_on_device
+from migan_jax.data.transforms import flip, sample_keys
+
+SEED = jax.random.key(0)
+
+
+def test_keys_are_of_step_and_place():
+    whole = jax.random.key_data(sample_keys(SEED, 5, 8))
+    assert len(np.unique(whole, axis=0)) == 8
+    smaller = jax.random.key_data(sample_keys(SEED, 5, 4))
+    assert np.array_equal(whole[:4], smaller)
+    assert not np.array_equal(whole, jax.random.key_data(sample_keys(SEED, 6, 8)))
+
+
+def test_flips_are_even_and_together():
+    keys = sample_keys(SEED, 0, 4000)
+    image = jnp.tile(jnp.arange(6.0).reshape(1, 1, 3, 2), (4000, 1, 1, 1))
+    mask = image[..., :1] / 2  # columns 0, 1, 2
+    flipped, with_it = flip(keys, image, mask)
+    turned = np.asarray(with_it[:, 0, 0, 0] == 2)
+    assert np.array_equal(flipped[turned], image[turned][:, :, ::-1])
+    assert np.array_equal(flipped[~turned], image[~turned])
+    assert np.array_equal(with_it[turned], mask[turned][:, :, ::-1])
+    # Within four standard deviations of a half.
+    assert abs(turned.mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)
+
+
+def test_masks_and_flips_do_not_depend_on_the_devices():
+    def draw(step, image):
+        keys = sample_keys(SEED, step, len(image))
+        (flipped,) = flip(keys, image)
+        return flipped, masks_on_device(SAMPLERS["box"], keys, 32)
+
+    image = np.random.default_rng(0).random((8, 4, 4, 3), np.float32)
+    alone = jax.jit(draw)(3, image)
+    mesh = Mesh(np.array(jax.devices()[:8]), "data")
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    split = jax.jit(draw, out_shardings=sharding)(3, jax.device_put(image, sharding))
+    for one, other in zip(alone, split, strict=True):
+        assert other.sharding.num_devices == 8
+        assert np.array_equal(one, other)
