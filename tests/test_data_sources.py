@@ -1,10 +1,12 @@
-"""Sources: the same pictures from folder, zip and ArrayRecord; what is refused."""
+"""Sources: the same pictures from folder, zip, shards and TFDS; what is refused."""
 
 import dataclasses
 import json
 import os
 import pickle
+import sys
 import zipfile
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -266,13 +268,20 @@ def test_masks_belong_to_files_only(masks):
         open_source("scenes", **(SETTINGS | {"masks": str(masks)}))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read(photos):
-    photos.chmod(0)
-    try:
-        assert "Permission denied" in refused(photos)
-    finally:
-        photos.chmod(0o700)
+def test_folders_that_may_not_be_read(photos, monkeypatch):
+    """One inside is named among what is no image; root may read all, so it is played."""
+    scandir, closed = os.scandir, [str(photos / "sub")]
+
+    def forbid(path):
+        if str(path) in closed:
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbid)
+    source = opened(photos)
+    assert len(source) == 8 and source.others == ("sub/",)
+    closed.append(str(photos))
+    assert "Permission denied" in refused(photos)
 
 
 def test_damaged_shards(photos, tmp_path):
@@ -292,6 +301,73 @@ def test_records_without_an_index(photos, tmp_path):
     source = opened(path)
     assert np.array_equal(source[2].image, FileSource(photos)[2].image)
     assert source.name(2) == f"{path}[2]"
+
+
+# TFDS.
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A dataset in TFDS's format, seven pictures prepared without TensorFlow."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            image = tfds.features.Image(shape=(None, None, 3))
+            features = tfds.features.FeaturesDict({"label": np.int64, "image": image})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for index in range(7):
+                buffer = BytesIO()
+                Image.fromarray(picture(20, 30, seed=index)).save(buffer, "PNG")
+                yield index, {"image": BytesIO(buffer.getvalue()), "label": index}
+
+    folder = tmp_path_factory.mktemp("tfds")
+    builder = Tiny(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare()
+    assert "tensorflow" not in sys.modules
+    return builder.data_dir
+
+
+def test_tfds(tiny):
+    source = opened(f"tfds:{tiny}")
+    assert len(source) == 7 and "tensorflow" not in sys.modules
+    expected = {picture(20, 30, seed=index).tobytes() for index in range(7)}
+    assert {source[index].image.tobytes() for index in range(7)} == expected
+    assert source.name(3) == "tfds:tiny/1.0.0[train] record 3"
+    part = opened(f"tfds:{tiny}[train[:3]]")
+    assert len(part) == 3
+    assert np.array_equal(part[1].image, source[1].image)
+    assert part.fingerprint.change_since(source.fingerprint)
+    assert np.array_equal(pickle.loads(pickle.dumps(source))[1].image, source[1].image)
+
+
+@pytest.mark.parametrize(
+    "dataset, part",
+    [
+        ("no_such_dataset", "Dataset no_such_dataset not found"),
+        ("mnist", "prepared beforehand"),
+        ("../mnist", "Parsing builder name"),
+    ],
+)
+def test_tfds_datasets_that_are_not_there(dataset, part):
+    pytest.importorskip("tensorflow_datasets")
+    assert part in refused(f"tfds:{dataset}")
+
+
+def test_a_split_that_is_not_there(tiny):
+    assert "Unknown split 'test'" in refused(f"tfds:{tiny}[test]")
+
+
+def test_tfds_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    assert "pip install 'migan_jax[tfds]'" in refused("tfds:mnist")
 
 
 def test_scenes():

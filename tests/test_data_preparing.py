@@ -1,0 +1,243 @@
+"""Shards: what they hold, how they are continued, what is written beside them."""
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from photo_folders import mask_folder, photo_folder, save
+from pictures import picture
+from PIL import Image
+
+from migan_jax.data.preparing import Options, Preparation
+from migan_jax.data.rejects import Rejects
+from migan_jax.data.sources import ArrayRecordSource, FileSource
+from migan_jax.errors import UserError
+
+KEPT = Options(size=None, smallest_side=1, shard_bytes=20_000)  # four pictures or so
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return photo_folder(tmp_path / "photos")
+
+
+def prepare(source, output, options=KEPT, limit=0.5, advance=lambda count: None):
+    preparation = Preparation(source, output, options)
+    if not preparation.is_complete():
+        rejects = Rejects(source, limit, output / "rejected.json")
+        preparation.run(rejects, 2, advance)
+    return ArrayRecordSource(output)
+
+
+def content(folder):
+    """Every file's hash."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+    }
+
+
+def test_records_are_the_files(photos, tmp_path):
+    source = FileSource(photos)
+    shards = prepare(source, tmp_path / "out")
+    assert [shards.name(i) for i in range(12)] == source.files.names
+    for index in range(12):
+        file = (photos / source.name(index)).read_bytes()
+        assert shards.encoded(index).image == file
+    names = set(content(tmp_path / "out"))
+    others = {name for name in names if not name.endswith(".array_record")}
+    assert others == {"index.json", "rejected.json", "sheet.png"} and len(names) > 5
+
+
+def test_pictures_are_shrunk_and_small_ones_kept(tmp_path):
+    save(tmp_path / "in", "wide.png", picture(100, 150))
+    save(tmp_path / "in", "small.png", picture(30, 90))
+    mask = np.zeros((100, 150), np.uint8)
+    mask[:50, :75] = 255
+    save(tmp_path / "masks", "wide.png", mask)
+    save(tmp_path / "masks", "small.png", mask[:30, :90])
+    source = FileSource(tmp_path / "in", tmp_path / "masks")
+    small, wide = prepare(source, tmp_path / "out", Options(40, 1))
+    assert wide.image.shape == (40, 60, 3) and wide.hole.shape == (40, 60)
+    assert wide.hole[:20, :30].all() and wide.hole.sum() == 600
+    expected = Image.fromarray(picture(100, 150)).resize((60, 40), Image.BICUBIC)
+    assert np.abs(wide.image.astype(int) - np.asarray(expected)).mean() < 2
+    assert np.array_equal(small.image, picture(30, 90))
+
+
+def test_black_masks_are_stored_white(photos, tmp_path):
+    masks = mask_folder(tmp_path / "masks", photos)
+    source = FileSource(photos, masks, "black")
+    shards = prepare(source, tmp_path / "out")
+    for index in range(12):
+        assert np.array_equal(shards[index].hole, source[index].hole)
+
+
+def test_the_fingerprint_is_of_the_content(photos, tmp_path):
+    first = prepare(FileSource(photos), tmp_path / "a").fingerprint
+    moved = photos.rename(tmp_path / "moved")
+    again = prepare(FileSource(moved), tmp_path / "b").fingerprint
+    assert again.change_since(first) is None
+    Image.fromarray(picture(41, 56, seed=99)).save(moved / "01.png")
+    changed = prepare(FileSource(moved), tmp_path / "c").fingerprint
+    assert changed.change_since(first) is not None
+
+
+# Interruptions.
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(count):
+    left = count
+
+    def advance(done):
+        nonlocal left
+        left -= done
+        if left < 0:
+            raise Interrupted
+
+    return advance
+
+
+def test_continued_after_any_picture_it_is_the_same(photos, tmp_path):
+    source = FileSource(photos)
+    (photos / "02.png").write_bytes(b"x")
+    prepare(source, tmp_path / "whole")
+    expected = content(tmp_path / "whole")
+    for count in range(0, 12):
+        output = tmp_path / str(count)
+        with pytest.raises(Interrupted):
+            prepare(source, output, advance=interrupt_after(count))
+        with pytest.raises(UserError, match="not finished: run the command"):
+            ArrayRecordSource(output)
+        told = []
+        prepare(source, output, advance=told.append)
+        assert content(output) == expected
+        assert sum(told) == 12 and (count < 6 or told[0] > 0)
+
+
+# One picture a shard, and time to be killed in.
+PREPARE = """
+import time
+from migan_jax.data import preparing
+from migan_jax.prepare import main
+
+class Small(preparing.Options):
+    def __init__(self, size, smallest_side):
+        super().__init__(size, smallest_side, shard_bytes=1)
+
+preparing.Options = Small
+record = preparing.Preparation._record
+preparing.Preparation._record = lambda *a: (time.sleep(0.01), record(*a))[1]
+main()
+"""
+
+
+def test_killed_at_any_time_and_continued(tmp_path):
+    """The real command and the real signal."""
+    photos = photo_folder(tmp_path / "photos", count=40, height=200, width=300)
+    output = tmp_path / "out"
+    options = [photos, output, "--workers=1", "--size=150"]
+    command = [sys.executable, "-c", PREPARE, *map(str, options)]
+    for shards in (2, 5, 11):
+        killed = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while len(list(output.glob("shard-*"))) < shards:
+            assert killed.poll() is None
+            time.sleep(0.01)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    again = subprocess.run(
+        [*command[:4], str(tmp_path / "whole"), *command[5:]], capture_output=True
+    )
+    assert again.returncode == 0
+    assert content(output) == content(tmp_path / "whole")
+
+
+def test_other_files_or_options_do_not_go_into_the_same_folder(photos, tmp_path):
+    output = tmp_path / "out"
+    with pytest.raises(Interrupted):
+        prepare(FileSource(photos), output, advance=interrupt_after(5))
+    with pytest.raises(UserError, match="other files or with other options"):
+        prepare(FileSource(photos), output, Options(32, 1))
+    (photos / "01.png").unlink()
+    with pytest.raises(UserError, match="other files or with other options"):
+        prepare(FileSource(photos), output)
+
+
+def test_other_things_are_not_touched(photos, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "x.txt").write_text("x")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="holds something else"):
+        prepare(FileSource(photos), tmp_path / "mine")
+    with pytest.raises(UserError, match="is a file"):
+        prepare(FileSource(photos), tmp_path / "file")
+    assert os.listdir(tmp_path / "mine") == ["x.txt"]
+
+
+def test_a_full_disk_loses_nothing(photos, tmp_path):
+    source, output = FileSource(photos), tmp_path / "out"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, before[1]))
+        with pytest.raises(UserError, match=r"out.*cannot be written"):
+            prepare(source, output, Options(None, 1, shard_bytes=100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(output.glob("images-*"))
+    assert len(prepare(source, output, Options(None, 1, shard_bytes=100_000))) == 12
+
+
+# What is left out.
+
+
+def test_rejected_files_are_named(photos, tmp_path):
+    (photos / "02.png").write_bytes(b"x")
+    save(photos, "tiny.png", picture(8, 90))
+    (photos / "notes.txt").write_text("x")
+    source = FileSource(photos)
+    shards = prepare(source, tmp_path / "out", Options(None, 16))
+    assert len(shards) == 11
+    report = json.loads((tmp_path / "out" / "rejected.json").read_text())
+    assert set(report["rejected"]) == {"02.png", "tiny.png"}
+    assert report["no_images"] == ["notes.txt"]
+
+
+def test_too_many_bad_files_stop_it_and_may_be_allowed(photos, tmp_path):
+    for name in ("01.png", "02.png", "04.png"):
+        (photos / name).write_bytes(b"x")
+    source = FileSource(photos)
+    with pytest.raises(UserError, match=r"2 pictures .* more than 10.0% of 12"):
+        prepare(source, tmp_path / "out", limit=0.1)
+    assert len(prepare(source, tmp_path / "out", limit=0.5)) == 9
+
+
+def test_nothing_usable(tmp_path):
+    for index in range(3):
+        save(tmp_path / "in", f"{index}.png", picture(8, 8))
+    with pytest.raises(UserError, match="None of the pictures"):
+        prepare(FileSource(tmp_path / "in"), tmp_path / "out", Options(None, 16), 1.0)
+
+
+def test_the_disk_need_is_near_what_is_written(tmp_path):
+    photos = photo_folder(tmp_path / "photos", count=40, height=100, width=150)
+    source = FileSource(photos)
+    for options in (KEPT, Options(50, 1)):
+        output = tmp_path / str(options.size)
+        guess = Preparation(source, output, options).bytes_needed()
+        written = prepare(source, output, options).fingerprint.bytes
+        assert 0.9 * written < guess < 1.4 * written

@@ -1,0 +1,126 @@
+"""The verb: what it says, what it writes, what it refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from photo_folders import mask_folder, photo_folder, save
+from pictures import picture
+from PIL import Image
+from verbs import one_sentence, run_here
+
+from migan_jax import prepare
+from migan_jax.data.mask_samplers import SAMPLERS
+from migan_jax.data.mask_sets import MaskSet
+from migan_jax.data.sources import ArrayRecordSource
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return photo_folder(tmp_path / "photos")
+
+
+def test_a_folder_with_a_bad_file(photos, tmp_path, monkeypatch, capsys):
+    (photos / "bad.jpg").write_text("x")
+    (photos / "notes.txt").write_text("x")
+    output = tmp_path / "out"
+    options = photos, output, "--smallest-side=16"
+    assert run_here(monkeypatch, prepare, *options) == 0
+    said = capsys.readouterr().out
+    assert "13 pictures: what is missing needs about" in said and "are free" in said
+    assert "10 of 13 pictures" in said
+    assert "1 that cannot be used, 1 files that are no images" in said
+    assert ArrayRecordSource(output).fingerprint.digest in said
+    assert len(ArrayRecordSource(output)) == 12
+    with Image.open(output / "sheet.png") as sheet:
+        assert np.asarray(sheet).std() > 20
+    assert run_here(monkeypatch, prepare, *options) == 0
+    assert "complete already" in capsys.readouterr().out
+
+
+def test_a_zip_with_masks_shrunk(photos, tmp_path, monkeypatch):
+    masks = mask_folder(tmp_path / "masks", photos)
+    shutil.make_archive(tmp_path / "photos", "zip", photos)
+    options = "--size=20", f"--own-masks={masks}", "--smallest-side=1"
+    source = tmp_path / "photos.zip"
+    assert run_here(monkeypatch, prepare, source, tmp_path / "out", *options) == 0
+    image, hole = ArrayRecordSource(tmp_path / "out")[1]
+    assert min(image.shape[:2]) == 20 and hole.shape == image.shape[:2]
+    assert 0.2 < hole.mean() < 0.35
+
+
+def test_masks_alone_or_beside_pictures(photos, tmp_path, monkeypatch, capsys):
+    options = "--masks=3", "--resolution=32", "--kind=box", "--seed=7"
+    assert run_here(monkeypatch, prepare, tmp_path / "set", *options) == 0
+    masks = MaskSet(tmp_path / "set")
+    assert masks.digest in capsys.readouterr().out and len(masks) == 3
+    assert run_here(monkeypatch, prepare, tmp_path / "set", *options) == 0
+    assert "complete already" in capsys.readouterr().out
+    options += ("--smallest-side=1",)
+    assert run_here(monkeypatch, prepare, photos, tmp_path / "out", *options) == 0
+    assert MaskSet(tmp_path / "out" / "masks").digest == masks.digest
+    assert len(ArrayRecordSource(tmp_path / "out")) == 12
+    message = run_here(monkeypatch, prepare, tmp_path / "set", "--masks=4")
+    one_sentence(message, "another set of masks")
+    message = run_here(monkeypatch, prepare, photos, "--masks=4")
+    one_sentence(message, photos, "no set of masks")
+
+
+def test_mistakes_are_one_sentence(photos, tmp_path, monkeypatch):
+    def message(*arguments):
+        return run_here(monkeypatch, prepare, *arguments)
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.writestr("../x.png", b"x")
+    bad = tmp_path / "bad"
+    save(bad, "a.png", picture(80, 80))
+    (bad / "b.png").write_text("x")
+    output = tmp_path / "out"
+    one_sentence(message(tmp_path / "nowhere", output), "no folder or zip")
+    one_sentence(message(empty, output), "holds no images")
+    one_sentence(message(tmp_path / "evil.zip", output), "outside itself")
+    one_sentence(message(photos, output, f"--own-masks={empty}"), empty, "no images")
+    assert not output.exists()
+    one_sentence(message(bad, output), "1 pictures", "more than 10.0% of 2", "b.png")
+    one_sentence(message(photos, photos), "holds something else")
+    assert not list(photos.glob("*.json"))
+
+
+def test_a_disk_that_is_too_small(photos, tmp_path, monkeypatch):
+    space = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: space)
+    message = run_here(monkeypatch, prepare, photos, tmp_path / "out")
+    one_sentence(message, "only 1 kB are free")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["out"], ["a", "b", "--size=0"]])
+def test_usage(arguments, monkeypatch, capsys):
+    assert run_here(monkeypatch, prepare, *arguments) == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_one_picture_is_a_dataset(tmp_path, monkeypatch):
+    save(tmp_path / "in", "one.png", picture(80, 80))
+    assert run_here(monkeypatch, prepare, tmp_path / "in", tmp_path / "out") == 0
+    assert len(ArrayRecordSource(tmp_path / "out")) == 1
+    assert json.loads((tmp_path / "out" / "index.json").read_text())["names"]
+
+
+def test_the_kinds_are_the_samplers():
+    assert prepare.KINDS == tuple(SAMPLERS)
+
+
+def test_help_is_immediate():
+    """It imports neither JAX nor grain, which take a second and more."""
+    code = "import sys, migan_jax.prepare as p; sys.argv = ['prepare', '--help']\n"
+    code += "try: p.main()\nexcept SystemExit: pass\n"
+    code += "sys.exit(bool({'jax', 'grain'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "--own-masks" in done.stdout
