@@ -3,8 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Extras to install; `make test EXTRAS=dev` does without PyTorch and skips its tests.
-EXTRAS ?= dev,onnx,torch
+# Extras to install; `make test EXTRAS=dev` does without the others and skips their tests.
+EXTRAS ?= dev,onnx,torch,tfds
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(EXTRAS)
 WORKERS ?= 2
@@ -15,7 +15,7 @@ help:
 	@echo "make run       build the networks, print their summary, save a forward pass"
 	@echo "make test      the tests, in a few minutes"
 	@echo "make test-all  those and the slow ones: full-size networks; with the extra"
-	@echo "               tpu (EXTRAS=dev,onnx,torch,tpu) also programs compiled for TPUs"
+	@echo "               tpu (EXTRAS=dev,onnx,torch,tfds,tpu) also programs compiled for TPUs"
 	@echo "make lint      ruff, as CI runs it"
 	@echo "make clean     remove what make has installed and built"
 	@echo "Options: PYTHON=python3.12 VENV=.venv312 EXTRAS=dev"

@@ -1,5 +1,6 @@
 """Batches: every picture once an epoch, random crops, and what cannot be used."""
 
+import dataclasses
 import json
 import struct
 import zlib
@@ -12,7 +13,13 @@ from PIL import Image
 
 from migan_jax.config import base_config
 from migan_jax.data.examples import Crop
-from migan_jax.data.pipeline import Batches, Loader, loader_of, rows_of_process
+from migan_jax.data.pipeline import (
+    Batches,
+    Loader,
+    batches_of,
+    loader_of,
+    rows_of_process,
+)
 from migan_jax.data.rejects import Rejects
 from migan_jax.data.sources import FileSource
 from migan_jax.errors import UserError
@@ -125,9 +132,25 @@ def test_what_cannot_be_used_is_replaced_and_named(photos, tmp_path, caplog):
         assert rejects.reasons[name] in caplog.text
     content = json.loads(report.read_text())
     assert content["rejected"] == rejects.reasons and content["rejected_count"] == 8
-    assert content["no_images"] == ["notes.txt"] and content["pictures"] == 20
+    assert content["no_images"] == ["notes.txt"]
+    assert content["source"] == dataclasses.asdict(loader.source.fingerprint)
     again = Rejects(loader.source, 0.5, report)
     assert again.reasons == rejects.reasons
+
+
+def test_a_changed_folder_is_noticed_and_its_report_begun_anew(
+    photos, tmp_path, caplog
+):
+    (photos / "01.png").write_bytes(b"x")
+    report = tmp_path / "rejected.json"
+    take(small_loader(photos), 3, report=report)
+    save(photos, "01.png", picture(40, 40))
+    rejects = Rejects(FileSource(photos), 0.5, report)
+    assert rejects.reasons == {}
+    assert f"{photos} has changed: it had 12 pictures of" in caplog.text
+    report.write_text("[]")
+    with pytest.raises(UserError, match="no report of rejected pictures"):
+        Rejects(FileSource(photos), 0.5, report)
 
 
 def test_too_many_of_them_end_the_run(photos, tmp_path):
@@ -185,8 +208,26 @@ def test_the_configuration_is_what_is_loaded(photos, tmp_path):
 def test_without_anything_there_are_scenes():
     config = base_config()
     config.update({"resolution": 32, "batch_size": 2})
-    batch = loader_of(config)(0)
+    with batches_of(config, first_step=3) as batches:
+        batch = next(batches)
     assert batch["image"].shape == (2, 32, 32, 3) and batch["image"].std() > 10
+    assert np.array_equal(batch["image"], loader_of(config)(3)["image"])
+
+
+def test_the_share_of_bad_pictures_is_configured(photos, tmp_path):
+    (photos / "01.png").write_bytes(b"x")
+    config = base_config()
+    config.update({"resolution": 16, "batch_size": 4})
+    config.data.update({"source": str(photos), "bad_share": 0.01})
+    report = tmp_path / "rejected.json"
+    with pytest.raises(UserError, match=r"more than 1.0% of 12"):
+        with batches_of(config, report=report) as batches:
+            for _ in range(3):
+                next(batches)
+    config.data.bad_share = 0.1
+    with batches_of(config, report=report) as batches:
+        assert [next(batches)["image"].shape[0] for _ in range(3)] == [4, 4, 4]
+    assert set(batches.rejects.reasons) == {"01.png"}
 
 
 def test_a_crop_that_does_not_exist(photos):

@@ -169,10 +169,10 @@ def test_other_files_or_options_do_not_go_into_the_same_folder(photos, tmp_path)
     output = tmp_path / "out"
     with pytest.raises(Interrupted):
         prepare(FileSource(photos), output, advance=interrupt_after(5))
-    with pytest.raises(UserError, match="other files or with other options"):
-        prepare(FileSource(photos), output, Options(32, 1))
+    with pytest.raises(UserError, match="begun with size None, not 32: name another"):
+        prepare(FileSource(photos), output, Options(32, 1, KEPT.shard_bytes))
     (photos / "01.png").unlink()
-    with pytest.raises(UserError, match="other files or with other options"):
+    with pytest.raises(UserError, match=r"other files.*it had 12 pictures"):
         prepare(FileSource(photos), output)
 
 

@@ -6,10 +6,10 @@ import os
 import pickle
 import sys
 import zipfile
-from io import BytesIO
 
 import numpy as np
 import pytest
+from docs_scripts import docs_script
 from photo_folders import mask_folder, photo_folder, save
 from pictures import picture
 from PIL import Image
@@ -269,7 +269,7 @@ def test_masks_belong_to_files_only(masks):
 
 
 def test_folders_that_may_not_be_read(photos, monkeypatch):
-    """One inside is named among what is no image; root may read all, so it is played."""
+    """One inside is named among what is no image. (Played: root may read all.)"""
     scandir, closed = os.scandir, [str(photos / "sub")]
 
     def forbid(path):
@@ -309,30 +309,14 @@ def test_records_without_an_index(photos, tmp_path):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A dataset in TFDS's format, seven pictures prepared without TensorFlow."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-
-    class Tiny(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            image = tfds.features.Image(shape=(None, None, 3))
-            features = tfds.features.FeaturesDict({"label": np.int64, "image": image})
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            for index in range(7):
-                buffer = BytesIO()
-                Image.fromarray(picture(20, 30, seed=index)).save(buffer, "PNG")
-                yield index, {"image": BytesIO(buffer.getvalue()), "label": index}
-
+    pytest.importorskip("tensorflow_datasets")
     folder = tmp_path_factory.mktemp("tfds")
-    builder = Tiny(data_dir=folder, file_format="array_record")
-    builder.download_and_prepare()
+    for index in range(7):
+        save(folder / "in", f"{index}.png", picture(20, 30, seed=index))
+    write = docs_script("contact_sheets").write_tfds
+    path = write(FileSource(folder / "in"), folder / "out")
     assert "tensorflow" not in sys.modules
-    return builder.data_dir
+    return path
 
 
 def test_tfds(tiny):
@@ -340,7 +324,7 @@ def test_tfds(tiny):
     assert len(source) == 7 and "tensorflow" not in sys.modules
     expected = {picture(20, 30, seed=index).tobytes() for index in range(7)}
     assert {source[index].image.tobytes() for index in range(7)} == expected
-    assert source.name(3) == "tfds:tiny/1.0.0[train] record 3"
+    assert source.name(3) == "tfds:pictures/1.0.0[train] record 3"
     part = opened(f"tfds:{tiny}[train[:3]]")
     assert len(part) == 3
     assert np.array_equal(part[1].image, source[1].image)

@@ -1,22 +1,17 @@
 """The documents' pictures can be made again."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from docs_scripts import docs_script
 from PIL import Image
-
-SCRIPT = Path(__file__).parent.parent / "docs" / "pictures.py"
 
 
 @pytest.mark.slow
 def test_pictures(tmp_path, monkeypatch):
     """With two steps of learning: what comes out is not good, but where it belongs."""
-    spec = importlib.util.spec_from_file_location("pictures_of_docs", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = docs_script("pictures")
     for name, value in {"STEPS": 2, "SCENES": 3, "DOCS": tmp_path}.items():
         monkeypatch.setattr(script, name, value)
     monkeypatch.setattr(sys, "argv", ["pictures.py"])
@@ -29,3 +24,17 @@ def test_pictures(tmp_path, monkeypatch):
     assert (
         difference[~known[:, :width]].mean() > 5 * difference[known[:, :width]].mean()
     )
+
+
+@pytest.mark.slow
+def test_contact_sheets(tmp_path, monkeypatch):
+    """One row for each source, family of scenes and kind of mask; none is empty."""
+    pytest.importorskip("tensorflow_datasets")
+    script = docs_script("contact_sheets")
+    monkeypatch.setattr(script, "DOCS", tmp_path)
+    script.main()
+    for name, rows in {"sources": 6, "scenes": 6, "masks": 8}.items():
+        with Image.open(tmp_path / f"{name}.jpg") as sheet:
+            pixels = np.asarray(sheet.convert("L"), np.float32)
+        for row in np.array_split(pixels, rows):
+            assert row.std() > 20

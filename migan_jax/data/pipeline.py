@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Iterator
 from multiprocessing import parent_process
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -153,7 +154,7 @@ class Batches:
         self, loader: Loader, rejects: Rejects, *, first_step: int = 0, workers: int = 0
     ):
         """`workers`: processes that load; 0 means threads of this one."""
-        self._loader, self._rejects, self._step = loader, rejects, first_step
+        self.loader, self.rejects, self._step = loader, rejects, first_step
         steps = grain.MapDataset.range(first_step, LAST_STEP)
         threads = 1 if workers else os.cpu_count() or 1
         batches = steps.map(loader).to_iter_dataset(
@@ -178,13 +179,13 @@ class Batches:
         for row in replaced:
             self._report(int(row), int(wanted[row]), int(used[row]))
         if replaced.size:
-            self._rejects.write()
+            self.rejects.write()
         self._step += 1
         return batch
 
     def _report(self, row: int, wanted: int, used: int) -> None:
         """Find out what was wrong with those that were tried before `used`."""
-        loader = self._loader
+        loader = self.loader
         place = self._step * loader.batch_size + loader.rows[row]
         for record in loader.candidates(place, wanted):
             if record == used:
@@ -193,9 +194,7 @@ class Batches:
                 loader.load(record, place)
             except UserError as error:
                 name = loader.source.name(record)
-                self._rejects.add(
-                    name, str(error), (self._step + 1) * loader.batch_size
-                )
+                self.rejects.add(name, str(error), (self._step + 1) * loader.batch_size)
 
     def close(self) -> None:
         """Stop loading, and the workers."""
@@ -212,6 +211,24 @@ class Batches:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def batches_of(
+    config: "ConfigDict",
+    *,
+    process: int = 0,
+    processes: int = 1,
+    first_step: int = 0,
+    report: Path | None = None,
+) -> Batches:
+    """One process's batches as `config` describes them.
+
+    `report` is a JSON file that names what cannot be used.
+    """
+    loader = loader_of(config, process, processes)
+    rejects = Rejects(loader.source, config.data.bad_share, report)
+    workers = config.data.workers
+    return Batches(loader, rejects, first_step=first_step, workers=workers)
 
 
 def _end_with_parent(worker: int, workers: int) -> None:

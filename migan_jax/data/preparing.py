@@ -28,6 +28,7 @@ from migan_jax.data.sources import (
     SHARD_ENDING,
     ArrayRecordSource,
     FileSource,
+    Fingerprint,
     Source,
 )
 from migan_jax.errors import UserError
@@ -66,9 +67,8 @@ class Preparation:
         self.source, self.output, self.options = source, output, options
         self._shards = _shards(source, options.shard_bytes)
         self._plan = {
-            "source": source.fingerprint.digest,
+            "source": dataclasses.asdict(source.fingerprint),
             "options": dataclasses.asdict(options),
-            "shards": len(self._shards),
         }
 
     def is_complete(self) -> bool:
@@ -78,16 +78,28 @@ class Preparation:
         for name in (INDEX, PLAN):
             path = self.output / name
             if path.is_file():
-                found = json.loads(path.read_text())
-                if found.get("plan", found) != self._plan:
-                    raise UserError(
-                        f"{self.output} was begun from other files or with other "
-                        f"options: name another folder, or remove it."
-                    )
+                content = json.loads(path.read_text())
+                self._check_plan(content.get("plan", content))
                 return name == INDEX
         if self.output.is_dir() and any(self.output.iterdir()):
             raise UserError(f"{self.output} holds something else: name another folder.")
         return False
+
+    def _check_plan(self, begun: dict[str, Any]) -> None:
+        """What is there already must be of the same files, with the same options."""
+        remedy = "name another folder, or remove it"
+        change = self.source.fingerprint.change_since(Fingerprint(**begun["source"]))
+        if change:
+            raise UserError(
+                f"{self.output} was begun from other files, {remedy}: {change}"
+            )
+        for name, value in self._plan["options"].items():
+            before = begun["options"][name]
+            if before != value:
+                raise UserError(
+                    f"{self.output} was begun with {name} {before}, not {value}: "
+                    f"{remedy}."
+                )
 
     def bytes_needed(self) -> int:
         """What the shards that are missing will take on disk; a guess if shrunk."""

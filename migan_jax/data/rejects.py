@@ -1,11 +1,13 @@
 """Pictures that cannot be used: named with the reason, counted, and limited."""
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
 
-from migan_jax.data.sources import Source
+from migan_jax.data.sources import Fingerprint, Source
 from migan_jax.errors import UserError
+from migan_jax.files import reason as reason_of
 from migan_jax.files import write_whole
 
 logger = logging.getLogger(__name__)
@@ -22,12 +24,27 @@ class Rejects:
         Args:
           source: of the pictures.
           limit: the largest share of them that may be bad.
-          report: a JSON file; what it says already is kept.
+          report: a JSON file; what it says already of this very source is kept.
         """
         self._source, self._limit, self._report = source, limit, report
         self.reasons: dict[str, str] = {}
         if report is not None and report.is_file():
-            self.reasons = json.loads(report.read_text())["rejected"]
+            self._read(report)
+
+    def _read(self, report: Path) -> None:
+        try:
+            content = json.loads(report.read_text())
+            earlier = Fingerprint(**content["source"])
+            reasons = dict(content["rejected"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{report} is no report of rejected pictures ({reason_of(error)}): "
+                f"remove it."
+            ) from error
+        if change := self._source.fingerprint.change_since(earlier):
+            logger.warning("%s %s is begun anew.", change, report)
+        else:
+            self.reasons = reasons
 
     def add(self, name: str, reason: str, seen: int) -> None:
         """Note a picture; UserError if they are too many of the `seen` ones."""
@@ -51,8 +68,7 @@ class Rejects:
             return
         text = json.dumps(
             {
-                "source": self._source.fingerprint.source,
-                "pictures": len(self._source),
+                "source": dataclasses.asdict(self._source.fingerprint),
                 "rejected_count": len(self.reasons),
                 "rejected": self.reasons,
                 "no_images": self._source.others,

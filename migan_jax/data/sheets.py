@@ -19,7 +19,7 @@ def contact_sheet(
     top = LABEL_HEIGHT if labels else 0
     width, height = side + GAP, side + GAP + top
     rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * width - GAP, rows * height - GAP), "white")
+    sheet = Image.new("RGB", (columns * width - GAP, rows * height - GAP), "silver")
     draw = ImageDraw.Draw(sheet)
     for index, picture in enumerate(pictures):
         x, y = index % columns * width, index // columns * height

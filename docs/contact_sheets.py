@@ -1,0 +1,146 @@
+"""Draw the contact sheets of `docs/data.md`: sources, scenes, masks.
+
+  python docs/contact_sheets.py
+
+The pictures in the folder, the zip and the shards are drawn scenes too, saved as files
+of several kinds; the reader of this repository's documents needs no photos.
+"""
+
+import shutil
+import tempfile
+from io import BytesIO
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+from migan_jax.config import base_config
+from migan_jax.data.mask_samplers import SAMPLERS, mask_on_host, masks_on_device
+from migan_jax.data.mask_sets import write_mask_set
+from migan_jax.data.pipeline import loader_of
+from migan_jax.data.preparing import Options, Preparation
+from migan_jax.data.rejects import Rejects
+from migan_jax.data.scenes import FAMILIES, draw_scene
+from migan_jax.data.sheets import contact_sheet, with_hole
+from migan_jax.data.sources import FileSource, Source
+from migan_jax.data.transforms import sample_keys
+
+DOCS = Path(__file__).parent
+COLUMNS, SIDE = 8, 112
+ENDINGS = ".jpg", ".png", ".webp", ".tif"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        save("sources", sources(Path(folder)))
+    save("scenes", scenes())
+    save("masks", masks())
+
+
+def save(name: str, rows: dict[str, list[np.ndarray]]) -> None:
+    """One sheet, a row for each kind."""
+    pictures = [picture for row in rows.values() for picture in row]
+    labels = [kind if column == 0 else "" for kind in rows for column in range(COLUMNS)]
+    path = DOCS / f"{name}.jpg"
+    contact_sheet(pictures, SIDE, COLUMNS, labels).save(path, quality=85)
+    print(path)
+
+
+def sources(folder: Path) -> dict[str, list[np.ndarray]]:
+    """Batches as training gets them, from every kind of source on this disk."""
+    photos, own_masks = folder / "photos", folder / "masks"
+    write_photos(photos)
+    write_mask_set(own_masks, kind="brush", count=COLUMNS, resolution=256, seed=1)
+    shutil.make_archive(str(photos), "zip", photos)
+    source = FileSource(photos, own_masks)
+    shards = folder / "shards"
+    rejects = Rejects(source, 0, report=None)
+    Preparation(source, shards, Options(128, 1)).run(rejects, 1, lambda count: None)
+    return {
+        "folder": batch(photos, crop_scale=0.5),
+        "zip": batch(photos.with_suffix(".zip"), crop="native"),
+        "own masks": batch(photos, masks=str(own_masks), crop_scale=0.5),
+        "ArrayRecord": batch(shards),
+        "TFDS": batch(f"tfds:{write_tfds(source, folder / 'tfds')}"),
+        "scenes": batch("scenes"),
+    }
+
+
+def write_photos(folder: Path) -> None:
+    folder.mkdir()
+    for index in range(COLUMNS):
+        scene = Image.fromarray(draw_scene(np.random.default_rng(index), 256))
+        ending = ENDINGS[index % len(ENDINGS)]
+        if index == 6:
+            scene = scene.convert("L")
+        scene.save(folder / f"{index:06d}{ending}")
+
+
+def write_tfds(source: Source, folder: Path) -> Path:
+    """The pictures of a source as a dataset of TFDS's, prepared without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    class Pictures(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            image = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
+            features = tfds.features.FeaturesDict({"number": np.int64, "image": image})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for number in range(len(source)):
+                buffer = BytesIO()  # of an array, TFDS would have TensorFlow make a PNG
+                Image.fromarray(source[number].image).save(buffer, "PNG")
+                buffer.seek(0)
+                yield number, {"number": number, "image": buffer}
+
+    builder = Pictures(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare()
+    return Path(builder.data_dir)
+
+
+def batch(source: Path | str, **data: object) -> list[np.ndarray]:
+    config = base_config()
+    config.update({"resolution": SIDE, "batch_size": COLUMNS})
+    config.data.update({"source": str(source), **data})
+    loaded = loader_of(config)(0)
+    if "mask" not in loaded:
+        return list(loaded["image"])
+    pairs = zip(loaded["image"], loaded["mask"][..., 0] == 0, strict=True)
+    return [with_hole(image, hole) for image, hole in pairs]
+
+
+def scenes() -> dict[str, list[np.ndarray]]:
+    return {
+        f"scenes:{family}" + " again" * again: [
+            draw_scene(np.random.default_rng((again, column)), SIDE, family)
+            for column in range(COLUMNS)
+        ]
+        for family in FAMILIES
+        for again in (0, 1)
+    }
+
+
+def masks() -> dict[str, list[np.ndarray]]:
+    """Each kind, from the host and from the device."""
+    rng, rows = np.random.default_rng(0), {}
+    keys = sample_keys(jax.random.key(0), 0, COLUMNS)
+    for kind, sampler in SAMPLERS.items():
+        on_host = [mask_on_host(sampler, rng, 256) for _ in range(COLUMNS)]
+        draw = jax.jit(
+            lambda keys, sampler=sampler: masks_on_device(sampler, keys, 256)
+        )
+        on_device = np.asarray(draw(keys))[..., 0]
+        for place, drawn in (("host", on_host), ("device", on_device)):
+            white = [np.uint8(255 * (1 - mask)) for mask in drawn]  # where the hole is
+            rows[f"{kind}, {place}"] = [np.dstack([mask] * 3) for mask in white]
+    return rows
+
+
+if __name__ == "__main__":
+    main()
