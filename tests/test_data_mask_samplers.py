@@ -14,6 +14,7 @@ from migan_jax.data.mask_samplers import (
     SAMPLERS,
     Brush,
     CellularAutomaton,
+    FreeForm,
     Rectangles,
     mask_on_host,
     masks_on_device,
@@ -77,7 +78,7 @@ def check_quantiles(ratios, quantiles, values, count):
 @pytest.mark.parametrize("size", REFERENCE)
 def test_free_form_masks_of_the_host_are_the_references(size):
     count, mean, deviation, quantiles = REFERENCE[size]
-    ratios = hole_ratios(host_masks("free_form", 2000, size))
+    ratios = hole_ratios(host_masks("free_form", 3000, size))
     check_moments(ratios, mean, deviation, count)
     check_quantiles(ratios, QUANTILES, quantiles, count)
 
@@ -113,6 +114,40 @@ def test_device_and_host_draw_from_one_distribution(name):
     error = np.sqrt(sum(block.var(axis=0) for block in blocks) / count)
     difference = np.abs(blocks[0].mean(axis=0) - blocks[1].mean(axis=0))
     assert (difference < 4.5 * error + 1e-3).all()
+
+
+def stroke_widths(holes):
+    """Twice how deep inside a stroke a pixel can be; of strokes inside the picture."""
+    border = [holes[:, 0], holes[:, -1], holes[:, :, 0], holes[:, :, -1]]
+    inside = holes[~np.concatenate(border, axis=1).any(axis=1)]
+    return np.array([2 * ndimage.distance_transform_edt(hole).max() for hole in inside])
+
+
+@pytest.mark.parametrize(
+    ("brush", "size", "widths"),
+    [
+        (Brush(), 128, (6, 20)),
+        (Brush(), 256, (12, 40)),
+        (FreeForm().brush, 192, (12, 48)),
+        (FreeForm().brush, 256, (12, 48)),  # the reference does not scale them
+    ],
+)
+def test_stroke_widths(brush, size, widths):
+    """Of single short strokes, evenly between the bounds: on host and device."""
+    one = dataclasses.replace(brush, strokes=(1, 2), segments=(1, 2))
+    rng = np.random.default_rng(size)
+    draw = jax.jit(jax.vmap(lambda key: one.hole_on_device(key, size)))
+    host = stroke_widths(np.stack([one.hole_on_host(rng, size) for _ in range(500)]))
+    device = stroke_widths(np.asarray(draw(keys(500))))
+    even, shares = np.arange(*widths), []
+    for drawn in (host, device):
+        assert len(drawn) > 100  # the others reach the border, broad ones more often
+        assert even.mean() - 4 < drawn.mean() < even.mean() + 2
+        assert widths[0] - 2 < drawn.min() < widths[0] + 3
+        assert widths[1] - 6 < drawn.max() < widths[1] + 3
+        shares.append(np.searchsorted(np.sort(drawn), even) / len(drawn))
+    limit = 1.95 * np.sqrt(1 / len(host) + 1 / len(device))  # one in a thousand
+    assert np.abs(shares[0] - shares[1]).max() < limit
 
 
 @pytest.mark.parametrize("width", [12, 13, 30, 47])

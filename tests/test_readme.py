@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md")
 
 
 def fenced_lines(name):
@@ -46,10 +46,12 @@ def test_make_has_the_documented_targets():
 
 
 def test_every_relative_link_and_path_exists():
-    text = "".join((ROOT / name).read_text() for name in DOCUMENTS)
-    folders = "benchmarks|docs|geometry|migan_jax|models|ops|tests|weights"
-    paths = re.findall(rf"`((?:{folders})/\S+)`", text)
-    paths += re.findall(r"\]\((?!https:)([^)]+)\)", text)
-    assert paths
-    for path in paths:
-        assert (ROOT / path).exists() or (ROOT / "migan_jax" / path).exists(), path
+    folders = "benchmarks|data|docs|geometry|migan_jax|models|ops|tests|weights"
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text()
+        paths = re.findall(rf"`((?:{folders})/\S+)`", text)
+        paths += re.findall(r"\]\((?!https:)([^)]+)\)", text)
+        assert paths
+        places = ROOT, ROOT / "migan_jax", (ROOT / name).parent
+        for path in paths:
+            assert any((place / path).exists() for place in places), path
