@@ -35,12 +35,15 @@ def expected(folders):
     return finished(start(folders))
 
 
-def start(folders, process=0, processes=1, first_step=0, steps=STEPS, workers=0):
+def start(
+    folders, process=0, processes=1, first_step=0, steps=STEPS, workers=0, **options
+):
     numbers = process, processes, first_step, steps, workers
     return subprocess.Popen(
         [sys.executable, SCRIPT, *folders, *map(str, numbers)],
         stdout=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 
@@ -119,6 +122,23 @@ def test_workers_end_with_the_iteration(folders):
         children = children_of(ended.pid)
         lines += ended.stdout.readlines()
     assert ended.returncode == 0 and len(lines) == 8
+    assert_gone(children)
+
+
+def test_an_interruption_is_said_once(folders):
+    """Ctrl-C reaches the workers too, which have nothing to say."""
+    with start(
+        folders,
+        steps=ENDLESS,
+        workers=2,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as interrupted:
+        interrupted.stdout.readline()
+        children = children_of(interrupted.pid)
+        os.killpg(interrupted.pid, signal.SIGINT)
+        errors = interrupted.communicate(timeout=60)[1]
+    assert errors.count("Traceback") == 1 and errors.count("KeyboardInterrupt\n") == 1
     assert_gone(children)
 
 

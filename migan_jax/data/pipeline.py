@@ -11,6 +11,7 @@ reported; too many of them end the run.
 
 import dataclasses
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from multiprocessing import parent_process
@@ -232,7 +233,11 @@ def batches_of(
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
-    """Let this worker end when the process that started it is gone, even if killed."""
+    """Let this worker end when the process that started it is gone, even if killed.
+
+    Ctrl-C, which goes to both, is that process's to handle.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:
         parent_process().join()
