@@ -109,9 +109,11 @@ def decode_crop(
 
     Raises UserError for a picture that cannot be used, whatever is wrong with it.
     """
+    gap = None if rng is None else REDUCING_GAP
     if isinstance(encoded.image, np.ndarray):
         picture = Image.fromarray(encoded.image)
-        return Example(_square(picture, crop.region(*picture.size, rng), crop, rng))
+        region = crop.region(*picture.size, rng)
+        return Example(_square(picture, region, picture.width, crop.resolution, gap))
     with open_image(BytesIO(encoded.image), name) as image:
         _check_colours(image, name)
         width, height = _upright_size(image)
@@ -119,9 +121,10 @@ def decode_crop(
             raise too_small(name, width, height, crop.smallest_side)
         hole = _hole_of(encoded, image, name, mask_hole)
         region = _region_with_hole(hole, width, height, crop, rng)
-        if rng is not None:
-            _decode_smaller(image, region, crop)
-        square = _square(_upright_rgb(image, name), region, crop, rng, width)
+        if gap is not None:
+            _decode_smaller(image, region, gap * crop.resolution)
+        picture = _upright_rgb(image, name)
+        square = _square(picture, region, width, crop.resolution, gap)
         if hole is not None:
             hole = shrink_hole(hole, region.corners, (crop.resolution,) * 2)
         return Example(square, hole)
@@ -203,31 +206,25 @@ def _region_with_hole(
     )
 
 
-def _decode_smaller(image: Image.Image, region: Region, crop: Crop) -> None:
+def _decode_smaller(image: Image.Image, region: Region, enough: float) -> None:
     """Let a JPEG decode at 1/2, 1/4 or 1/8 where that leaves pixels enough."""
-    scale = REDUCING_GAP * crop.resolution / min(region.width, region.height)
+    scale = enough / min(region.width, region.height)
     if scale < 1:
         width, height = image.size
         image.draft(None, (round(width * scale), round(height * scale)))
 
 
 def _square(
-    picture: Image.Image,
-    region: Region,
-    crop: Crop,
-    rng: np.random.Generator | None,
-    width: int | None = None,
+    picture: Image.Image, region: Region, width: int, side: int, gap: float | None
 ) -> np.ndarray:
-    """A region of the picture, given in pixels of its full `width`, resized."""
-    size = crop.resolution, crop.resolution
-    scale = picture.width / width if width else 1.0
+    """A region, given in pixels of the picture when it is `width` wide, resized."""
+    size, scale = (side, side), picture.width / width
     if scale == 1 and (region.width, region.height) == size:
         return np.asarray(picture.crop(region.corners))
     box = tuple(
         min(corner * scale, limit)
         for corner, limit in zip(region.corners, picture.size * 2, strict=True)
     )
-    gap = None if rng is None else REDUCING_GAP
     kernel = Image.Resampling.BICUBIC
     return np.asarray(picture.resize(size, kernel, box, reducing_gap=gap))
 

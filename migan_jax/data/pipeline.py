@@ -81,7 +81,7 @@ class Loader:
         return grain.experimental.index_shuffle(
             index,
             max_index=len(self.source) - 1,
-            seed=int(np.random.default_rng((self.seed, epoch)).integers(2**32)),
+            seed=int(np.random.default_rng((self.seed, epoch, 2)).integers(2**32)),
             rounds=4,
         )
 
