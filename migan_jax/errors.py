@@ -4,6 +4,13 @@
 class UserError(Exception):
     """Bad input, in one sentence: what is wrong, where, and what to do about it."""
 
+    def __str__(self) -> str:
+        """Without what file names may hold to break lines or to colour a terminal."""
+        return "".join(
+            c if c.isprintable() else c.encode("unicode_escape").decode()
+            for c in super().__str__()
+        )
+
 
 def missing_extra(package: str, extra: str, purpose: str) -> UserError:
     """The sentence for a library that belongs to an extra and is not installed."""

@@ -1,9 +1,13 @@
-"""Writing files whole or not at all, and saying why one cannot be read or written."""
+"""Writing files whole or not at all, reading our own, and saying why it failed."""
 
+import contextlib
+import fcntl
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from migan_jax.errors import UserError
 
@@ -12,6 +16,7 @@ REASON_LENGTH = 200
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file or folder that appears at `path` whole or not at all."""
+    path = Path(os.path.abspath(path))  # "." has no name
     part = path.with_name(f".{path.name[:50]}.part-{os.getpid()}")  # no name too long
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -21,6 +26,46 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise UserError(f"{path} cannot be written: {reason(error)}.") from error
     finally:
         remove(part)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write an object as JSON, whole or not at all."""
+    text = json.dumps(content, indent=1) + "\n"
+    write_whole(path, lambda part: part.write_text(text))
+
+
+def read_json(path: Path, remedy: str, **types: type | tuple) -> dict[str, Any]:
+    """An object of ours; UserError if a key is missing or not of its type.
+
+    Lists are of strings. `remedy` ends the sentence on a damaged file.
+    """
+    try:
+        content = json.loads(path.read_text())
+        for key, kind in types.items():
+            if not isinstance(content[key], kind):
+                raise TypeError(f"{key} is no {kind}")
+            if isinstance(content[key], list):
+                "".join(content[key])
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}.") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged or not ours: {remedy}.") from error
+    return content
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; the lock ends with the process, however."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(
+            f"{folder} is in use by another run: wait for it, or name another folder."
+        ) from error
+    finally:
+        os.close(descriptor)
 
 
 def remove(path: Path) -> None:

@@ -20,9 +20,11 @@ into OUTPUT/masks.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import get_args
 
@@ -47,6 +49,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.source is None and arguments.masks is None:
         parser.error("name a SOURCE and an OUTPUT, or ask for --masks")
+    if arguments.source is None and arguments.own_masks is not None:
+        parser.error("--own-masks belong to pictures: name a SOURCE")
     return arguments
 
 
@@ -80,7 +84,7 @@ def _add_picture_options(pictures: argparse._ArgumentGroup) -> None:
     pictures.add_argument(
         "--max-rejected",
         metavar="SHARE",
-        type=float,
+        type=_share,
         default=0.1,
         help="stop if more than this share cannot be used (default: 0.1)",
     )
@@ -110,15 +114,33 @@ def _add_mask_options(masks: argparse._ArgumentGroup) -> None:
         help="of the masks (default: 512)",
     )
     masks.add_argument(
-        "--seed", metavar="N", type=int, default=0, help="of the masks (default: 0)"
+        "--seed",
+        metavar="N",
+        type=_not_negative,
+        default=0,
+        help="of the masks (default: 0)",
     )
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
+    return _at_least(1, text)
+
+
+def _not_negative(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} up")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    with contextlib.suppress(ValueError):  # no number is no share either
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no share from 0 to 1")
 
 
 def main() -> None:
@@ -136,10 +158,19 @@ def prepare_pictures(arguments: argparse.Namespace) -> None:
     """Shards, index and report."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from migan_jax.data.preparing import REPORT, SHEET, Options, Preparation
+    from migan_jax.data.preparing import SHEET, Options, Preparation
     from migan_jax.data.rejects import Rejects
-    from migan_jax.data.sources import ArrayRecordSource, FileSource
+    from migan_jax.data.sources import (
+        REPORT,
+        ArrayRecordSource,
+        FileSource,
+        has_shards,
+    )
 
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what it can do without
+    if has_shards(arguments.source):
+        raise UserError(f"{arguments.source} holds shards, which are prepared already.")
+    _check_apart(arguments.source, arguments.output)
     source = FileSource(arguments.source, arguments.own_masks, arguments.mask_hole)
     output, total = arguments.output, len(source)
     options = Options(arguments.size, arguments.smallest_side)
@@ -162,9 +193,18 @@ def prepare_pictures(arguments: argparse.Namespace) -> None:
     )
 
 
+def _check_apart(source: Path, output: Path) -> None:
+    """What is written among the pictures would be taken for one of them next time."""
+    outer, inner = os.path.realpath(source), os.path.realpath(output)
+    if os.path.commonpath([outer, inner]) == outer:
+        raise UserError(f"{output} is in {source} itself: name a folder outside.")
+
+
 def _check_space(output: Path, needed: int, count: int) -> None:
     folders = (output.absolute(), *output.absolute().parents)
-    free = shutil.disk_usage(next(path for path in folders if path.exists())).free
+    free = shutil.disk_usage(
+        next(path for path in folders if os.path.exists(path))
+    ).free
     print(
         f"{count:,} pictures: what is missing needs about {_size(needed)}, "
         f"{_size(free)} are free",
@@ -198,6 +238,8 @@ def prepare_masks(arguments: argparse.Namespace, output: Path) -> None:
     if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
         if MaskSet(output).settings != settings:
             raise UserError(f"{output} is another set of masks: name another folder.")
+        for mask in MaskSet(output):  # each is checked when it is read
+            del mask
         print(f"{output} is complete already")
     else:
         with progress(arguments.masks, "mask") as advance:

@@ -99,7 +99,41 @@ def test_exif_turns_the_picture_and_its_crop():
     assert np.array_equal(decode(Encoded(turned), "x", "white").image, RGB)
 
 
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8, 9, 100])
+def test_every_orientation_in_every_format(kind, orientation):
+    """Beyond 8 there is none; a TIFF is turned by its reader already."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100}}.get(kind, {})
+    stored = encode(RGB, kind, exif=exif, **lossless)
+    whole = decode(Encoded(stored), "x", "white").image
+    turned = orientation in (5, 6, 7, 8)
+    assert whole.shape == ((180, 120, 3) if turned else RGB.shape)
+    for crop in (Crop(32), Crop(32, "whole"), Crop(150, "native")):
+        expected = crop_of(encode(whole), crop).image
+        for rng in (None, np.random.default_rng(0)):
+            if rng is not None:
+                expected = crop_of(encode(whole), crop, np.random.default_rng(0)).image
+            found = crop_of(stored, crop, rng, encode(whole[..., 0]))
+            assert np.abs(found.image.astype(int) - expected).max() <= 2
+
+
 # Masks.
+
+
+@pytest.mark.parametrize("height, width", [(8000, 513), (513, 8000)])
+def test_picture_and_mask_stay_together_where_a_jpeg_is_decoded_smaller(height, width):
+    """Each side is rounded up for itself."""
+    stripes = np.uint8(np.arange(max(height, width)) // 128 % 2 * 255)
+    along = stripes[:height, None] if height > width else stripes[None, :width]
+    mask = np.ascontiguousarray(np.broadcast_to(along, (height, width)))
+    jpeg = encode(np.dstack([mask] * 3), "JPEG", quality=95)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        found = crop_of(jpeg, Crop(64), rng, encode(mask))
+        inside, outside = found.image[..., 0] > 200, found.image[..., 0] < 10
+        assert found.hole[inside].all() and found.hole[outside].mean() < 0.03
 
 
 def test_a_thin_hole_survives_shrinking():

@@ -78,6 +78,10 @@ def test_a_description_that_was_changed_is_noticed(folder):
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="changed after it was written"):
         MaskSet(folder)
-    path.write_text("{}")
+    for damaged in ("{}", "[]", "x", "[" * 100_000):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match="damaged or not ours: draw the set again"):
+            MaskSet(folder)
+    path.unlink()
     with pytest.raises(UserError, match="no set of masks"):
         MaskSet(folder)

@@ -113,7 +113,7 @@ def spoil(photos):
         "transparent.png": "transparent in parts",
         "print.jpg": "CMYK",
         "text.jpg": "not an image",
-        "empty.png": "not an image",
+        "empty.png": "is empty",
         "cut.png": "damaged or incomplete",
         "huge.png": "million pixels",
     }
@@ -149,7 +149,7 @@ def test_a_changed_folder_is_noticed_and_its_report_begun_anew(
     assert rejects.reasons == {}
     assert f"{photos} has changed: it had 12 pictures of" in caplog.text
     report.write_text("[]")
-    with pytest.raises(UserError, match="no report of rejected pictures"):
+    with pytest.raises(UserError, match="damaged or not ours: remove it"):
         Rejects(FileSource(photos), 0.5, report)
 
 
@@ -158,7 +158,8 @@ def test_too_many_of_them_end_the_run(photos, tmp_path):
     report = tmp_path / "rejected.json"
     with pytest.raises(UserError) as caught:
         take(small_loader(photos), 5, limit=0.3, report=report)
-    assert "7 pictures" in str(caught.value) and "30.0% of 20" in str(caught.value)
+    assert f"Of 20 pictures of {photos}, 7 cannot" in str(caught.value)
+    assert "more than the 30.0% that may be" in str(caught.value)
     assert str(report) in str(caught.value)
     assert len(json.loads(report.read_text())["rejected"]) == 7
 
@@ -166,8 +167,20 @@ def test_too_many_of_them_end_the_run(photos, tmp_path):
 def test_nothing_that_can_be_used(tmp_path):
     for index in range(3):
         (tmp_path / f"{index}.jpg").write_text("x")
-    with pytest.raises(UserError, match="in a row cannot be used"):
-        take(small_loader(tmp_path), 1)
+    report = tmp_path / "rejected.json"
+    with pytest.raises(UserError, match=r"Of 3 pictures .* cannot be used"):
+        take(small_loader(tmp_path), 1, report=report)
+    assert json.loads(report.read_text())["rejected"]
+    with pytest.raises(UserError, match=r"No picture of .* was found .* 101 tries"):
+        take(small_loader(tmp_path), 1, limit=1.0)
+
+
+def test_running_again_does_not_pass_the_limit(photos, tmp_path):
+    spoil(photos)
+    report = tmp_path / "rejected.json"
+    for _ in range(3):
+        with pytest.raises(UserError, match="cannot be used"):
+            take(small_loader(photos), 5, limit=0.2, report=report)
 
 
 def test_a_picture_that_vanishes_is_replaced(photos):
@@ -220,7 +233,7 @@ def test_the_share_of_bad_pictures_is_configured(photos, tmp_path):
     config.update({"resolution": 16, "batch_size": 4})
     config.data.update({"source": str(photos), "bad_share": 0.01})
     report = tmp_path / "rejected.json"
-    with pytest.raises(UserError, match=r"more than 1.0% of 12"):
+    with pytest.raises(UserError, match=r"Of 12 .* more than the 1.0% that may"):
         with batches_of(config, report=report) as batches:
             for _ in range(3):
                 next(batches)
@@ -236,5 +249,35 @@ def test_a_crop_that_does_not_exist(photos):
     with pytest.raises(UserError, match="crop is one of square, whole, native"):
         loader_of(config)
     config.data.update({"crop": "square", "crop_scale": 0.0})
-    with pytest.raises(UserError, match="crop_scale is a share"):
+    with pytest.raises(UserError, match="crop_scale is a share above 0"):
         loader_of(config)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("resolution", 0),
+        ("batch_size", 0),
+        ("seed", -1),
+        ("data.workers", -1),
+        ("data.smallest_side", 0),
+        ("data.mask_kind", "nope"),
+    ],
+)
+def test_settings_that_make_no_sense(name, value):
+    config = base_config()
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(UserError, match=f"^{name} is "):
+        loader_of(config)
+    with pytest.raises(UserError, match="share of bad pictures is from 0 to 1"):
+        config = base_config()
+        config.data.bad_share = -1.0
+        batches_of(config)
+
+
+def test_batches_may_be_closed_twice(photos):
+    with Batches(
+        small_loader(photos), Rejects(FileSource(photos), 0.5, None)
+    ) as batches:
+        next(batches)
+        batches.close()

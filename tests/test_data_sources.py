@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 import sys
 import zipfile
 
@@ -247,16 +248,65 @@ def test_a_zip_with_a_path_outside_itself(name, tmp_path):
     assert f"an entry outside itself ({name})" in refused(tmp_path / "a.zip")
 
 
+def test_zips_that_unpack_without_bound_or_are_damaged(photos, tmp_path):
+    """Their pictures are rejected; the zip is not."""
+    path = tmp_path / "a.zip"
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(path, "w", method) as archive:
+            archive.write(photos / "01.png", "01.png")
+        with pytest.raises(UserError, match="neither stored nor deflated"):
+            opened(path)[0]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(photos / "01.png", "01.png")
+    content = bytearray(path.read_bytes())
+    content[60] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"01.png cannot be unpacked"):
+        opened(path)[0]
+
+
+def test_odd_things_in_a_folder(photos):
+    """A loop of links, a name that breaks lines, an empty file, a deep folder."""
+    (photos / "loop.png").symlink_to(photos / "loop.png")
+    (photos / "two\nlines.png").write_bytes(b"")
+    deep = photos
+    for _ in range(300):
+        deep = deep / "a"
+    deep.mkdir(parents=True)
+    source = opened(photos)
+    assert len(source) == 13 and source.others == ("loop.png/",)
+    with pytest.raises(UserError, match=r"^two\\nlines.png is empty.$"):
+        source[[source.name(i) for i in range(13)].index("two\nlines.png")]
+
+
+def test_one_folder_for_pictures_and_masks(photos):
+    assert "folder of their own" in refused(photos, masks=str(photos))
+    with pytest.raises(UserError, match="mask_hole is 'white' or 'black', not 'red'"):
+        FileSource(photos, mask_hole="red")
+
+
+def test_a_folder_with_an_index_of_its_own_is_a_folder(photos):
+    (photos / "index.json").write_text("{}")
+    save(photos, "my.array_record.png", picture(20, 20))
+    assert len(opened(photos)) == 13
+
+
+@pytest.mark.parametrize("source", ["", "a" * 300, "nope.array_record"])
+def test_names_that_are_none(source):
+    with pytest.raises(UserError):
+        opened(source)
+
+
 def test_pictures_without_masks_and_masks_without_pictures(photos, masks):
     for path in ("01.bmp", "sub/03.bmp"):
         (masks / path).rename(masks / f"{path}.jpg")  # another name, as 01.bmp
     sentence = refused(photos, masks=str(masks))
-    assert "2 pictures without a mask" in sentence and "01.png" in sentence
+    assert "pictures without a mask" in sentence and "(2, such as 01.png)" in sentence
     for path in ("01.bmp", "sub/03.bmp"):
         (masks / f"{path}.jpg").rename(masks / path)
     (photos / "02.png").unlink()
     sentence = refused(photos, masks=str(masks))
-    assert "1 masks without a picture" in sentence and "02.bmp" in sentence
+    assert "masks without a picture" in sentence and "(1, such as 02.bmp)" in sentence
     assert str(masks) in sentence
     save(masks, "01.jpg", picture(8, 8))
     with pytest.raises(UserError, match=r"01.bmp and 01.jpg: which"):
@@ -343,6 +393,21 @@ def test_tfds(tiny):
 def test_tfds_datasets_that_are_not_there(dataset, part):
     pytest.importorskip("tensorflow_datasets")
     assert part in refused(f"tfds:{dataset}")
+
+
+def test_a_damaged_record(tiny, tmp_path):
+    copy = shutil.copytree(tiny, tmp_path / "pictures" / "1.0.0")
+    (shard,) = copy.glob("*.array_record*")
+    content = bytearray(shard.read_bytes())
+    content[content.index(b"\x89PNG") + 100] ^= 1
+    shard.write_bytes(content)
+    source, readable = opened(f"tfds:{copy}"), 0
+    for index in range(7):
+        try:
+            readable += source[index].image.shape == (20, 30, 3)
+        except UserError as error:
+            assert f"record {index} cannot be read" in str(error)
+    assert readable < 7
 
 
 def test_a_split_that_is_not_there(tiny):

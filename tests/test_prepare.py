@@ -87,9 +87,36 @@ def test_mistakes_are_one_sentence(photos, tmp_path, monkeypatch):
     one_sentence(message(tmp_path / "evil.zip", output), "outside itself")
     one_sentence(message(photos, output, f"--own-masks={empty}"), empty, "no images")
     assert not output.exists()
-    one_sentence(message(bad, output), "1 pictures", "more than 10.0% of 2", "b.png")
-    one_sentence(message(photos, photos), "holds something else")
+    one_sentence(message(bad, output), "Of 2 pictures", "more than the 10.0%", "b.png")
+    one_sentence(message(photos, photos / "sub"), "name a folder outside")
     assert not list(photos.glob("*.json"))
+
+
+def test_places_that_cannot_be_written(photos, tmp_path, monkeypatch):
+    def message(*arguments):
+        return run_here(monkeypatch, prepare, *arguments)
+
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    for output in ("file", "file/sub", "gone", "a" * 300):
+        one_sentence(message(photos, tmp_path / output, "--smallest-side=1"), output)
+        one_sentence(message(tmp_path / output, "--masks=1"), output)
+    assert (tmp_path / "file").read_text() == "x"
+    one_sentence(message(tmp_path / "m", "--masks=1", "--resolution=4"), "8 to 16,384")
+
+
+def test_shards_are_prepared_already(photos, tmp_path, monkeypatch):
+    options = ("--smallest-side=1",)
+    assert run_here(monkeypatch, prepare, photos, tmp_path / "out", *options) == 0
+    message = run_here(monkeypatch, prepare, tmp_path / "out", tmp_path / "again")
+    one_sentence(message, "prepared already")
+
+
+def test_a_changed_mask_is_noticed(tmp_path, monkeypatch):
+    options = tmp_path / "set", "--masks=2", "--resolution=32"
+    assert run_here(monkeypatch, prepare, *options) == 0
+    (tmp_path / "set" / "000001.png").unlink()
+    one_sentence(run_here(monkeypatch, prepare, *options), "000001.png")
 
 
 def test_a_disk_that_is_too_small(photos, tmp_path, monkeypatch):
@@ -100,7 +127,18 @@ def test_a_disk_that_is_too_small(photos, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["out"], ["a", "b", "--size=0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["out"],
+        ["a", "b", "--size=0"],
+        ["a", "b", "--max-rejected=nan"],
+        ["a", "--masks=x"],
+        ["a", "--masks=2", "--seed=-1"],
+        ["a", "--masks=2", "--own-masks=b"],
+    ],
+)
 def test_usage(arguments, monkeypatch, capsys):
     assert run_here(monkeypatch, prepare, *arguments) == 2
     assert "usage:" in capsys.readouterr().err

@@ -10,17 +10,18 @@ import os
 import re
 import threading
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from migan_jax.data.decoding import READABLE_ENDINGS
+from migan_jax.data.decoding import READABLE_ENDINGS, unreadable
 from migan_jax.errors import UserError
 from migan_jax.files import reason
 
-# No picture has so large a file; a zip's entry may only pretend to be small.
-LARGEST_FILE = 1 << 30
+# No picture that may be decoded has so large a file.
+LARGEST_FILE = 1 << 29
+# How a zip's entry may be compressed; what bzip2 and LZMA unpack to has no bound.
+UNPACKED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 # A folder up to this size is known by its files' contents, a larger one by their names
 # and sizes: reading it would take minutes each time.
 HASHED_BYTES = 1 << 30
@@ -63,7 +64,8 @@ class Files:
         sizes, others = {}, []
         for name, size in sorted(found):
             parts = PurePosixPath(name).parts
-            if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+            hidden = (part.startswith(".") or part == "__MACOSX" for part in parts)
+            if not parts or any(hidden):
                 continue
             if name.lower().endswith(READABLE_ENDINGS):
                 sizes[name] = size
@@ -73,7 +75,9 @@ class Files:
 
     def _check_size(self, name: str) -> None:
         if self.sizes[name] > LARGEST_FILE:
-            raise UserError(f"{name} has more than a gigabyte.")
+            raise UserError(f"{name} has more than {LARGEST_FILE >> 20} megabytes.")
+        if self.sizes[name] == 0:
+            raise UserError(f"{name} is empty.")
 
 
 class Folder(Files):
@@ -83,34 +87,40 @@ class Folder(Files):
         """`without`: a folder inside, for something else."""
         self.location = location
         self._without = without and os.path.realpath(without)
-        self._keep(self._walk(str(location), ""))
+        self._keep(self._walk())
 
-    def _walk(self, folder: str, prefix: str) -> Iterator[tuple[str, int]]:
-        if os.path.realpath(folder) == self._without:
-            return
-        try:
-            entries = list(os.scandir(folder))
-        except OSError as error:
-            if not prefix:
-                raise UserError(f"{folder} cannot be read: {reason(error)}.") from error
-            yield prefix, 0  # listed among the others
-            return
-        for entry in entries:
-            name = prefix + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                if not entry.name.startswith("."):
-                    yield from self._walk(entry.path, f"{name}/")
-            elif entry.is_file():
-                yield name, entry.stat().st_size
-            elif not entry.name.startswith("."):
-                yield f"{name}/", 0  # a link to a folder or to nothing, a pipe
+    def _walk(self) -> Iterator[tuple[str, int]]:
+        """Names with sizes; what is no file or cannot be looked at ends in a slash."""
+        folders = [(str(self.location), "")]
+        while folders:
+            folder, prefix = folders.pop()
+            if os.path.realpath(folder) == self._without:
+                continue
+            try:
+                entries = list(os.scandir(folder))
+            except OSError as error:
+                if not prefix:
+                    raise unreadable(folder, error) from error
+                yield prefix, 0
+                continue
+            for entry in entries:
+                name = prefix + entry.name
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        if not entry.name.startswith("."):
+                            folders.append((entry.path, f"{name}/"))
+                        continue
+                    size = entry.stat().st_size if entry.is_file() else None
+                except OSError:  # a loop of links, a folder that may not be entered
+                    size = None
+                yield (f"{name}/", 0) if size is None else (name, size)
 
     def read(self, name: str) -> bytes:
         self._check_size(name)
         try:
             return (self.location / name).read_bytes()
         except OSError as error:
-            raise UserError(f"{name} cannot be read: {reason(error)}.") from error
+            raise unreadable(name, error) from error
 
     def content_digests(self) -> Iterator[bytes]:
         if self.total_bytes > HASHED_BYTES:
@@ -136,9 +146,8 @@ class Zip(Files):
                     f"{location} has an entry outside itself ({name}): it was made to "
                     f"do harm, or damaged; zip its pictures again."
                 )
-        files = [entry for entry in found.values() if not entry.is_dir()]
-        self._keep((entry.filename, entry.file_size) for entry in files)
-        self._checksums = {entry.filename: entry.CRC for entry in files}
+        self._keep((name, e.file_size) for name, e in found.items() if name[-1:] != "/")
+        self._checksums = {name: found[name].CRC for name in self.sizes}
 
     @property
     def _zip(self) -> zipfile.ZipFile:
@@ -146,9 +155,10 @@ class Zip(Files):
             if self._open is None:
                 try:
                     self._open = zipfile.ZipFile(self.location)
-                except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+                except Exception as error:  # damage may surface as anything
                     raise UserError(
-                        f"{self.location} cannot be read as a zip ({reason(error)})."
+                        f"{self.location} cannot be read as a zip ({reason(error)}): "
+                        f"name a folder or a zip."
                     ) from error
             return self._open
 
@@ -161,11 +171,14 @@ class Zip(Files):
     def read(self, name: str) -> bytes:
         self._check_size(name)
         try:
-            return self._zip.read(name)
-        except (
-            *(OSError, EOFError, zipfile.BadZipFile, zlib.error),
-            *(NotImplementedError, RuntimeError, ValueError),  # encrypted, unknown
-        ) as error:
+            entry = self._zip.getinfo(name)
+            if entry.compress_type not in UNPACKED:
+                raise UserError(f"{name} is neither stored nor deflated in its zip.")
+            with self._zip.open(entry) as file:
+                return file.read(self.sizes[name])
+        except UserError:
+            raise
+        except Exception as error:  # damage may surface as anything
             raise UserError(f"{name} cannot be unpacked ({reason(error)}).") from error
 
     def content_digests(self) -> Iterator[bytes]:
@@ -180,7 +193,7 @@ def open_files(location: Path, without: Path | None = None) -> Files:
     elif os.path.isfile(location):
         files = Zip(location)
     else:
-        raise UserError(f"There is no folder or zip at {location}.")
+        raise UserError(f"There is no folder or zip at {location}: check the name.")
     if not files.sizes:
         kinds = ", ".join(ending[1:] for ending in READABLE_ENDINGS)
         raise UserError(f"{location} holds no images (looked for {kinds}).")

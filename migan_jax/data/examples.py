@@ -68,7 +68,7 @@ class Crop:
             raise UserError(f"crop is one of {kinds}, not {self.kind!r}.")
         if not 0 < self.smallest_share <= 1:
             raise UserError(
-                f"crop_scale is a share from 0 to 1, not {self.smallest_share}."
+                f"crop_scale is a share above 0 and up to 1, not {self.smallest_share}."
             )
 
     def region(
@@ -94,8 +94,9 @@ def decode(encoded: Encoded, name: object, mask_hole: MaskHole) -> Example:
         return Example(encoded.image)
     with open_image(BytesIO(encoded.image), name) as image:
         _check_colours(image, name)
-        hole = _hole_of(encoded, image, name, mask_hole)
-        return Example(np.asarray(_upright_rgb(image, name)), hole)
+        picture = _upright_rgb(image, name)
+        hole = _hole_of(encoded, *picture.size, name, mask_hole)
+        return Example(np.asarray(picture), hole)
 
 
 def decode_crop(
@@ -113,18 +114,18 @@ def decode_crop(
     if isinstance(encoded.image, np.ndarray):
         picture = Image.fromarray(encoded.image)
         region = crop.region(*picture.size, rng)
-        return Example(_square(picture, region, picture.width, crop.resolution, gap))
+        return Example(_square(picture, region, picture.size, crop.resolution, gap))
     with open_image(BytesIO(encoded.image), name) as image:
         _check_colours(image, name)
         width, height = _upright_size(image)
         if min(width, height) < crop.smallest_side:
             raise too_small(name, width, height, crop.smallest_side)
-        hole = _hole_of(encoded, image, name, mask_hole)
+        hole = _hole_of(encoded, width, height, name, mask_hole)
         region = _region_with_hole(hole, width, height, crop, rng)
         if gap is not None:
             _decode_smaller(image, region, gap * crop.resolution)
-        picture = _upright_rgb(image, name)
-        square = _square(picture, region, width, crop.resolution, gap)
+        picture, full = _upright_rgb(image, name), (width, height)
+        square = _square(picture, region, full, crop.resolution, gap)
         if hole is not None:
             hole = shrink_hole(hole, region.corners, (crop.resolution,) * 2)
         return Example(square, hole)
@@ -145,31 +146,35 @@ def _check_colours(image: Image.Image, name: object) -> None:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """As a viewer shows it. A JPEG stays as it is: it may yet be decoded smaller."""
+    if image.format not in ("JPEG", "MPO"):
+        ImageOps.exif_transpose(image, in_place=True)
+        return image.size
     width, height = image.size
-    turned = image.getexif().get(ORIENTATION, 1) >= 5
+    turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
     return (height, width) if turned else (width, height)
 
 
 def _upright_rgb(image: Image.Image, name: object) -> Image.Image:
     """The decoded picture as a viewer shows it; grey and 16 bits become 8-bit RGB."""
-    ImageOps.exif_transpose(image, in_place=True)
+    ImageOps.exif_transpose(image, in_place=True)  # once: it takes the tag away
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     pixels, mode = pixels_of(image, name)
-    if mode in ("LA", "RGBA") and pixels[..., -1].min() < 255:
+    unclear = mode == "I;16" and "transparency" in image.info
+    if unclear or (mode in ("LA", "RGBA") and pixels[..., -1].min() < 255):
         raise UserError(f"{name} is transparent in parts: what is there is unknown.")
     return Image.fromarray(to_rgb(pixels, mode))
 
 
 def _hole_of(
-    encoded: Encoded, image: Image.Image, name: object, mask_hole: MaskHole
+    encoded: Encoded, width: int, height: int, name: object, mask_hole: MaskHole
 ) -> np.ndarray | None:
     if encoded.mask is None:
         return None
     with open_image(BytesIO(encoded.mask), f"the mask of {name}") as mask:
         ImageOps.exif_transpose(mask, in_place=True)
         hole = mask_of(mask, mask_hole, f"the mask of {name}").hole
-    width, height = _upright_size(image)
     if hole.shape != (height, width):
         raise UserError(
             f"{name} has {width}x{height} pixels, but its mask {hole.shape[1]}x"
@@ -215,15 +220,21 @@ def _decode_smaller(image: Image.Image, region: Region, enough: float) -> None:
 
 
 def _square(
-    picture: Image.Image, region: Region, width: int, side: int, gap: float | None
+    picture: Image.Image,
+    region: Region,
+    full: tuple[int, int],
+    side: int,
+    gap: float | None,
 ) -> np.ndarray:
-    """A region, given in pixels of the picture when it is `width` wide, resized."""
-    size, scale = (side, side), picture.width / width
-    if scale == 1 and (region.width, region.height) == size:
+    """A region, in pixels of the picture at its `full` size, resized."""
+    size = side, side
+    if picture.size == full and (region.width, region.height) == size:
         return np.asarray(picture.crop(region.corners))
     box = tuple(
-        min(corner * scale, limit)
-        for corner, limit in zip(region.corners, picture.size * 2, strict=True)
+        corner * now / before  # the two axes are rounded apart
+        for corner, now, before in zip(
+            region.corners, picture.size * 2, full * 2, strict=True
+        )
     )
     kernel = Image.Resampling.BICUBIC
     return np.asarray(picture.resize(size, kernel, box, reducing_gap=gap))

@@ -15,10 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
+from migan_jax.errors import UserError
+
 # Of DeepFillv2's brush: a stroke turns by about this angle, to and fro, and as many of
 # its segments as these make the picture's diagonal.
 TURN, TURN_RANGE = 2 * math.pi / 5, 2 * math.pi / 15
 SEGMENTS_PER_DIAGONAL = 8
+# Of a mask in each direction.
+SMALLEST, LARGEST = 8, 1 << 14
 # How Pillow's lines and discs differ from w wide and w // 2 in radius, in pixels.
 LINE_MARGIN, DISC_MARGIN = 0.15, 0.45
 
@@ -33,8 +37,15 @@ class Sampler(Protocol):
         """True in the hole, [size, size]."""
 
 
+def check_size(size: int) -> None:
+    """Smaller masks could be all hole or none for ever, larger ones fill the memory."""
+    if not SMALLEST <= size <= LARGEST:
+        raise UserError(f"Masks have {SMALLEST} to {LARGEST:,} pixels, not {size:,}.")
+
+
 def masks_on_device(sampler: Sampler, keys: jax.Array, size: int) -> jax.Array:
     """One mask for each key: float32 [N, size, size, 1]."""
+    check_size(size)
 
     def draw(key: jax.Array) -> jax.Array:
         def attempt(state):
@@ -55,6 +66,7 @@ def masks_on_device(sampler: Sampler, keys: jax.Array, size: int) -> jax.Array:
 
 def mask_on_host(sampler: Sampler, rng: np.random.Generator, size: int) -> np.ndarray:
     """One mask: uint8 [size, size], 1 where known."""
+    check_size(size)
     while True:
         hole = sampler.hole_on_host(rng, size)
         if hole.any() and not hole.all():

@@ -6,7 +6,7 @@ name the set by the hash of all of them, and notice when a mask is not what it w
 """
 
 import hashlib
-import json
+import os
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +17,7 @@ from PIL import Image
 from migan_jax.data.decoding import mask_of, open_image
 from migan_jax.data.mask_samplers import SAMPLERS, mask_on_host
 from migan_jax.errors import UserError
-from migan_jax.files import reason, write_whole
+from migan_jax.files import read_json, reason, remove, write_json, write_whole
 
 DESCRIPTION = "masks.json"
 SETTINGS = "kind", "count", "resolution", "seed"
@@ -54,9 +54,10 @@ def write_mask_set(
             "sha256": _digest_of_all(digests),
             "sha256_of_each": digests,
         }
-        text = json.dumps(description, indent=1)
-        (part / DESCRIPTION).write_text(text + "\n")
+        write_json(part / DESCRIPTION, description)
 
+    for leftover in folder.absolute().parent.glob(f".{folder.name[:50]}.part-*"):
+        remove(leftover)  # of a run that was killed
     write_whole(folder, write)
 
 
@@ -65,16 +66,15 @@ class MaskSet:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        try:
-            description = json.loads((folder / DESCRIPTION).read_text())
-            self.settings = {key: description[key] for key in SETTINGS}
-            self._digests: list[str] = description["sha256_of_each"]
-            self.digest: str = description["sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{folder} is no set of masks as `prepare --masks` writes them "
-                f"({reason(error)})."
-            ) from error
+        if not os.path.isfile(folder / DESCRIPTION):
+            raise UserError(f"{folder} is no set of masks: it has no {DESCRIPTION}.")
+        types = {"kind": str, "count": int, "resolution": int, "seed": int}
+        types |= {"sha256": str, "sha256_of_each": list}
+        remedy = "draw the set again, into another folder"
+        description = read_json(folder / DESCRIPTION, remedy, **types)
+        self.settings = {key: description[key] for key in SETTINGS}
+        self._digests: list[str] = description["sha256_of_each"]
+        self.digest: str = description["sha256"]
         if _digest_of_all(self._digests) != self.digest:
             raise UserError(f"{folder / DESCRIPTION} was changed after it was written.")
 
@@ -83,6 +83,8 @@ class MaskSet:
 
     def __getitem__(self, number: int) -> np.ndarray:
         """uint8 [resolution, resolution], 1 where known."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
         digest = self._digests[number]
         path = self.folder / _file_name(number)
         try:

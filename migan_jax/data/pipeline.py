@@ -13,6 +13,7 @@ import dataclasses
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from multiprocessing import parent_process
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 from absl import flags
 
 from migan_jax.data.examples import Crop, Example, decode_crop
+from migan_jax.data.mask_samplers import SAMPLERS
 from migan_jax.data.rejects import Rejects
 from migan_jax.data.sources import Source, open_source
 from migan_jax.errors import UserError
@@ -99,8 +101,8 @@ class Loader:
             except UserError as error:
                 last = error
         raise UserError(
-            f"{REPLACEMENTS} pictures of {self.source.fingerprint.source} in a row "
-            f"cannot be used, the last because {last}"
+            f"No picture of {self.source.fingerprint.source} was found that can be "
+            f"used, in {REPLACEMENTS + 1} tries; the last: {last}"
         )
 
     def load(self, record: int, place: int) -> Example:
@@ -118,6 +120,8 @@ class Loader:
 
 def rows_of_process(batch_size: int, process: int, processes: int) -> range:
     """A process's rows of each batch: an equal share, in the order of the processes."""
+    if not 0 <= process < processes:
+        raise ValueError(f"process {process} is none of {processes}")
     if batch_size % processes:
         raise UserError(
             f"A batch of {batch_size} cannot be split over {processes} processes: make "
@@ -127,8 +131,26 @@ def rows_of_process(batch_size: int, process: int, processes: int) -> range:
     return range(process * rows, (process + 1) * rows)
 
 
+def check(config: "ConfigDict") -> None:
+    """Refuse settings that make no sense, by their names."""
+    data = config.data
+    for name, value, least in (
+        ("resolution", config.resolution, 1),
+        ("batch_size", config.batch_size, 1),
+        ("seed", config.seed, 0),
+        ("data.workers", data.workers, 0),
+        ("data.smallest_side", data.smallest_side, 1),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{name} is {value}, but must be at least {least}.")
+    if data.mask_kind not in SAMPLERS:
+        kinds = ", ".join(SAMPLERS)
+        raise UserError(f"data.mask_kind is one of {kinds}, not {data.mask_kind!r}.")
+
+
 def loader_of(config: "ConfigDict", process: int = 0, processes: int = 1) -> Loader:
     """What `config.data` describes, for one process of some."""
+    check(config)
     data, resolution = config.data, config.resolution
     rows = rows_of_process(config.batch_size, process, processes)
     source = open_source(
@@ -165,7 +187,7 @@ class Batches:
             if not flags.FLAGS.is_parsed():  # grain asks for them; we have none
                 flags.FLAGS.mark_as_parsed()
             batches = batches.mp_prefetch(
-                grain.MultiprocessingOptions(workers, BATCHES_AHEAD), _end_with_parent
+                grain.MultiprocessingOptions(workers, BATCHES_AHEAD), _start_worker
             )
         self._iterator = iter(batches)
 
@@ -173,34 +195,51 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
+        loaded = self._load_next()
         # Copied, because workers' arrays are in memory that is theirs to reuse.
-        batch = {name: np.array(array) for name, array in next(self._iterator).items()}
+        batch = {name: np.array(array) for name, array in loaded.items()}
         wanted, used = batch.pop("wanted"), batch.pop("used")
         replaced = np.flatnonzero(wanted != used)
         for row in replaced:
-            self._report(int(row), int(wanted[row]), int(used[row]))
+            self._report(int(row), int(used[row]))
         if replaced.size:
             self.rejects.write()
         self._step += 1
         return batch
 
-    def _report(self, row: int, wanted: int, used: int) -> None:
+    def _load_next(self) -> Batch:
+        try:
+            return next(self._iterator)
+        except UserError:  # no picture was found that can be used
+            self._report(0, None)
+            self.rejects.write()
+            raise
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise UserError(
+                "A process that loads pictures was killed, most likely for want of "
+                "memory: use fewer data.workers."
+            ) from error
+
+    def _report(self, row: int, used: int | None) -> None:
         """Find out what was wrong with those that were tried before `used`."""
         loader = self.loader
         place = self._step * loader.batch_size + loader.rows[row]
-        for record in loader.candidates(place, wanted):
+        for record in loader.candidates(place, loader.record_at(place)):
             if record == used:
                 return
             try:
                 loader.load(record, place)
             except UserError as error:
-                name = loader.source.name(record)
-                self.rejects.add(name, str(error), (self._step + 1) * loader.batch_size)
+                seen = (self._step + 1) * loader.batch_size
+                self.rejects.add(loader.source.name(record), str(error), seen)
 
     def close(self) -> None:
         """Stop loading, and the workers."""
-        self._iterator.close()
-        del self._iterator  # grain complains of iterators that outlive the interpreter
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = None  # grain complains of those that outlive the interpreter
 
     def __enter__(self) -> Self:
         return self
@@ -226,17 +265,20 @@ def batches_of(
 
     `report` is a JSON file that names what cannot be used.
     """
+    if first_step < 0:
+        raise ValueError(f"first_step is {first_step}")
     loader = loader_of(config, process, processes)
     rejects = Rejects(loader.source, config.data.bad_share, report)
     workers = config.data.workers
     return Batches(loader, rejects, first_step=first_step, workers=workers)
 
 
-def _end_with_parent(worker: int, workers: int) -> None:
+def _start_worker(worker: int, workers: int) -> None:
     """Let this worker end when the process that started it is gone, even if killed.
 
     Ctrl-C, which goes to both, is that process's to handle.
     """
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what it can do without
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:

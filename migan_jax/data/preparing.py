@@ -10,6 +10,7 @@ continued by the same command, from the first shard that has no note.
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -19,22 +20,26 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from migan_jax.data.containers import LARGEST_FILE
 from migan_jax.data.examples import decode, shrink_hole, too_small
 from migan_jax.data.rejects import Rejects
 from migan_jax.data.sheets import contact_sheet, with_hole
 from migan_jax.data.sources import (
     INDEX,
     PLAN,
+    REPORT,
     SHARD_ENDING,
     ArrayRecordSource,
     FileSource,
     Fingerprint,
-    Source,
 )
 from migan_jax.errors import UserError
-from migan_jax.files import reason, remove, write_whole
+from migan_jax.files import held, read_json, reason, remove, write_json, write_whole
 
-REPORT, SHEET = "rejected.json", "sheet.png"
+SHEET = "sheet.png"
+REMEDY = "name another folder, or remove it"
+PADDING = 1 << 17  # of a shard, at most
+LONGEST_JPEG = 65_500
 SHARD_BYTES = 256 << 20  # of source files; large enough to read, small enough to redo
 JPEG_QUALITY = 95
 # Pictures that are encoded to guess the size of all, and what the guess may be short.
@@ -73,44 +78,50 @@ class Preparation:
 
     def is_complete(self) -> bool:
         """Whether this very source is there already; UserError if something else is."""
-        if self.output.exists() and not self.output.is_dir():
-            raise UserError(f"{self.output} is a file: name a folder.")
-        for name in (INDEX, PLAN):
-            path = self.output / name
-            if path.is_file():
-                content = json.loads(path.read_text())
-                self._check_plan(content.get("plan", content))
-                return name == INDEX
-        if self.output.is_dir() and any(self.output.iterdir()):
+        if os.path.lexists(self.output) and not os.path.isdir(self.output):
+            raise UserError(f"{self.output} is no folder: name one.")
+        names = os.listdir(self.output) if os.path.isdir(self.output) else []
+        if INDEX in names:
+            path = self.output / INDEX
+            self._check_plan(read_json(path, REMEDY, plan=dict)["plan"], path)
+            ArrayRecordSource(self.output)  # are all of its shards there?
+            self._remove_notes()
+            return True
+        if PLAN in names:
+            path = self.output / PLAN
+            self._check_plan(read_json(path, REMEDY), path)
+        elif any(not _is_leftover(name) for name in names):
             raise UserError(f"{self.output} holds something else: name another folder.")
         return False
 
-    def _check_plan(self, begun: dict[str, Any]) -> None:
+    def _check_plan(self, begun: dict[str, Any], path: Path) -> None:
         """What is there already must be of the same files, with the same options."""
-        remedy = "name another folder, or remove it"
-        change = self.source.fingerprint.change_since(Fingerprint(**begun["source"]))
-        if change:
-            raise UserError(
-                f"{self.output} was begun from other files, {remedy}: {change}"
-            )
+        if not {"source", "options"} <= set(begun):
+            raise UserError(f"{path} is damaged or not ours: {REMEDY}.")
+        earlier = Fingerprint.of_json(begun["source"], path)
+        if change := self.source.fingerprint.change_since(earlier):
+            raise UserError(f"{change} {self.output} was begun before that: {REMEDY}.")
         for name, value in self._plan["options"].items():
-            before = begun["options"][name]
+            before = begun["options"].get(name)
             if before != value:
                 raise UserError(
                     f"{self.output} was begun with {name} {before}, not {value}: "
-                    f"{remedy}."
+                    f"{REMEDY}."
                 )
 
     def bytes_needed(self) -> int:
         """What the shards that are missing will take on disk; a guess if shrunk."""
-        files = self.source.fingerprint.bytes
+        containers = filter(None, (self.source.files, self.source.masks))
+        sizes = [size for files in containers for size in files.sizes.values()]
+        files = sum(size for size in sizes if size <= LARGEST_FILE)
         if self.options.size is not None:
             count = len(self.source)
             sampled = range(0, count, max(count // SAMPLED, 1))
             records = [self._record(index) for index in sampled]
             kept = sum(len(r.image) + len(r.mask or b"") for r in records)
             files = MARGIN * count * kept / len(records)
-        return int(files * len(self._missing()) / len(self._shards))
+        missing = len(self._missing())
+        return int(files * missing / len(self._shards)) + PADDING * missing
 
     def run(
         self, rejects: Rejects, workers: int, advance: Callable[[int], object]
@@ -122,12 +133,24 @@ class Preparation:
           workers: threads that decode.
           advance: told how many pictures are done, at the start and as they are.
         """
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.output} cannot be made: {reason(error)}."
+            ) from error
+        with held(self.output):
+            self._run(rejects, workers, advance)
+
+    def _run(
+        self, rejects: Rejects, workers: int, advance: Callable[[int], object]
+    ) -> None:
         missing = self._missing()
         advance(len(self.source) - sum(len(shard) for _, shard in missing))
-        self.output.mkdir(parents=True, exist_ok=True)
-        for leftover in self.output.glob(".*.part-*"):  # of a run that was killed
-            remove(leftover)
-        _write_json(self.output / PLAN, self._plan)
+        for path in self.output.iterdir():
+            if _is_leftover(path.name):
+                remove(path)
+        write_json(self.output / PLAN, self._plan)
         pool = ThreadPoolExecutor(workers)
         try:
             for number, shard in missing:
@@ -142,7 +165,9 @@ class Preparation:
 
     def _missing(self) -> list[tuple[int, range]]:
         numbered = enumerate(self._shards)
-        return [(n, shard) for n, shard in numbered if not self._note(n).is_file()]
+        return [
+            (n, shard) for n, shard in numbered if not os.path.isfile(self._note(n))
+        ]
 
     def _note(self, number: int) -> Path:
         return self.output / f"shard-{number:05d}.json"
@@ -164,8 +189,8 @@ class Preparation:
         except UserError as error:
             return Record(name, rejected=str(error))
         content = encoded.image
-        if size is not None and size < min(width, height):
-            scale = size / min(width, height)
+        scale = 1 if size is None else size / min(width, height)
+        if scale < 1 and scale * max(width, height) < LONGEST_JPEG:
             extent = max(round(width * scale), size), max(round(height * scale), size)
             content = _shrunk(image, extent)
             if hole is not None:
@@ -189,12 +214,13 @@ class Preparation:
                 _write_records(self.output / self._shard_name(kind, number), blobs)
             note["bytes"] += sum(map(len, blobs))
             note["digests"] += [hashlib.sha256(blob).hexdigest() for blob in blobs]
-        _write_json(self._note(number), note)
+        write_json(self._note(number), note)
 
     def _finish(self) -> None:
         """Make the shards a dataset, and a sheet to look at."""
         numbers = range(len(self._shards))
-        notes = [json.loads(self._note(number).read_text()) for number in numbers]
+        types = {"names": list, "digests": list, "bytes": int}
+        notes = [read_json(self._note(n), REMEDY, **types) for n in numbers]
         used = [number for number in numbers if notes[number]["names"]]
         if not used:
             raise UserError(
@@ -212,10 +238,19 @@ class Preparation:
             "digest": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
             "names": [name for note in notes for name in note["names"]],
         }
-        _write_json(self.output / INDEX, index)
-        write_sheet(ArrayRecordSource(self.output), self.output / SHEET)
-        for path in (self.output / PLAN, *map(self._note, numbers)):
+        write_sheet(self.source, index["names"], self.output / SHEET)
+        write_json(self.output / INDEX, index)
+        self._remove_notes()
+
+    def _remove_notes(self) -> None:
+        """What the index, which is there, says too."""
+        for path in (self.output / PLAN, *self.output.glob("shard-*.json")):
             remove(path)
+
+
+def _is_leftover(name: str) -> bool:
+    """Of a run that was killed while it wrote."""
+    return name.startswith(".") and ".part-" in name
 
 
 def _shards(source: FileSource, most: int) -> list[range]:
@@ -260,15 +295,11 @@ def _write_records(path: Path, records: list[bytes]) -> None:
     write_whole(path, write)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1) + "\n"
-    write_whole(path, lambda part: part.write_text(text))
-
-
-def write_sheet(source: Source, path: Path) -> None:
-    """Some of a source's pictures in one, spread over it, with their holes."""
-    count = min(len(source), SHEET_PICTURES)
-    examples = [source[index * len(source) // count] for index in range(count)]
-    pictures = [with_hole(example.image, example.hole) for example in examples]
+def write_sheet(source: FileSource, names: list[str], path: Path) -> None:
+    """Some of a source's pictures in one, spread over `names`, with their holes."""
+    count = min(len(names), SHEET_PICTURES)
+    numbers = {name: number for number, name in enumerate(source.files.names)}
+    shown = [numbers[names[index * len(names) // count]] for index in range(count)]
+    pictures = [with_hole(*source[number]) for number in shown]
     sheet = contact_sheet(pictures, SHEET_SIDE, min(SHEET_COLUMNS, count))
     write_whole(path, lambda part: sheet.save(part, "PNG"))

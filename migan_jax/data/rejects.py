@@ -1,14 +1,13 @@
 """Pictures that cannot be used: named with the reason, counted, and limited."""
 
 import dataclasses
-import json
 import logging
+import os
 from pathlib import Path
 
 from migan_jax.data.sources import Fingerprint, Source
 from migan_jax.errors import UserError
-from migan_jax.files import reason as reason_of
-from migan_jax.files import write_whole
+from migan_jax.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -26,53 +25,45 @@ class Rejects:
           limit: the largest share of them that may be bad.
           report: a JSON file; what it says already of this very source is kept.
         """
+        if not 0 <= limit <= 1:
+            raise UserError(f"The share of bad pictures is from 0 to 1, not {limit}.")
         self._source, self._limit, self._report = source, limit, report
         self.reasons: dict[str, str] = {}
-        if report is not None and report.is_file():
+        if report is not None and os.path.isfile(report):
             self._read(report)
 
     def _read(self, report: Path) -> None:
-        try:
-            content = json.loads(report.read_text())
-            earlier = Fingerprint(**content["source"])
-            reasons = dict(content["rejected"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{report} is no report of rejected pictures ({reason_of(error)}): "
-                f"remove it."
-            ) from error
+        content = read_json(report, "remove it", source=dict, rejected=dict)
+        earlier = Fingerprint.of_json(content["source"], report)
         if change := self._source.fingerprint.change_since(earlier):
             logger.warning("%s %s is begun anew.", change, report)
         else:
-            self.reasons = reasons
+            self.reasons = {str(k): str(v) for k, v in content["rejected"].items()}
 
     def add(self, name: str, reason: str, seen: int) -> None:
         """Note a picture; UserError if they are too many of the `seen` ones."""
-        if name in self.reasons:
-            return
-        self.reasons[name] = reason
-        logger.warning("left out: %s", reason)
+        if name not in self.reasons:
+            self.reasons[name] = reason
+            logger.warning("left out: %s", reason)
         judged = min(max(seen, JUDGED), len(self._source))
         if len(self.reasons) > self._limit * judged:
             self.write()
-            where = f", all in {self._report}" if self._report else ""
+            source = self._source.fingerprint.source
+            named = f" {self._report} names all of them." if self._report else ""
             raise UserError(
-                f"{len(self.reasons):,} pictures of {self._source.fingerprint.source} "
-                f"cannot be used, which is more than {self._limit:.1%} of {judged:,}: "
-                f"the last is {name} ({reason}){where}."
+                f"Of {judged:,} pictures of {source}, {len(self.reasons):,} cannot be "
+                f"used, more than the {self._limit:.1%} that may be; the last: {reason}"
+                f"{named}"
             )
 
     def write(self) -> None:
         """Bring the report up to date."""
         if self._report is None:
             return
-        text = json.dumps(
-            {
-                "source": dataclasses.asdict(self._source.fingerprint),
-                "rejected_count": len(self.reasons),
-                "rejected": self.reasons,
-                "no_images": self._source.others,
-            },
-            indent=1,
-        )
-        write_whole(self._report, lambda part: part.write_text(text + "\n"))
+        content = {
+            "source": dataclasses.asdict(self._source.fingerprint),
+            "rejected_count": len(self.reasons),
+            "rejected": self.reasons,
+            "no_images": self._source.others,
+        }
+        write_json(self._report, content)

@@ -35,7 +35,7 @@ def contact_sheet(
     return sheet
 
 
-def with_hole(image: np.ndarray, hole: np.ndarray | None) -> np.ndarray:
+def with_hole(image: np.ndarray, hole: np.ndarray | None = None) -> np.ndarray:
     """A picture with its hole in a colour that photographs do not have."""
     if hole is None:
         return image

@@ -14,14 +14,13 @@ picture then has the mask of its name, whatever their endings.
 
 import dataclasses
 import hashlib
-import json
 import logging
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -30,7 +29,7 @@ from migan_jax.data.examples import Encoded, Example, decode
 from migan_jax.data.masks import MaskHole, doubt_about
 from migan_jax.data.scenes import FAMILIES, draw_scene
 from migan_jax.errors import UserError, missing_extra
-from migan_jax.files import reason
+from migan_jax.files import read_json, reason
 
 if TYPE_CHECKING:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # What the verb prepare leaves in its folder, beside the shards.
-INDEX = "index.json"
+INDEX, REPORT = "index.json", "rejected.json"
 PLAN = "plan.json"  # without an index: it was interrupted
 SHARD_ENDING = ".array_record"
 # Own masks that are looked at before a run, to see whether they are inverted.
@@ -55,6 +54,14 @@ class Fingerprint:
     records: int
     bytes: int
     digest: str
+
+    @classmethod
+    def of_json(cls, content: dict[str, Any], path: Path) -> "Fingerprint":
+        """What `dataclasses.asdict` made of one, read from a file."""
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise UserError(f"{path} is damaged or not ours: remove it.") from error
 
     def change_since(self, earlier: "Fingerprint") -> str | None:
         """A sentence that names what changed, or None. A move alone is no change."""
@@ -109,6 +116,13 @@ class FileSource(Source):
         masks: Path | None = None,
         mask_hole: MaskHole = "white",
     ):
+        if mask_hole not in get_args(MaskHole):
+            raise UserError(f"mask_hole is 'white' or 'black', not {mask_hole!r}.")
+        if masks is not None and os.path.realpath(masks) == os.path.realpath(location):
+            raise UserError(
+                f"{location} is named for the pictures and for their masks: put the "
+                f"masks into a folder of their own."
+            )
         self.files = open_files(location, without=masks)
         self.masks = None if masks is None else open_files(masks)
         self.mask_hole = mask_hole
@@ -169,8 +183,8 @@ def _pair(images: Files, masks: Files) -> dict[str, str]:
         alone = [name for stem, name in names.items() if stem not in partners]
         if alone:
             raise UserError(
-                f"{here} has {len(alone):,} {what} of the same name in {there}, such "
-                f"as {alone[0]}: every picture needs its mask, and every mask its "
+                f"{here} has {what} of the same name in {there} ({len(alone):,}, such "
+                f"as {alone[0]}): every picture needs its mask, and every mask its "
                 f"picture."
             )
     return {name: mask_of[stem] for stem, name in image_of.items()}
@@ -215,20 +229,20 @@ def _read_index(location: Path) -> dict[str, Any]:
     """What `prepare` says about a folder, or what there is to say about other files."""
     path = location / INDEX
     if path.is_file():
-        try:
-            index = json.loads(path.read_text())
-            index["images"], index["masks"], index["digest"]  # or KeyError
-            return index
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged: prepare {location} again.") from error
+        types = {"names": list, "images": list, "masks": list}
+        types |= {"mask_hole": str, "digest": str, "bytes": int}
+        return read_json(path, f"prepare {location} again", **types)
     if (location / PLAN).is_file():
         raise UserError(
             f"{location} is not finished: run the command that prepares it again."
         )
     files = [location]
     if location.is_dir():
-        files = sorted(location.glob(f"*{SHARD_ENDING}*"))
-    sizes = [(file.name, file.stat().st_size) for file in files]
+        files = [path for path in sorted(location.iterdir()) if _is_shard(path.name)]
+    try:
+        sizes = [(file.name, file.stat().st_size) for file in files]
+    except OSError as error:
+        raise UserError(f"{location} cannot be read: {reason(error)}.") from error
     return {
         "names": None,
         "images": [name for name, _ in sizes],
@@ -249,7 +263,8 @@ def _open_records(location: Path, names: list[str]) -> "ArrayRecordDataSource | 
         )
     except RuntimeError as error:  # what the library raises for anything
         raise UserError(
-            f"{location} cannot be read as ArrayRecord ({reason(error)})."
+            f"{location} cannot be read as ArrayRecord ({reason(error)}): make its "
+            f"shards again."
         ) from error
 
 
@@ -291,7 +306,12 @@ class TfdsSource(Source):
         return f"{self._label} record {index}"
 
     def encoded(self, index: int) -> Encoded:
-        return Encoded(self._records[index][self._feature])
+        try:
+            return Encoded(self._records[index][self._feature])
+        except Exception as error:  # damage may surface as anything
+            raise UserError(
+                f"{self.name(index)} cannot be read ({reason(error)})."
+            ) from error
 
 
 def _image_feature(features: Mapping[str, Any], tfds: ModuleType) -> str:
@@ -342,6 +362,8 @@ def open_source(
       resolution: at which scenes are drawn.
       seed: of the scenes.
     """
+    if not source:
+        raise UserError("data.source is empty: name a folder, a zip or scenes.")
     kind, _, rest = source.partition(":")
     path = Path(source)
     if kind == "scenes":
@@ -349,7 +371,7 @@ def open_source(
     elif kind == "tfds":
         dataset, _, split = rest.partition("[")
         found = TfdsSource(dataset, split.removesuffix("]") or "train")
-    elif SHARD_ENDING in path.name or _has_shards(path):
+    elif _is_shard(path.name) or has_shards(path):
         found = ArrayRecordSource(path)
     else:
         return FileSource(path, Path(masks) if masks else None, mask_hole)
@@ -361,7 +383,14 @@ def open_source(
     return found
 
 
-def _has_shards(path: Path) -> bool:
-    return path.is_dir() and any(
-        file.name == INDEX or SHARD_ENDING in file.name for file in path.iterdir()
-    )
+def has_shards(path: Path) -> bool:
+    """Whether a folder holds ArrayRecord, or what prepare has left there."""
+    if not os.path.isdir(path):
+        return False
+    names = os.listdir(path)
+    prepared = PLAN in names or {INDEX, REPORT} <= set(names)
+    return prepared or any(map(_is_shard, names))
+
+
+def _is_shard(name: str) -> bool:
+    return re.search(rf"{re.escape(SHARD_ENDING)}(-\d+-of-\d+)?$", name) is not None
