@@ -165,6 +165,54 @@ def test_killed_at_any_time_and_continued(tmp_path):
     assert content(output) == content(tmp_path / "whole")
 
 
+# The same, killed at the n-th change of what the folder holds.
+KILLED = """
+import os, pathlib, sys
+left = int(sys.argv.pop(1))
+
+def counted(change):
+    def changed(*arguments, **options):
+        global left
+        for happens in (lambda: None, lambda: change(*arguments, **options)):
+            happens()
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), 9)
+    return changed
+
+for name in ("replace", "unlink", "mkdir"):
+    setattr(os, name, counted(getattr(os, name)))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_every_change_and_continued(tmp_path):
+    photos = photo_folder(tmp_path / "photos", count=3)
+    (photos / "bad.png").write_bytes(b"x")
+    options = "--workers=1", "--smallest-side=1", "--max-rejected=1"
+
+    def run(output, changes):
+        arguments = [str(changes), photos, output, *options]
+        return subprocess.run(
+            [sys.executable, "-c", KILLED + PREPARE, *arguments],
+            capture_output=True,
+            text=True,
+        )
+
+    assert run(tmp_path / "whole", -1).returncode == 0
+    expected = content(tmp_path / "whole")
+    for changes in range(1, 100):
+        output = tmp_path / str(changes)
+        first = run(output, changes)
+        if first.returncode == 0:
+            break
+        assert first.returncode == -signal.SIGKILL
+        again = run(output, -1)
+        assert again.returncode == 0, again.stderr
+        assert content(output) == expected, changes
+    assert 20 < changes < 99
+
+
 def test_other_files_or_options_do_not_go_into_the_same_folder(photos, tmp_path):
     output = tmp_path / "out"
     with pytest.raises(Interrupted):
