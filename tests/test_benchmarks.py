@@ -18,6 +18,7 @@ TINY = {
     "forward": ["--resolutions", "16", "--batches", "1", "2"],
     "operations": ["--shapes", "2x8x8x4"],
     "inpaint": ["--photos", "900x700", "--resolution", "16"],
+    "data": ["--sizes", "16", "--batches", "2"],
 }
 
 
