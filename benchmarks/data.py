@@ -157,8 +157,8 @@ def load_smaller(square: Square) -> np.ndarray:
         scale = REDUCING_GAP * square.size / (square.box[2] - square.box[0])
         if scale < 1:
             image.draft(None, (round(width * scale), round(height * scale)))
-        scale = image.width / width
-        box = np.minimum(np.multiply(square.box, scale), image.size * 2)
+        sides = zip(square.box, image.size * 2, (width, height) * 2, strict=True)
+        box = [corner * now / before for corner, now, before in sides]
         rgb, kernel = image.convert("RGB"), Image.Resampling.BICUBIC
         size = square.size, square.size
         return np.asarray(rgb.resize(size, kernel, box, reducing_gap=REDUCING_GAP))

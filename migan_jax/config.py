@@ -35,10 +35,17 @@ def base_config() -> "ConfigDict":
                 # Refuse pictures with a shorter side; default half the resolution.
                 "smallest_side": placeholder(int),
                 "bad_share": 0.05,  # more pictures that cannot be used end the run
-                "workers": 0,  # processes that load; 0: threads
+                "workers": 0,  # processes that load; 0: threads, as fast for photos
             },
         }
     )
+
+
+def available_cores() -> int:
+    """Those that this process may use, which in a container are not all."""
+    if hasattr(os, "sched_getaffinity"):  # not everywhere
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def verb_parser(verb: str, documentation: str) -> argparse.ArgumentParser:

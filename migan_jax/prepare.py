@@ -28,7 +28,7 @@ import warnings
 from pathlib import Path
 from typing import get_args
 
-from migan_jax.config import progress, run_verb, verb_parser
+from migan_jax.config import available_cores, progress, run_verb, verb_parser
 from migan_jax.data.masks import MaskHole
 from migan_jax.errors import UserError
 
@@ -92,7 +92,7 @@ def _add_picture_options(pictures: argparse._ArgumentGroup) -> None:
         "--workers",
         metavar="N",
         type=_positive,
-        default=os.cpu_count() or 1,
+        default=available_cores(),
         help="threads that decode (default: one per core)",
     )
 

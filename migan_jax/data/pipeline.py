@@ -10,6 +10,7 @@ reported; too many of them end the run.
 """
 
 import dataclasses
+import functools
 import os
 import signal
 import threading
@@ -24,6 +25,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from migan_jax.config import available_cores
 from migan_jax.data.examples import Crop, Example, decode_crop
 from migan_jax.data.mask_samplers import SAMPLERS
 from migan_jax.data.rejects import Rejects
@@ -80,12 +82,7 @@ class Loader:
     def record_at(self, place: int) -> int:
         """The record at a place in the order of all epochs."""
         epoch, index = divmod(place, len(self.source))
-        return grain.experimental.index_shuffle(
-            index,
-            max_index=len(self.source) - 1,
-            seed=int(np.random.default_rng((self.seed, epoch, 2)).integers(2**32)),
-            rounds=4,
-        )
+        return int(_order(self.seed, epoch, len(self.source))[index])
 
     def candidates(self, place: int, wanted: int) -> Iterator[int]:
         """The records for a place, in the order in which they are tried."""
@@ -116,6 +113,13 @@ class Loader:
             self.crop,
             rng,
         )
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, records: int) -> np.ndarray:
+    """An epoch's permutation; of a million records, megabytes and milliseconds."""
+    rng = np.random.default_rng((seed, epoch, 2))
+    return rng.permutation(np.arange(records, dtype=np.uint32))
 
 
 def rows_of_process(batch_size: int, process: int, processes: int) -> range:
@@ -179,7 +183,7 @@ class Batches:
         """`workers`: processes that load; 0 means threads of this one."""
         self.loader, self.rejects, self._step = loader, rejects, first_step
         steps = grain.MapDataset.range(first_step, LAST_STEP)
-        threads = 1 if workers else os.cpu_count() or 1
+        threads = 1 if workers else available_cores()
         batches = steps.map(loader).to_iter_dataset(
             grain.ReadOptions(threads, prefetch_buffer_size=threads + BATCHES_AHEAD)
         )
