@@ -35,7 +35,7 @@ from migan_jax.data.examples import REDUCING_GAP, Crop, decode_crop
 from migan_jax.data.preparing import Options, Preparation
 from migan_jax.data.rejects import Rejects
 from migan_jax.data.scenes import FAMILIES, draw_scene
-from migan_jax.data.sources import ArrayRecordSource, FileSource
+from migan_jax.data.sources import ArrayRecordSource, FileSource, SceneSource
 
 BATCH = 32
 # Photos that are made: large enough for JPEG's own shrinking to squares of 256, and
@@ -67,7 +67,7 @@ def main() -> None:
         for size in arguments.sizes:
             pictures += picture_rows(photos, Path(name, str(size)), size, arguments)
             masks += mask_rows(size, arguments.repeats)
-    tables = pictures, masks, scene_rows(arguments.repeats)
+    tables = pictures, masks, scene_rows(arguments)
     for table in tables:
         print_table(table)
         print()
@@ -231,14 +231,25 @@ def mask_rows(size: int, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def scene_rows(repeats: int) -> list[dict[str, Any]]:
-    """Every family."""
-    rows = []
+def scene_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every family one by one, then of all families in batches."""
+    from migan_jax.data.pipeline import Loader
+
+    cores, batches = arguments.threads, arguments.batches
+    rates: dict[tuple[str, int], float] = {}
     for size, family in itertools.product(SCENE_SIZES, FAMILIES):
         run = functools.partial(draw_each, SCENES, draw_scene, size, family)
-        ms = minimum_ms({"host": run}, repeats)["host"] / SCENES
-        rows.append({"scenes": family, "size": size, "ms": ms, "scenes/s": 1e3 / ms})
-    return rows
+        ms = minimum_ms({"host": run}, arguments.repeats)["host"]
+        rates[family, size] = 1e3 * SCENES / ms
+    for size, (name, workers) in itertools.product(
+        SCENE_SIZES, {"batches, threads": 0, "batches, workers": cores}.items()
+    ):
+        loader = Loader(SceneSource(size, 0), Crop(size), 0, BATCH, range(BATCH))
+        rates[name, size], _ = time_pipeline(loader, workers, 2 * cores + 1, batches)
+    return [
+        {"scenes": name, "size": size, "ms": 1e3 / rate, "scenes/s": rate}
+        for (name, size), rate in rates.items()
+    ]
 
 
 def draw_each(count: int, draw: Callable, *settings: Any) -> None:

@@ -1,12 +1,18 @@
 """Folders of pictures that tests of the data share."""
 
+import zipfile
+
 import numpy as np
+import pytest
 from pictures import picture
 from PIL import Image
 
 from migan_jax.data.examples import Crop
 from migan_jax.data.pipeline import Loader
-from migan_jax.data.sources import FileSource
+from migan_jax.data.sources import FileSource, open_source
+from migan_jax.errors import UserError
+
+SETTINGS = {"masks": None, "mask_hole": "white", "resolution": 16, "seed": 0}
 
 
 def save(folder, name, array, **options):
@@ -39,3 +45,22 @@ def small_loader(folder, rows=range(4), masks=None, seed=0):
     """Batches of four random crops of 16 pixels."""
     crop = Crop(16, smallest_share=0.5, smallest_side=16)
     return Loader(FileSource(folder, masks), crop, seed, batch_size=4, rows=rows)
+
+
+def zipped(folder, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+def opened(path, **changed):
+    return open_source(str(path), **(SETTINGS | changed))
+
+
+def refused(path, **changed):
+    with pytest.raises(UserError) as caught:
+        opened(path, **changed)
+    sentence = str(caught.value)
+    assert "\n" not in sentence and str(path) in sentence
+    return sentence

@@ -1,33 +1,27 @@
 """Sources: the same pictures from folder, zip, shards and TFDS; what is refused."""
 
-import dataclasses
-import json
 import os
 import pickle
-import shutil
-import sys
 import zipfile
 
 import numpy as np
 import pytest
-from docs_scripts import docs_script
-from photo_folders import mask_folder, photo_folder, save
+from photo_folders import (
+    SETTINGS,
+    mask_folder,
+    opened,
+    photo_folder,
+    refused,
+    save,
+    zipped,
+)
 from pictures import picture
 from PIL import Image
 
 from migan_jax.data.preparing import Options, Preparation
 from migan_jax.data.rejects import Rejects
-from migan_jax.data.sources import FileSource, Fingerprint, open_source
+from migan_jax.data.sources import FileSource, open_source
 from migan_jax.errors import UserError
-
-SETTINGS = {"masks": None, "mask_hole": "white", "resolution": 16, "seed": 0}
-
-
-def zipped(folder, path):
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in sorted(folder.rglob("*")):
-            archive.write(file, file.relative_to(folder))
-    return path
 
 
 def prepared(source, output, **options):
@@ -45,10 +39,6 @@ def photos(tmp_path):
 @pytest.fixture
 def masks(tmp_path, photos):
     return mask_folder(tmp_path / "masks", photos)
-
-
-def opened(path, **changed):
-    return open_source(str(path), **(SETTINGS | changed))
 
 
 def same_pictures(one, other):
@@ -154,78 +144,7 @@ def test_a_loop_of_links_ends(photos):
     assert len(opened(photos)) == 12
 
 
-# Fingerprints.
-
-
-def test_a_changed_folder_has_another_fingerprint(photos):
-    before = opened(photos).fingerprint
-    assert opened(photos).fingerprint == before
-    content = bytearray((photos / "01.png").read_bytes())
-    content[100] ^= 1
-    (photos / "01.png").write_bytes(content)  # no other size
-    changed = opened(photos).fingerprint
-    sentence = changed.change_since(before)
-    assert str(photos) in sentence and "12 pictures have other contents" in sentence
-    (photos / "01.png").unlink()
-    fewer = opened(photos).fingerprint
-    assert "had 12 pictures" in fewer.change_since(before)
-    assert "has 11" in fewer.change_since(before)
-
-
-def test_a_renamed_or_copied_picture_is_a_change_and_a_moved_folder_is_not(photos):
-    before = opened(photos).fingerprint
-    moved = photos.rename(photos.with_name("elsewhere"))
-    assert opened(moved).fingerprint.change_since(before) is None
-    (moved / "01.png").rename(moved / "99.png")
-    assert opened(moved).fingerprint.change_since(before) is not None
-
-
-def test_a_large_folder_is_known_by_names_and_sizes(photos, monkeypatch):
-    monkeypatch.setattr("migan_jax.data.containers.HASHED_BYTES", 1)
-    before = opened(photos).fingerprint
-    (photos / "01.png").write_bytes((photos / "01.png").read_bytes() + b"more")
-    assert opened(photos).fingerprint.change_since(before) is not None
-
-
-def test_masks_and_their_polarity_are_in_the_fingerprint(photos, masks, tmp_path):
-    digests = [
-        FileSource(photos).fingerprint.digest,
-        FileSource(photos, masks).fingerprint.digest,
-        FileSource(photos, masks, "black").fingerprint.digest,
-    ]
-    save(masks, "01.bmp", np.eye(41, 56, dtype=np.uint8))
-    digests.append(FileSource(photos, masks).fingerprint.digest)
-    assert len(set(digests)) == 4
-
-
-def test_a_zip_that_was_changed_has_another_fingerprint(photos, tmp_path):
-    before = opened(zipped(photos, tmp_path / "a.zip")).fingerprint
-    assert opened(zipped(photos, tmp_path / "b.zip")).fingerprint.digest == (
-        before.digest
-    )
-    content = bytearray((photos / "01.png").read_bytes())
-    content[100] ^= 1
-    (photos / "01.png").write_bytes(content)
-    assert opened(zipped(photos, tmp_path / "b.zip")).fingerprint.digest != (
-        before.digest
-    )
-
-
-def test_fingerprints_survive_json():
-    fingerprint = Fingerprint("photos", 3, 400, "abc")
-    text = json.dumps(dataclasses.asdict(fingerprint))
-    assert Fingerprint(**json.loads(text)) == fingerprint
-
-
 # What is refused.
-
-
-def refused(path, **changed):
-    with pytest.raises(UserError) as caught:
-        opened(path, **changed)
-    sentence = str(caught.value)
-    assert "\n" not in sentence and str(path) in sentence
-    return sentence
 
 
 def test_places_without_pictures(tmp_path):
@@ -351,72 +270,6 @@ def test_records_without_an_index(photos, tmp_path):
     source = opened(path)
     assert np.array_equal(source[2].image, FileSource(photos)[2].image)
     assert source.name(2) == f"{path}[2]"
-
-
-# TFDS.
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A dataset in TFDS's format, seven pictures prepared without TensorFlow."""
-    pytest.importorskip("tensorflow_datasets")
-    folder = tmp_path_factory.mktemp("tfds")
-    for index in range(7):
-        save(folder / "in", f"{index}.png", picture(20, 30, seed=index))
-    write = docs_script("contact_sheets").write_tfds
-    path = write(FileSource(folder / "in"), folder / "out")
-    assert "tensorflow" not in sys.modules
-    return path
-
-
-def test_tfds(tiny):
-    source = opened(f"tfds:{tiny}")
-    assert len(source) == 7 and "tensorflow" not in sys.modules
-    expected = {picture(20, 30, seed=index).tobytes() for index in range(7)}
-    assert {source[index].image.tobytes() for index in range(7)} == expected
-    assert source.name(3) == "tfds:pictures/1.0.0[train] record 3"
-    part = opened(f"tfds:{tiny}[train[:3]]")
-    assert len(part) == 3
-    assert np.array_equal(part[1].image, source[1].image)
-    assert part.fingerprint.change_since(source.fingerprint)
-    assert np.array_equal(pickle.loads(pickle.dumps(source))[1].image, source[1].image)
-
-
-@pytest.mark.parametrize(
-    "dataset, part",
-    [
-        ("no_such_dataset", "Dataset no_such_dataset not found"),
-        ("mnist", "prepared beforehand"),
-        ("../mnist", "Parsing builder name"),
-    ],
-)
-def test_tfds_datasets_that_are_not_there(dataset, part):
-    pytest.importorskip("tensorflow_datasets")
-    assert part in refused(f"tfds:{dataset}")
-
-
-def test_a_damaged_record(tiny, tmp_path):
-    copy = shutil.copytree(tiny, tmp_path / "pictures" / "1.0.0")
-    (shard,) = copy.glob("*.array_record*")
-    content = bytearray(shard.read_bytes())
-    content[content.index(b"\x89PNG") + 100] ^= 1
-    shard.write_bytes(content)
-    source, readable = opened(f"tfds:{copy}"), 0
-    for index in range(7):
-        try:
-            readable += source[index].image.shape == (20, 30, 3)
-        except UserError as error:
-            assert f"record {index} cannot be read" in str(error)
-    assert readable < 7
-
-
-def test_a_split_that_is_not_there(tiny):
-    assert "Unknown split 'test'" in refused(f"tfds:{tiny}[test]")
-
-
-def test_tfds_is_an_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    assert "pip install 'migan_jax[tfds]'" in refused("tfds:mnist")
 
 
 def test_scenes():

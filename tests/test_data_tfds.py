@@ -1,0 +1,77 @@
+"""TFDS: datasets prepared as ArrayRecord, read without TensorFlow."""
+
+import pickle
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from docs_scripts import docs_script
+from photo_folders import opened, refused, save
+from pictures import picture
+
+from migan_jax.data.sources import FileSource
+from migan_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A dataset in TFDS's format, seven pictures prepared without TensorFlow."""
+    pytest.importorskip("tensorflow_datasets")
+    folder = tmp_path_factory.mktemp("tfds")
+    for index in range(7):
+        save(folder / "in", f"{index}.png", picture(20, 30, seed=index))
+    write = docs_script("contact_sheets").write_tfds
+    path = write(FileSource(folder / "in"), folder / "out")
+    assert "tensorflow" not in sys.modules
+    return path
+
+
+def test_tfds(tiny):
+    source = opened(f"tfds:{tiny}")
+    assert len(source) == 7 and "tensorflow" not in sys.modules
+    expected = {picture(20, 30, seed=index).tobytes() for index in range(7)}
+    assert {source[index].image.tobytes() for index in range(7)} == expected
+    assert source.name(3) == "tfds:pictures/1.0.0[train] record 3"
+    part = opened(f"tfds:{tiny}[train[:3]]")
+    assert len(part) == 3
+    assert np.array_equal(part[1].image, source[1].image)
+    assert part.fingerprint.change_since(source.fingerprint)
+    assert np.array_equal(pickle.loads(pickle.dumps(source))[1].image, source[1].image)
+
+
+@pytest.mark.parametrize(
+    "dataset, part",
+    [
+        ("no_such_dataset", "Dataset no_such_dataset not found"),
+        ("mnist", "prepared beforehand"),
+        ("../mnist", "Parsing builder name"),
+    ],
+)
+def test_tfds_datasets_that_are_not_there(dataset, part):
+    pytest.importorskip("tensorflow_datasets")
+    assert part in refused(f"tfds:{dataset}")
+
+
+def test_a_damaged_record(tiny, tmp_path):
+    copy = shutil.copytree(tiny, tmp_path / "pictures" / "1.0.0")
+    (shard,) = copy.glob("*.array_record*")
+    content = bytearray(shard.read_bytes())
+    content[content.index(b"\x89PNG") + 100] ^= 1
+    shard.write_bytes(content)
+    source, readable = opened(f"tfds:{copy}"), 0
+    for index in range(7):
+        try:
+            readable += source[index].image.shape == (20, 30, 3)
+        except UserError as error:
+            assert f"record {index} cannot be read" in str(error)
+    assert readable < 7
+
+
+def test_a_split_that_is_not_there(tiny):
+    assert "Unknown split 'test'" in refused(f"tfds:{tiny}[test]")
+
+
+def test_tfds_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    assert "pip install 'migan_jax[tfds]'" in refused("tfds:mnist")
