@@ -4,15 +4,19 @@ Each of n kernels would get the gradient g / sqrt(n) of the collapsed kernel
 w = sum(w_j) / sqrt(n), and its update moves w by sqrt(n) times as much. So the gradient
 is divided and the update multiplied by sqrt(n), for those kernels only: the same path
 as with all n of them, at an n-th of the memory (Adam's moments are those of each w_j).
+Gradients are cleaned of NaN and infinity on the way, as each of the n would be.
 """
 
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from migan_jax.models.layers import Reparam
+
+LARGEST_GRADIENT = 1e5  # what an infinite one becomes
 
 
 def adam(
@@ -27,10 +31,31 @@ def adam(
     spread = math.sqrt(reparam.kernels) if collapsed else 1.0
     return optax.chain(
         _scale_kernels(1 / spread),
+        optax.stateless(lambda updates, _: jax.tree.map(_finite, updates)),
         optax.scale_by_adam(b1, b2, eps),
         _scale_kernels(spread),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def lazy_adam(
+    learning_rate: float,
+    b2: float,
+    interval: int,
+    reparam: Reparam | None = None,
+) -> optax.GradientTransformation:
+    """Adam (b1 = 0) for a player whose penalty takes every `interval`-th step besides.
+
+    It then takes (interval + 1) / interval as many steps, which learning rate and decay
+    make up for (StyleGAN2, appendix B).
+    """
+    share = interval / (interval + 1)
+    return adam(learning_rate * share, 0.0, b2**share, reparam=reparam)
+
+
+def _finite(gradient: jax.Array) -> jax.Array:
+    """As the reference cleans up: no NaN, no infinity."""
+    return jnp.nan_to_num(gradient, posinf=LARGEST_GRADIENT, neginf=-LARGEST_GRADIENT)
 
 
 def _scale_kernels(factor: float) -> optax.GradientTransformation:

@@ -1,0 +1,1 @@
+"""What is trained: networks with their losses, one file per family."""

@@ -1,0 +1,124 @@
+"""The game that all families here play: a logistic critic with lazy R1.
+
+(MI-GAN, section 3.3; Co-Mod-GAN, StyleGAN2.) A subclass says how its generator
+completes a batch and what else that generator minimises.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from migan_jax.data.mask_samplers import Sampler
+from migan_jax.losses.adversarial import (
+    discriminator_loss,
+    generator_loss,
+    r1_penalty,
+)
+from migan_jax.systems import base
+from migan_jax.systems.base import Batch, Metrics, Params, Stats
+
+Draws = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialSystem:
+    """A generator against a discriminator."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+    sampler: Sampler
+    r1_gamma: float = 10.0
+    r1_interval: int = 16
+
+    players: ClassVar = {
+        "generator": ("generator",),
+        "discriminator": ("discriminator",),
+    }
+    exported: ClassVar = ("generator",)
+
+    # What families differ in.
+
+    def draw(self, player: str, key: jax.Array, batch_size: int) -> Draws:
+        """The noise and latents that a player's pass takes."""
+        raise NotImplementedError
+
+    def complete(
+        self, params: Params, stats: Stats, batch: Batch, drawn: Draws
+    ) -> tuple[jax.Array, dict[int, jax.Array], Stats]:
+        """The generator's picture, its levels, and its statistics afterwards."""
+        raise NotImplementedError
+
+    def extra_losses(
+        self,
+        completion: jax.Array,
+        pyramid: dict[int, jax.Array],
+        frozen: Params,
+        batch: Batch,
+        drawn: Draws,
+    ) -> Metrics:
+        """What the generator minimises beside the game, weighted, by name."""
+        raise NotImplementedError
+
+    # The contract.
+
+    def prepare(self, batch: Batch, key: jax.Array) -> Batch:
+        return base.prepare(batch, key, self.sampler)
+
+    def loss(
+        self,
+        player: str,
+        params: Params,
+        stats: Stats,
+        frozen: Params,
+        batch: Batch,
+        key: jax.Array,
+        regularize: bool = False,
+    ) -> tuple[jax.Array, tuple[Stats, Metrics]]:
+        if regularize:
+            return self.penalty(params, stats, batch)
+        drawn = self.draw(player, key, len(batch["image"]))
+        return self.loss_of(player, params, stats, frozen, batch, drawn)
+
+    def loss_of(
+        self,
+        player: str,
+        params: Params,
+        stats: Stats,
+        frozen: Params,
+        batch: Batch,
+        drawn: Draws,
+    ) -> tuple[jax.Array, tuple[Stats, Metrics]]:
+        """As `loss`, of given noise and latents."""
+        image, mask = batch["image"], batch["mask"]
+        completion, pyramid, stats = self.complete(params, stats, batch, drawn)
+        fake = base.discriminator_input(base.composite(image, completion, mask), mask)
+        fake_logits = self.judge(params, fake)
+        if player == "generator":
+            terms = {"adversarial": jnp.mean(generator_loss(fake_logits))}
+            terms |= self.extra_losses(completion, pyramid, frozen, batch, drawn)
+            metrics = {f"g/{name}": value for name, value in terms.items()}
+            metrics["g/hole_psnr"] = base.hole_psnr(image, completion, mask)
+            return sum(terms.values()), (stats, metrics)
+        real_logits = self.judge(params, base.discriminator_input(image, mask))
+        loss = jnp.mean(discriminator_loss(real_logits, fake_logits))
+        metrics = {
+            "d/adversarial": loss,
+            "d/real": jnp.mean(real_logits),
+            "d/fake": jnp.mean(fake_logits),
+        }
+        return loss, (stats, metrics)
+
+    def penalty(
+        self, params: Params, stats: Stats, batch: Batch
+    ) -> tuple[jax.Array, tuple[Stats, Metrics]]:
+        """R1, for all the steps until it is next due."""
+        real = base.discriminator_input(batch["image"], batch["mask"])
+        r1 = jnp.mean(r1_penalty(lambda x: self.judge(params, x), real))
+        return self.r1_interval * self.r1_gamma * r1, (stats, {"d/r1": r1})
+
+    def judge(self, params: Params, x: jax.Array) -> jax.Array:
+        """The discriminator's logits, [N, 1]."""
+        return self.discriminator.apply({"params": params["discriminator"]}, x)

@@ -1,0 +1,94 @@
+"""The contract of everything that can be trained, and what most of it shares.
+
+A system holds its networks and the weights of its losses, and nothing that changes:
+parameters, statistics, batches and keys are arguments. Randomness comes from one key
+per step; every sample and every player draws from keys of its own, so that a batch that
+is split over devices draws what the whole batch would.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from migan_jax.data.mask_samplers import Sampler, masks_on_device
+from migan_jax.data.transforms import flip, sample_keys
+
+Params = dict[str, Any]  # by network
+Stats = dict[str, Any]  # by network
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class System(Protocol):
+    """Networks, and the losses that their players minimise in turns."""
+
+    players: Mapping[str, tuple[str, ...]]  # the networks of each, in update order
+    exported: tuple[str, ...]  # networks that get an EMA and are shipped
+
+    def init(self, key: jax.Array) -> tuple[Params, Stats]:
+        """Parameters and statistics of all networks that are trained."""
+
+    def prepare(self, batch: Batch, key: jax.Array) -> Batch:
+        """Flip, normalise, draw masks: once per batch, for all players."""
+
+    def loss(
+        self,
+        player: str,
+        params: Params,
+        stats: Stats,
+        frozen: Params,
+        batch: Batch,
+        key: jax.Array,
+        regularize: bool,
+    ) -> tuple[jax.Array, tuple[Stats, Metrics]]:
+        """What a player minimises; with `regularize`, its lazy penalty alone."""
+
+    def inpaint(
+        self,
+        params: Params,
+        stats: Stats,
+        image: jax.Array,
+        mask: jax.Array,
+        key: jax.Array,
+    ) -> jax.Array:
+        """Complete the hole: [N, R, R, 3] in [-1, 1], known pixels as they are."""
+
+
+def prepare(batch: Batch, key: jax.Array, sampler: Sampler) -> Batch:
+    """Flipped "image" in [-1, 1] and "mask", 1 where known, both float32.
+
+    A batch that comes with its own masks keeps them.
+    """
+    image = batch["image"].astype(jnp.float32) * (2 / 255) - 1
+    flips, masks = (sample_keys(key, use, len(image)) for use in range(2))
+    if "mask" in batch:
+        own = batch["mask"].astype(jnp.float32)
+        image, mask = flip(flips, image, own)
+    else:
+        (image,) = flip(flips, image)
+        mask = masks_on_device(sampler, masks, image.shape[1])
+    return {"image": image, "mask": mask}
+
+
+def generator_input(image: jax.Array, mask: jax.Array) -> jax.Array:
+    """What generators see: the mask, and the image without its hole."""
+    return jnp.concatenate([mask - 0.5, image * mask], axis=-1)
+
+
+def discriminator_input(image: jax.Array, mask: jax.Array) -> jax.Array:
+    """What discriminators see: the mask, and a whole image."""
+    return jnp.concatenate([mask - 0.5, image], axis=-1)
+
+
+def composite(image: jax.Array, completion: jax.Array, mask: jax.Array) -> jax.Array:
+    """The completion in the hole, the image around it."""
+    return image * mask + completion * (1 - mask)
+
+
+def hole_psnr(image: jax.Array, completion: jax.Array, mask: jax.Array) -> jax.Array:
+    """Peak signal to noise ratio over the holes of a batch, in decibels."""
+    squares = jnp.sum((jnp.clip(completion, -1, 1) - image) ** 2 * (1 - mask))
+    count = image.shape[-1] * jnp.sum(1 - mask)
+    return -10 * jnp.log10(squares / (4 * count))

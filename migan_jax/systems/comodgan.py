@@ -1,0 +1,93 @@
+"""Co-Mod-GAN (Zhao et al., ICLR 2021): training MI-GAN's teacher.
+
+The logistic game with style mixing and the encoder's dropout, and optionally the L1
+distance inside holes that the original adds.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from migan_jax.data.transforms import sample_keys
+from migan_jax.losses.reconstruction import l1_in_hole
+from migan_jax.models.noise import random_noise
+from migan_jax.systems import base
+from migan_jax.systems.adversarial import AdversarialSystem, Draws
+from migan_jax.systems.base import Batch, Metrics, Params, Stats
+
+
+@dataclasses.dataclass(frozen=True)
+class CoModGAN(AdversarialSystem):
+    """A generator of many completions, one per latent."""
+
+    mixing_probability: float = 0.5
+    l1_weight: float = 0.0
+
+    def init(self, key: jax.Array) -> tuple[Params, Stats]:
+        side = self.generator.resolution
+        x = jnp.zeros((1, side, side, 4))
+        keys = jax.random.split(key)
+        z = jnp.ones((1, self.generator.z_dim))
+        generator = self.generator.init(keys[0], x, z)
+        discriminator = self.discriminator.init(keys[1], x)
+        params = {
+            "generator": generator["params"],
+            "discriminator": discriminator["params"],
+        }
+        return params, {"generator": generator["stats"], "discriminator": {}}
+
+    def draw(self, player: str, key: jax.Array, batch_size: int) -> Draws:
+        noise, dropout, first, second, mixed, where = (
+            sample_keys(key, use, batch_size) for use in range(6)
+        )
+        network, side = self.generator, self.generator.resolution
+        normal = jax.vmap(lambda k: jax.random.normal(k, (network.z_dim,)))
+        index = jax.vmap(lambda k: jax.random.randint(k, (), 1, network.num_ws))(where)
+        mixes = jax.vmap(lambda k: jax.random.bernoulli(k, self.mixing_probability))(
+            mixed
+        )
+        return {
+            "noise": random_noise(noise, network.noise_shapes(side, side)),
+            "dropout_keys": dropout,
+            "z": normal(first),
+            # An index beyond the last style mixes nothing.
+            "mixing": (normal(second), jnp.where(mixes, index, network.num_ws)),
+        }
+
+    def complete(
+        self, params: Params, stats: Stats, batch: Batch, drawn: Draws
+    ) -> tuple[jax.Array, dict[int, jax.Array], Stats]:
+        x = base.generator_input(batch["image"], batch["mask"])
+        variables = {"params": params["generator"], "stats": stats["generator"]}
+        (completion, pyramid), changed = self.generator.apply(
+            variables, x, **drawn, mutable=["stats"]
+        )
+        return completion, pyramid, {**stats, "generator": changed["stats"]}
+
+    def extra_losses(
+        self,
+        completion: jax.Array,
+        pyramid: dict[int, jax.Array],
+        frozen: Params,
+        batch: Batch,
+        drawn: Draws,
+    ) -> Metrics:
+        if not self.l1_weight:
+            return {}
+        distance = jnp.mean(l1_in_hole(completion, batch["image"], batch["mask"]))
+        return {"l1": self.l1_weight * distance}
+
+    def inpaint(
+        self,
+        params: Params,
+        stats: Stats,
+        image: jax.Array,
+        mask: jax.Array,
+        key: jax.Array,
+    ) -> jax.Array:
+        variables = {"params": params["generator"], "stats": stats["generator"]}
+        z = jax.random.normal(key, (len(image), self.generator.z_dim))
+        x = base.generator_input(image, mask)
+        completion, _ = self.generator.apply(variables, x, z)
+        return base.composite(image, jnp.clip(completion, -1, 1), mask)

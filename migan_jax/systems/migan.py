@@ -1,0 +1,87 @@
+"""MI-GAN: the game, and distillation from a frozen Co-Mod-GAN (section 3.3).
+
+Without a teacher nothing is distilled, and with `Reparam(kernels=1)` nothing is
+re-parametrised: the paper's ablation (Table 4) is a matter of arguments.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from migan_jax.data.transforms import sample_keys
+from migan_jax.losses.distillation import distillation_loss
+from migan_jax.models import comodgan
+from migan_jax.models.noise import random_noise
+from migan_jax.systems import base
+from migan_jax.systems.adversarial import AdversarialSystem, Draws
+from migan_jax.systems.base import Batch, Metrics, Params, Stats
+
+
+@dataclasses.dataclass(frozen=True)
+class MIGAN(AdversarialSystem):
+    """The student; its teacher's weights are `frozen["teacher"]`, as variables."""
+
+    teacher: comodgan.Generator | None = None
+    distillation_weight: float = 2.0
+
+    def init(self, key: jax.Array) -> tuple[Params, Stats]:
+        side = self.generator.resolution
+        x = jnp.zeros((1, side, side, 4))
+        keys = jax.random.split(key)
+        generator = self.generator.init(keys[0], x)
+        discriminator = self.discriminator.init(keys[1], x)
+        params = {
+            "generator": generator["params"],
+            "discriminator": discriminator["params"],
+        }
+        return params, {"generator": generator["stats"], "discriminator": {}}
+
+    def draw(self, player: str, key: jax.Array, batch_size: int) -> Draws:
+        own, noise, latents = (sample_keys(key, use, batch_size) for use in range(3))
+        side = self.generator.resolution
+        drawn = {"noise": random_noise(own, self.generator.noise_shapes(side, side))}
+        if player == "generator" and self.teacher is not None:
+            shapes = self.teacher.noise_shapes(side, side)
+            drawn["teacher_noise"] = random_noise(noise, shapes)
+            normal = jax.vmap(lambda k: jax.random.normal(k, (self.teacher.z_dim,)))
+            drawn["z"] = normal(latents)
+        return drawn
+
+    def complete(
+        self, params: Params, stats: Stats, batch: Batch, drawn: Draws
+    ) -> tuple[jax.Array, dict[int, jax.Array], Stats]:
+        x = base.generator_input(batch["image"], batch["mask"])
+        variables = {"params": params["generator"], "stats": stats["generator"]}
+        completion, pyramid = self.generator.apply(variables, x, drawn["noise"])
+        return completion, pyramid, stats
+
+    def extra_losses(
+        self,
+        completion: jax.Array,
+        pyramid: dict[int, jax.Array],
+        frozen: Params,
+        batch: Batch,
+        drawn: Draws,
+    ) -> Metrics:
+        if self.teacher is None:
+            return {}
+        x = base.generator_input(batch["image"], batch["mask"])
+        _, target = self.teacher.apply(
+            frozen["teacher"], x, drawn["z"], drawn["teacher_noise"]
+        )
+        target = jax.lax.stop_gradient(target)
+        distance = jnp.mean(distillation_loss(pyramid, target, batch["mask"]))
+        return {"distillation": self.distillation_weight * distance}
+
+    def inpaint(
+        self,
+        params: Params,
+        stats: Stats,
+        image: jax.Array,
+        mask: jax.Array,
+        key: jax.Array,
+    ) -> jax.Array:
+        batch = {"image": image, "mask": mask}
+        completion, _, _ = self.complete(params, stats, batch, {"noise": "stored"})
+        return base.composite(image, jnp.clip(completion, -1, 1), mask)

@@ -1,0 +1,76 @@
+"""Losses at points where their values are known, and against plain loops."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from migan_jax.losses.adversarial import (
+    discriminator_loss,
+    generator_loss,
+    r1_penalty,
+)
+from migan_jax.losses.distillation import distillation_loss
+from migan_jax.losses.reconstruction import l1_in_hole
+
+
+def softplus(x):
+    return math.log1p(math.exp(-abs(x))) + max(x, 0)
+
+
+def test_adversarial_losses_are_softplus():
+    real, fake = np.array([[0.0], [2.0], [-30.0]]), np.array([[1.0], [-3.0], [40.0]])
+    expected = [softplus(-logit) for logit in fake[:, 0]]
+    np.testing.assert_allclose(generator_loss(fake), expected, rtol=1e-6)
+    pairs = zip(real[:, 0], fake[:, 0], strict=True)
+    expected = [softplus(f) + softplus(-r) for r, f in pairs]
+    np.testing.assert_allclose(discriminator_loss(real, fake), expected, rtol=1e-6)
+
+
+def test_r1_of_a_linear_critic_is_half_its_squared_weights():
+    weights = np.random.default_rng(0).standard_normal((4, 4, 4)).astype(np.float32)
+    x = jnp.ones((3, 4, 4, 4))
+    penalty = r1_penalty(lambda x: jnp.einsum("nhwc,hwc->n", x, weights)[:, None], x)
+    np.testing.assert_allclose(penalty, [0.5 * (weights**2).sum()] * 3, rtol=1e-6)
+
+
+def test_r1_is_that_of_each_sample_and_of_all_channels():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 2, 4)), jnp.float32)
+    penalty = r1_penalty(lambda x: jnp.sum(x**2, axis=(1, 2, 3))[:, None] / 2, x)
+    np.testing.assert_allclose(penalty, 0.5 * jnp.sum(x**2, (1, 2, 3)), rtol=1e-6)
+
+
+def pyramid(rng, *resolutions):
+    return {r: rng.standard_normal((2, r, r, 3), np.float32) for r in resolutions}
+
+
+@pytest.mark.parametrize(("size", "levels"), [(16, 0), (64, 2), (256, 4), (512, 5)])
+def test_distillation_is_a_sum_over_levels(size, levels):
+    student = {r: jnp.ones((1, r, r, 3)) for r in (4, 8, 16, 32, 64, 128, 256, 512)}
+    student = {r: image for r, image in student.items() if r <= size}
+    teacher = jax.tree.map(jnp.zeros_like, student)
+    hole = jnp.zeros((1, size, size, 1))
+    assert distillation_loss(student, teacher, hole) == levels
+
+
+def test_distillation_against_a_loop():
+    rng = np.random.default_rng(0)
+    student, teacher = (pyramid(rng, 16, 32, 64) for _ in range(2))
+    mask = (rng.random((2, 64, 64, 1)) < 0.5).astype(np.float32)
+    expected = np.zeros(2)
+    for r in (32, 64):
+        for n, row, column in np.ndindex(2, r, r):
+            known = mask[n, row * 64 // r, column * 64 // r, 0]
+            difference = np.abs(student[r] - teacher[r])[n, row, column].mean()
+            expected[n] += (1 - known) * difference / r**2
+    found = distillation_loss(student, teacher, jnp.asarray(mask))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_l1_counts_the_hole_only_and_is_a_mean_over_all():
+    truth = jnp.zeros((1, 4, 4, 3))
+    mask = jnp.ones((1, 4, 4, 1)).at[:, :2].set(0)
+    assert l1_in_hole(truth + 3, truth, mask) == 1.5
+    assert l1_in_hole(truth + 3 * mask, truth, mask) == 0

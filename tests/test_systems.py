@@ -1,0 +1,106 @@
+"""What systems draw: by sample, by player, by step."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from variables import random_variables
+
+from migan_jax.data.mask_samplers import SAMPLERS
+from migan_jax.models import comodgan, migan
+from migan_jax.models.discriminators import CoModGANDiscriminator, MIGANDiscriminator
+from migan_jax.systems.base import composite, hole_psnr, prepare
+from migan_jax.systems.comodgan import CoModGAN
+from migan_jax.systems.migan import MIGAN
+
+NARROW = {"resolution": 8, "channel_base": 64, "channel_max": 8}
+CODES = {"z_dim": 6, "w_dim": 5, "encoder_dim": 7}
+TEACHER = comodgan.Generator(**NARROW, **CODES)
+SAMPLER, KEY = SAMPLERS["box"], jax.random.key(0)
+
+STUDENT = MIGAN(
+    migan.Generator(**NARROW), MIGANDiscriminator(**NARROW), SAMPLER, teacher=TEACHER
+)
+TEACHING = CoModGAN(TEACHER, CoModGANDiscriminator(**NARROW), SAMPLER)
+
+
+prepared = jax.jit(functools.partial(prepare, sampler=SAMPLER))
+
+
+def pictures(count=4):
+    return np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
+
+
+def test_a_batch_is_flipped_and_in_range_and_gets_masks():
+    image = pictures(64)
+    batch = prepared({"image": image}, KEY)
+    expected = image / 127.5 - 1
+    same = np.isclose(batch["image"], expected, atol=1e-6).all((1, 2, 3))
+    turned = np.isclose(batch["image"][:, :, ::-1], expected, atol=1e-6).all((1, 2, 3))
+    assert (same ^ turned).all() and 16 < same.sum() < 48
+    assert batch["mask"].shape == (64, 8, 8, 1)
+    assert set(np.unique(batch["mask"])) == {0, 1}
+    again = prepared({"image": image}, jax.random.key(1))
+    assert not np.array_equal(batch["mask"], again["mask"])
+
+
+def test_own_masks_are_kept_and_flipped_with_their_pictures():
+    image = pictures(16)
+    mask = (image[..., :1] > 127).astype(np.uint8)
+    batch = prepared({"image": image, "mask": mask}, KEY)
+    assert np.array_equal(batch["mask"][..., 0] == 1, batch["image"][..., 0] > 0)
+
+
+@pytest.mark.parametrize("system", [STUDENT, TEACHING], ids=["migan", "comodgan"])
+def test_draws_are_of_each_sample_alone(system):
+    """The first half of a batch draws what it would if it were all."""
+    for player in system.players:
+        draw = jax.jit(system.draw, static_argnums=(0, 2))
+        whole, half = draw(player, KEY, 8), draw(player, KEY, 4)
+        other = draw(player, jax.random.key(1), 8)
+        leaves = [jax.tree.leaves(draws) for draws in (whole, half, other)]
+        differ = 0
+        for full, part, changed in zip(*leaves, strict=True):
+            full, part, changed = map(_plain, (full, part, changed))
+            assert np.array_equal(full[:4], part)
+            differ += not np.array_equal(full, changed)
+        assert differ >= len(leaves[0]) - 1  # where to mix may be the same
+
+
+def _plain(array):
+    is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(array) if is_key else array)
+
+
+def test_half_of_the_styles_are_mixed():
+    draw = jax.jit(TEACHING.draw, static_argnums=(0, 2))
+    _, index = draw("generator", KEY, 400)["mixing"]
+    mixed = np.asarray(index) < TEACHER.num_ws
+    assert abs(mixed.mean() - 0.5) < 0.1
+    assert index.min() == 1
+
+
+def test_only_the_generator_needs_the_teacher():
+    assert "z" in STUDENT.draw("generator", KEY, 2)
+    assert set(STUDENT.draw("discriminator", KEY, 2)) == {"noise"}
+
+
+def test_completions_keep_what_is_known():
+    variables = random_variables(STUDENT.generator)
+    params, stats = ({"generator": variables[part]} for part in ("params", "stats"))
+    batch = prepared({"image": pictures()}, KEY)
+    result = STUDENT.inpaint(params, stats, batch["image"], batch["mask"], KEY)
+    known = np.broadcast_to(batch["mask"] == 1, result.shape)
+    assert np.array_equal(result[known], batch["image"][known])
+    assert np.abs(result).max() < 1 + 1e-6
+    half = composite(jnp.ones(4), jnp.zeros(4), jnp.array([1.0, 1, 0, 0]))
+    assert half.tolist() == [1, 1, 0, 0]
+
+
+def test_hole_psnr_is_of_the_hole():
+    image = jnp.zeros((1, 4, 4, 3))
+    mask = jnp.ones((1, 4, 4, 1)).at[:, 0].set(0)
+    completion = image + 0.2 * (1 - mask) + 5 * mask
+    assert hole_psnr(image, completion, mask) == pytest.approx(20, abs=1e-4)
