@@ -236,15 +236,15 @@ def prepare_masks(arguments: argparse.Namespace, output: Path) -> None:
         "seed": arguments.seed,
     }
     if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
-        if MaskSet(output).settings != settings:
+        masks = MaskSet(output)
+        if masks.settings != settings:
             raise UserError(f"{output} is another set of masks: name another folder.")
-        for mask in MaskSet(output):  # each is checked when it is read
-            del mask
+        masks.check()
         print(f"{output} is complete already")
     else:
         with progress(arguments.masks, "mask") as advance:
             write_mask_set(output, **settings, advance=advance)
-    masks = MaskSet(output)
+        masks = MaskSet(output)
     print(
         f"{output}: {len(masks):,} masks ({arguments.kind}, {arguments.resolution} px, "
         f"seed {arguments.seed}), white where the hole is\nfingerprint {masks.digest}"

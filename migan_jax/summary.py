@@ -290,20 +290,15 @@ def drawn_scene(size: int) -> Any:
 def save_panels(panels: dict[str, Any], path: Path) -> None:
     """Write labelled pictures side by side, four in a row, all at one size."""
     import numpy as np
-    from PIL import Image, ImageDraw
 
+    from migan_jax.data.sheets import contact_sheet
     from migan_jax.files import write_whole
 
-    side, label, columns = 256, 16, 4
-    rows = -(-len(panels) // columns)
-    sheet = Image.new("RGB", (columns * side, rows * (side + label)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, (name, picture) in enumerate(panels.items()):
-        left, top = index % columns * side, index // columns * (side + label)
-        pixels = np.clip((picture + 1) * 127.5, 0, 255).round().astype(np.uint8)
-        tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
-        sheet.paste(tile, (left, top + label))
-        draw.text((left + 4, top + 2), name, fill="black")
+    pictures = [
+        np.clip((picture + 1) * 127.5, 0, 255).round().astype(np.uint8)
+        for picture in panels.values()
+    ]
+    sheet = contact_sheet(pictures, side=256, columns=4, labels=list(panels))
     write_whole(path, lambda part: sheet.save(part, format="PNG"))
 
 

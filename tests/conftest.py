@@ -31,3 +31,19 @@ def skip_without_torch(request):
 def torch():
     """PyTorch, where it is installed."""
     return pytest.importorskip("torch")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of twelve pictures."""
+    from photo_folders import photo_folder
+
+    return photo_folder(tmp_path / "photos")
+
+
+@pytest.fixture
+def masks(tmp_path, photos):
+    """A folder with a mask for each of them."""
+    from photo_folders import mask_folder
+
+    return mask_folder(tmp_path / "masks", photos)

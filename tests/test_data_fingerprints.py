@@ -4,20 +4,9 @@ import dataclasses
 import json
 
 import numpy as np
-import pytest
-from photo_folders import mask_folder, opened, photo_folder, save, zipped
+from photo_folders import opened, save, zipped
 
 from migan_jax.data.sources import FileSource, Fingerprint
-
-
-@pytest.fixture
-def photos(tmp_path):
-    return photo_folder(tmp_path / "photos")
-
-
-@pytest.fixture
-def masks(tmp_path, photos):
-    return mask_folder(tmp_path / "masks", photos)
 
 
 def test_a_changed_folder_has_another_fingerprint(photos):

@@ -25,11 +25,6 @@ from migan_jax.data.sources import FileSource
 from migan_jax.errors import UserError
 
 
-@pytest.fixture
-def photos(tmp_path):
-    return photo_folder(tmp_path / "photos")
-
-
 def take(loader, steps, first_step=0, limit=0.5, report=None):
     rejects = Rejects(loader.source, limit, report)
     with Batches(loader, rejects, first_step=first_step) as batches:

@@ -23,11 +23,6 @@ from migan_jax.errors import UserError
 KEPT = Options(size=None, smallest_side=1, shard_bytes=20_000)  # four pictures or so
 
 
-@pytest.fixture
-def photos(tmp_path):
-    return photo_folder(tmp_path / "photos")
-
-
 def prepare(source, output, options=KEPT, limit=0.5, advance=lambda count: None):
     preparation = Preparation(source, output, options)
     if not preparation.is_complete():

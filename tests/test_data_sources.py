@@ -10,7 +10,6 @@ from photo_folders import (
     SETTINGS,
     mask_folder,
     opened,
-    photo_folder,
     refused,
     save,
     zipped,
@@ -29,16 +28,6 @@ def prepared(source, output, **options):
         Rejects(source, 0.5, output / "rejected.json"), 2, lambda count: None
     )
     return output
-
-
-@pytest.fixture
-def photos(tmp_path):
-    return photo_folder(tmp_path / "photos")
-
-
-@pytest.fixture
-def masks(tmp_path, photos):
-    return mask_folder(tmp_path / "masks", photos)
 
 
 def same_pictures(one, other):

@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from photo_folders import mask_folder, photo_folder, save
+from photo_folders import mask_folder, save
 from pictures import picture
 from PIL import Image
 from verbs import one_sentence, run_here
@@ -17,11 +17,6 @@ from migan_jax import prepare
 from migan_jax.data.mask_samplers import SAMPLERS
 from migan_jax.data.mask_sets import MaskSet
 from migan_jax.data.sources import ArrayRecordSource
-
-
-@pytest.fixture
-def photos(tmp_path):
-    return photo_folder(tmp_path / "photos")
 
 
 def test_a_folder_with_a_bad_file(photos, tmp_path, monkeypatch, capsys):

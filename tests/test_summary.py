@@ -60,8 +60,9 @@ def test_picture_of_a_forward_pass(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "random" in done.stdout
     with Image.open(path) as picture:
-        # input, output, completion and the levels 4, 8, 16: two rows of four.
-        assert picture.size == (4 * 256, 2 * (256 + 16))
+        # input, output, completion and the levels 4, 8, 16: two rows of four, labels
+        # above them and gaps of two pixels between.
+        assert picture.size == (4 * 258 - 2, 2 * (256 + 16 + 2) - 2)
         assert len(picture.getcolors(maxcolors=1 << 20)) > 100
 
 

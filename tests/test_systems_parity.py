@@ -33,13 +33,15 @@ def agree(twin, ours, gradient, theirs):
             assert not np.any(gradient[name]), name
 
 
-def test_generator_step(game):
-    value, metrics, gradient = game.value_and_gradient(
-        "generator",
-        lambda params: game.system.loss_of(
-            "generator", params, game.stats, game.frozen, game.batch, game.drawn
-        ),
+def phase(game, player):
+    settled = game.stats, game.frozen, game.batch, game.drawn
+    return game.value_and_gradient(
+        player, lambda params: game.system.loss_of(player, params, *settled)
     )
+
+
+def test_generator_step(game):
+    value, metrics, gradient = phase(game, "generator")
     agree(game.generator, value, gradient, game.their_generator_loss())
     extra = "g/distillation" if game.family == "migan" else "g/l1"
     assert value == pytest.approx(metrics["g/adversarial"] + metrics[extra])
@@ -48,12 +50,7 @@ def test_generator_step(game):
 
 @pytest.mark.slow
 def test_discriminator_step(game):
-    value, metrics, gradient = game.value_and_gradient(
-        "discriminator",
-        lambda params: game.system.loss_of(
-            "discriminator", params, game.stats, game.frozen, game.batch, game.drawn
-        ),
-    )
+    value, metrics, gradient = phase(game, "discriminator")
     agree(game.judge, value, gradient, game.their_discriminator_loss())
     assert metrics["d/adversarial"] == value
 

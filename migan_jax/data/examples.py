@@ -157,7 +157,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 def _upright_rgb(image: Image.Image, name: object) -> Image.Image:
     """The decoded picture as a viewer shows it; grey and 16 bits become 8-bit RGB."""
-    ImageOps.exif_transpose(image, in_place=True)  # once: it takes the tag away
+    ImageOps.exif_transpose(image, in_place=True)  # of what is upright already, nothing
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     pixels, mode = pixels_of(image, name)

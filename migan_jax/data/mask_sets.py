@@ -81,6 +81,11 @@ class MaskSet:
     def __len__(self) -> int:
         return len(self._digests)
 
+    def check(self) -> None:
+        """UserError if any mask is not what was written."""
+        for number in range(len(self)):
+            self[number]
+
     def __getitem__(self, number: int) -> np.ndarray:
         """uint8 [resolution, resolution], 1 where known."""
         if not 0 <= number < len(self):

@@ -135,7 +135,7 @@ def rows_of_process(batch_size: int, process: int, processes: int) -> range:
     return range(process * rows, (process + 1) * rows)
 
 
-def check(config: "ConfigDict") -> None:
+def check_settings(config: "ConfigDict") -> None:
     """Refuse settings that make no sense, by their names."""
     data = config.data
     for name, value, least in (
@@ -154,7 +154,7 @@ def check(config: "ConfigDict") -> None:
 
 def loader_of(config: "ConfigDict", process: int = 0, processes: int = 1) -> Loader:
     """What `config.data` describes, for one process of some."""
-    check(config)
+    check_settings(config)
     data, resolution = config.data, config.resolution
     rows = rows_of_process(config.batch_size, process, processes)
     source = open_source(

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 
-def sample_keys(key: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
-    """One key for each sample of a step's global batch."""
-    step_key = jax.random.fold_in(key, step)
-    return jax.vmap(jax.random.fold_in, (None, 0))(step_key, jnp.arange(batch_size))
+def sample_keys(key: jax.Array, number: jax.Array | int, batch_size: int) -> jax.Array:
+    """One key for each sample of a global batch; `number` is a step's, or a use's."""
+    key = jax.random.fold_in(key, number)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
 
 
 def flip(keys: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:

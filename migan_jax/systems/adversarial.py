@@ -37,9 +37,14 @@ class AdversarialSystem:
         "generator": ("generator",),
         "discriminator": ("discriminator",),
     }
+    regularized: ClassVar = ("discriminator",)
     exported: ClassVar = ("generator",)
 
     # What families differ in.
+
+    def latents(self, key: jax.Array, batch_size: int) -> tuple[jax.Array, ...]:
+        """What the generator takes beside its masked images."""
+        raise NotImplementedError
 
     def draw(self, player: str, key: jax.Array, batch_size: int) -> Draws:
         """The noise and latents that a player's pass takes."""
@@ -63,6 +68,32 @@ class AdversarialSystem:
         raise NotImplementedError
 
     # The contract.
+
+    def init(self, key: jax.Array) -> tuple[Params, Stats]:
+        side = self.generator.resolution
+        x = jnp.zeros((1, side, side, 4))
+        first, second = jax.random.split(key)
+        generator = self.generator.init(first, x, *self.latents(key, 1))
+        discriminator = self.discriminator.init(second, x)
+        params = {
+            "generator": generator["params"],
+            "discriminator": discriminator["params"],
+        }
+        return params, {"generator": generator["stats"], "discriminator": {}}
+
+    def inpaint(
+        self,
+        params: Params,
+        stats: Stats,
+        image: jax.Array,
+        mask: jax.Array,
+        key: jax.Array,
+    ) -> jax.Array:
+        variables = {"params": params["generator"], "stats": stats["generator"]}
+        x = base.generator_input(image, mask)
+        latents = self.latents(key, len(image))
+        completion, _ = self.generator.apply(variables, x, *latents)
+        return base.composite(image, jnp.clip(completion, -1, 1), mask)
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
         return base.prepare(batch, key, self.sampler)

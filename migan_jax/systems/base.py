@@ -25,6 +25,7 @@ class System(Protocol):
     """Networks, and the losses that their players minimise in turns."""
 
     players: Mapping[str, tuple[str, ...]]  # the networks of each, in update order
+    regularized: tuple[str, ...]  # players with a lazy penalty
     exported: tuple[str, ...]  # networks that get an EMA and are shipped
 
     def init(self, key: jax.Array) -> tuple[Params, Stats]:
@@ -70,6 +71,11 @@ def prepare(batch: Batch, key: jax.Array, sampler: Sampler) -> Batch:
         (image,) = flip(flips, image)
         mask = masks_on_device(sampler, masks, image.shape[1])
     return {"image": image, "mask": mask}
+
+
+def normal_latents(keys: jax.Array, size: int) -> jax.Array:
+    """One latent for each key: [N, size]."""
+    return jax.vmap(lambda key: jax.random.normal(key, (size,)))(keys)
 
 
 def generator_input(image: jax.Array, mask: jax.Array) -> jax.Array:

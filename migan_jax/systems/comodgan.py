@@ -14,7 +14,7 @@ from migan_jax.losses.reconstruction import l1_in_hole
 from migan_jax.models.noise import random_noise
 from migan_jax.systems import base
 from migan_jax.systems.adversarial import AdversarialSystem, Draws
-from migan_jax.systems.base import Batch, Metrics, Params, Stats
+from migan_jax.systems.base import Batch, Metrics, Params, Stats, normal_latents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,25 +24,14 @@ class CoModGAN(AdversarialSystem):
     mixing_probability: float = 0.5
     l1_weight: float = 0.0
 
-    def init(self, key: jax.Array) -> tuple[Params, Stats]:
-        side = self.generator.resolution
-        x = jnp.zeros((1, side, side, 4))
-        keys = jax.random.split(key)
-        z = jnp.ones((1, self.generator.z_dim))
-        generator = self.generator.init(keys[0], x, z)
-        discriminator = self.discriminator.init(keys[1], x)
-        params = {
-            "generator": generator["params"],
-            "discriminator": discriminator["params"],
-        }
-        return params, {"generator": generator["stats"], "discriminator": {}}
+    def latents(self, key: jax.Array, batch_size: int) -> tuple[jax.Array, ...]:
+        return (normal_latents(sample_keys(key, 0, batch_size), self.generator.z_dim),)
 
     def draw(self, player: str, key: jax.Array, batch_size: int) -> Draws:
         noise, dropout, first, second, mixed, where = (
             sample_keys(key, use, batch_size) for use in range(6)
         )
         network, side = self.generator, self.generator.resolution
-        normal = jax.vmap(lambda k: jax.random.normal(k, (network.z_dim,)))
         index = jax.vmap(lambda k: jax.random.randint(k, (), 1, network.num_ws))(where)
         mixes = jax.vmap(lambda k: jax.random.bernoulli(k, self.mixing_probability))(
             mixed
@@ -50,9 +39,12 @@ class CoModGAN(AdversarialSystem):
         return {
             "noise": random_noise(noise, network.noise_shapes(side, side)),
             "dropout_keys": dropout,
-            "z": normal(first),
+            "z": normal_latents(first, network.z_dim),
             # An index beyond the last style mixes nothing.
-            "mixing": (normal(second), jnp.where(mixes, index, network.num_ws)),
+            "mixing": (
+                normal_latents(second, network.z_dim),
+                jnp.where(mixes, index, network.num_ws),
+            ),
         }
 
     def complete(
@@ -77,17 +69,3 @@ class CoModGAN(AdversarialSystem):
             return {}
         distance = jnp.mean(l1_in_hole(completion, batch["image"], batch["mask"]))
         return {"l1": self.l1_weight * distance}
-
-    def inpaint(
-        self,
-        params: Params,
-        stats: Stats,
-        image: jax.Array,
-        mask: jax.Array,
-        key: jax.Array,
-    ) -> jax.Array:
-        variables = {"params": params["generator"], "stats": stats["generator"]}
-        z = jax.random.normal(key, (len(image), self.generator.z_dim))
-        x = base.generator_input(image, mask)
-        completion, _ = self.generator.apply(variables, x, z)
-        return base.composite(image, jnp.clip(completion, -1, 1), mask)

@@ -15,7 +15,7 @@ from migan_jax.models import comodgan
 from migan_jax.models.noise import random_noise
 from migan_jax.systems import base
 from migan_jax.systems.adversarial import AdversarialSystem, Draws
-from migan_jax.systems.base import Batch, Metrics, Params, Stats
+from migan_jax.systems.base import Batch, Metrics, Params, Stats, normal_latents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,17 +25,8 @@ class MIGAN(AdversarialSystem):
     teacher: comodgan.Generator | None = None
     distillation_weight: float = 2.0
 
-    def init(self, key: jax.Array) -> tuple[Params, Stats]:
-        side = self.generator.resolution
-        x = jnp.zeros((1, side, side, 4))
-        keys = jax.random.split(key)
-        generator = self.generator.init(keys[0], x)
-        discriminator = self.discriminator.init(keys[1], x)
-        params = {
-            "generator": generator["params"],
-            "discriminator": discriminator["params"],
-        }
-        return params, {"generator": generator["stats"], "discriminator": {}}
+    def latents(self, key: jax.Array, batch_size: int) -> tuple[jax.Array, ...]:
+        return ()
 
     def draw(self, player: str, key: jax.Array, batch_size: int) -> Draws:
         own, noise, latents = (sample_keys(key, use, batch_size) for use in range(3))
@@ -44,8 +35,7 @@ class MIGAN(AdversarialSystem):
         if player == "generator" and self.teacher is not None:
             shapes = self.teacher.noise_shapes(side, side)
             drawn["teacher_noise"] = random_noise(noise, shapes)
-            normal = jax.vmap(lambda k: jax.random.normal(k, (self.teacher.z_dim,)))
-            drawn["z"] = normal(latents)
+            drawn["z"] = normal_latents(latents, self.teacher.z_dim)
         return drawn
 
     def complete(
@@ -73,15 +63,3 @@ class MIGAN(AdversarialSystem):
         target = jax.lax.stop_gradient(target)
         distance = jnp.mean(distillation_loss(pyramid, target, batch["mask"]))
         return {"distillation": self.distillation_weight * distance}
-
-    def inpaint(
-        self,
-        params: Params,
-        stats: Stats,
-        image: jax.Array,
-        mask: jax.Array,
-        key: jax.Array,
-    ) -> jax.Array:
-        batch = {"image": image, "mask": mask}
-        completion, _, _ = self.complete(params, stats, batch, {"noise": "stored"})
-        return base.composite(image, jnp.clip(completion, -1, 1), mask)

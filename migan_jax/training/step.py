@@ -61,7 +61,7 @@ def make_step(
         batch = system.prepare(batch, jax.random.fold_in(key, 0))
         turns = [(player, False) for player in system.players]
         if regularize:
-            turns.append(("discriminator", True))
+            turns += [(player, True) for player in system.regularized]
         metrics: Metrics = {}
         for number, (player, lazy) in enumerate(turns, start=1):
             turn_key = jax.random.fold_in(key, number)
