@@ -18,6 +18,7 @@ from PIL import Image
 from migan_jax.config import base_config
 from migan_jax.data.mask_samplers import SAMPLERS, mask_on_host, masks_on_device
 from migan_jax.data.mask_sets import write_mask_set
+from migan_jax.data.opening import open_parts
 from migan_jax.data.pipeline import loader_of
 from migan_jax.data.preparing import Options, Preparation
 from migan_jax.data.rejects import Rejects
@@ -107,8 +108,9 @@ def write_tfds(source: Source, folder: Path) -> Path:
 def batch(source: Path | str, **data: object) -> list[np.ndarray]:
     config = base_config()
     config.update({"resolution": SIDE, "batch_size": COLUMNS})
-    config.data.update({"source": str(source), **data})
-    loaded = loader_of(config)(0)
+    config.data.update({"source": str(source), "held_out": 0, **data})
+    source, _ = open_parts(config)
+    loaded = loader_of(config, source)(0)
     if "mask" not in loaded:
         return list(loaded["image"])
     pairs = zip(loaded["image"], loaded["mask"][..., 0] == 0, strict=True)
@@ -129,7 +131,7 @@ def scenes() -> dict[str, list[np.ndarray]]:
 def masks() -> dict[str, list[np.ndarray]]:
     """Each kind, from the host and from the device."""
     rng, rows = np.random.default_rng(0), {}
-    keys = sample_keys(jax.random.key(0), 0, COLUMNS)
+    keys = sample_keys(jax.random.key(0), 0, np.arange(COLUMNS))
     for kind, sampler in SAMPLERS.items():
         on_host = [mask_on_host(sampler, rng, 256) for _ in range(COLUMNS)]
         draw = jax.jit(

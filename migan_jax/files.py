@@ -56,7 +56,10 @@ def read_json(path: Path, remedy: str, **types: type | tuple) -> dict[str, Any]:
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keep other runs out of a folder; the lock ends with the process, however."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be opened: {reason(error)}.") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -84,3 +87,12 @@ def reason(error: Exception | str) -> str:
     if not text or isinstance(error, KeyError):
         text = f"{type(error).__name__} {text}"
     return text.splitlines()[0][:REASON_LENGTH].rstrip(".")
+
+
+def readable_size(count: float) -> str:
+    """Bytes, for people."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            break
+        count, unit = count / 1000, "TB"
+    return f"{count:.3g} {unit}"

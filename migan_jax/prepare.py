@@ -31,6 +31,7 @@ from typing import get_args
 from migan_jax.config import available_cores, progress, run_verb, verb_parser
 from migan_jax.data.masks import MaskHole
 from migan_jax.errors import UserError
+from migan_jax.files import readable_size
 
 # As migan_jax.data.mask_samplers.SAMPLERS, which would import JAX here.
 KINDS = ("free_form", "brush", "box", "cellular_automaton")
@@ -186,7 +187,7 @@ def prepare_pictures(arguments: argparse.Namespace) -> None:
     left_out = len(rejects.reasons), len(source.others)
     print(
         f"wrote {output}: {len(prepared):,} pictures, "
-        f"{_size(prepared.fingerprint.bytes)}; look at {output / SHEET}\n"
+        f"{readable_size(prepared.fingerprint.bytes)}; look at {output / SHEET}\n"
         f"left out: {left_out[0]:,} that cannot be used, {left_out[1]:,} files that "
         f"are no images; named in {output / REPORT}\n"
         f"fingerprint {prepared.fingerprint.digest}"
@@ -206,23 +207,15 @@ def _check_space(output: Path, needed: int, count: int) -> None:
         next(path for path in folders if os.path.exists(path))
     ).free
     print(
-        f"{count:,} pictures: what is missing needs about {_size(needed)}, "
-        f"{_size(free)} are free",
+        f"{count:,} pictures: what is missing needs about {readable_size(needed)}, "
+        f"{readable_size(free)} are free",
         flush=True,
     )
     if needed > free:
         raise UserError(
-            f"{output} would need about {_size(needed)}, but only {_size(free)} are "
-            f"free there: choose another disk, or --size."
+            f"{output} would need about {readable_size(needed)}, but only "
+            f"{readable_size(free)} are free there: choose another disk, or --size."
         )
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            break
-        count, unit = count / 1000, "TB"
-    return f"{count:.3g} {unit}"
 
 
 def prepare_masks(arguments: argparse.Namespace, output: Path) -> None:

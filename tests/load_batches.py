@@ -5,19 +5,26 @@ python load_batches.py FOLDER MASKS PROCESS PROCESSES FIRST_STEP STEPS WORKERS
 """
 
 import hashlib
+import signal
 import sys
 from pathlib import Path
 
 import jax
-from photo_folders import small_loader
+import numpy as np
+from photo_folders import rows_of_process, small_loader
 
 from migan_jax.data.mask_samplers import SAMPLERS, masks_on_device
-from migan_jax.data.pipeline import Batches, rows_of_process
+from migan_jax.data.pipeline import Batches
 from migan_jax.data.rejects import Rejects
 from migan_jax.data.transforms import sample_keys
 
 
 def main():
+    # In the background of a shell, Ctrl-C would be ignored. Raised between batches, as
+    # the trainer stops: Python drops an exception that a signal raises in a destructor,
+    # and the loaded arrays have such.
+    interruptions = []
+    signal.signal(signal.SIGINT, lambda *args: interruptions.append(args))
     folder, masks = map(Path, sys.argv[1:3])
     process, processes, first_step, steps, workers = map(int, sys.argv[3:])
     loader = small_loader(folder, rows_of_process(4, process, processes), masks)
@@ -25,8 +32,12 @@ def main():
     rejects = Rejects(loader.source, 0.5, report=None)
     with Batches(loader, rejects, first_step=first_step, workers=workers) as batches:
         for step in range(first_step, first_step + steps):
+            if interruptions:
+                raise KeyboardInterrupt
             batch = next(batches)
-            drawn = draw(sample_keys(jax.random.key(0), step, loader.batch_size))
+            drawn = draw(
+                sample_keys(jax.random.key(0), step, np.arange(loader.batch_size))
+            )
             for index, row in enumerate(loader.rows):
                 arrays = batch["image"][index], batch["mask"][index], drawn[row]
                 digest = hashlib.sha256(b"".join(map(bytes, arrays))).hexdigest()

@@ -41,6 +41,11 @@ def mask_folder(folder, photos):
     return folder
 
 
+def rows_of_process(batch_size, process, processes):
+    rows = batch_size // processes
+    return range(process * rows, (process + 1) * rows)
+
+
 def small_loader(folder, rows=range(4), masks=None, seed=0):
     """Batches of four random crops of 16 pixels."""
     crop = Crop(16, smallest_share=0.5, smallest_side=16)

@@ -13,12 +13,12 @@ from PIL import Image
 
 from migan_jax.config import base_config
 from migan_jax.data.examples import Crop
+from migan_jax.data.opening import open_parts
 from migan_jax.data.pipeline import (
     Batches,
     Loader,
     batches_of,
     loader_of,
-    rows_of_process,
 )
 from migan_jax.data.rejects import Rejects
 from migan_jax.data.sources import FileSource
@@ -73,12 +73,6 @@ def test_one_picture_is_enough(tmp_path):
     save(tmp_path, "one.png", picture(40, 40))
     batches, _ = take(small_loader(tmp_path), 2)
     assert batches[0]["image"].shape == (4, 16, 16, 3)
-
-
-def test_rows_of_processes():
-    assert rows_of_process(8, 1, 4) == range(2, 4)
-    with pytest.raises(UserError, match="batch of 6 cannot be split over 4 processes"):
-        rows_of_process(6, 0, 4)
 
 
 # What cannot be used.
@@ -205,7 +199,8 @@ def test_the_configuration_is_what_is_loaded(photos, tmp_path):
     config.data.masks = str(mask_folder(tmp_path / "masks", photos))
     config.data.mask_hole = "black"
     config.data.crop_scale = 0.5
-    loader = loader_of(config, process=1, processes=2)
+    config.data.held_out = 0
+    loader = loader_of(config, open_parts(config)[0], range(2, 4))
     source = FileSource(photos, tmp_path / "masks", "black")
     crop = Crop(16, "square", 0.5, smallest_side=8)
     expected = Loader(source, crop, seed=3, batch_size=4, rows=range(2, 4))
@@ -216,24 +211,25 @@ def test_the_configuration_is_what_is_loaded(photos, tmp_path):
 def test_without_anything_there_are_scenes():
     config = base_config()
     config.update({"resolution": 32, "batch_size": 2})
-    with batches_of(config, first_step=3) as batches:
+    source, _ = open_parts(config)
+    with batches_of(config, source, first_step=3) as batches:
         batch = next(batches)
     assert batch["image"].shape == (2, 32, 32, 3) and batch["image"].std() > 10
-    assert np.array_equal(batch["image"], loader_of(config)(3)["image"])
+    assert np.array_equal(batch["image"], loader_of(config, source)(3)["image"])
 
 
 def test_the_share_of_bad_pictures_is_configured(photos, tmp_path):
     (photos / "01.png").write_bytes(b"x")
     config = base_config()
     config.update({"resolution": 16, "batch_size": 4})
-    config.data.update({"source": str(photos), "bad_share": 0.01})
+    config.data.update({"source": str(photos), "bad_share": 0.01, "held_out": 0})
     report = tmp_path / "rejected.json"
     with pytest.raises(UserError, match=r"Of 12 .* more than the 1.0% that may"):
-        with batches_of(config, report=report) as batches:
+        with batches_of(config, open_parts(config)[0], report=report) as batches:
             for _ in range(3):
                 next(batches)
     config.data.bad_share = 0.1
-    with batches_of(config, report=report) as batches:
+    with batches_of(config, open_parts(config)[0], report=report) as batches:
         assert [next(batches)["image"].shape[0] for _ in range(3)] == [4, 4, 4]
     assert set(batches.rejects.reasons) == {"01.png"}
 
@@ -242,10 +238,10 @@ def test_a_crop_that_does_not_exist(photos):
     config = base_config()
     config.data.update({"source": str(photos), "crop": "oval"})
     with pytest.raises(UserError, match="crop is one of square, whole, native"):
-        loader_of(config)
+        loader_of(config, open_parts(config)[0])
     config.data.update({"crop": "square", "crop_scale": 0.0})
     with pytest.raises(UserError, match="crop_scale is a share above 0"):
-        loader_of(config)
+        loader_of(config, open_parts(config)[0])
 
 
 @pytest.mark.parametrize(
@@ -257,17 +253,19 @@ def test_a_crop_that_does_not_exist(photos):
         ("data.workers", -1),
         ("data.smallest_side", 0),
         ("data.mask_kind", "nope"),
+        ("data.draw_masks_on", "paper"),
+        ("data.held_out", -1),
     ],
 )
 def test_settings_that_make_no_sense(name, value):
     config = base_config()
     config.update_from_flattened_dict({name: value})
     with pytest.raises(UserError, match=f"^{name} is "):
-        loader_of(config)
+        open_parts(config)
     with pytest.raises(UserError, match="share of bad pictures is from 0 to 1"):
         config = base_config()
         config.data.bad_share = -1.0
-        batches_of(config)
+        batches_of(config, open_parts(config)[0])
 
 
 def test_batches_may_be_closed_twice(photos):

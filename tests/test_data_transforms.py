@@ -12,15 +12,17 @@ SEED = jax.random.key(0)
 
 
 def test_keys_are_of_step_and_place():
-    whole = jax.random.key_data(sample_keys(SEED, 5, 8))
+    whole = jax.random.key_data(sample_keys(SEED, 5, jnp.arange(8)))
     assert len(np.unique(whole, axis=0)) == 8
-    smaller = jax.random.key_data(sample_keys(SEED, 5, 4))
+    smaller = jax.random.key_data(sample_keys(SEED, 5, jnp.arange(4)))
     assert np.array_equal(whole[:4], smaller)
-    assert not np.array_equal(whole, jax.random.key_data(sample_keys(SEED, 6, 8)))
+    assert not np.array_equal(
+        whole, jax.random.key_data(sample_keys(SEED, 6, jnp.arange(8)))
+    )
 
 
 def test_flips_are_even_and_together():
-    keys = sample_keys(SEED, 0, 4000)
+    keys = sample_keys(SEED, 0, jnp.arange(4000))
     image = jnp.tile(jnp.arange(6.0).reshape(1, 1, 3, 2), (4000, 1, 1, 1))
     mask = image[..., :1] / 2  # columns 0, 1, 2
     flipped, with_it = flip(keys, image, mask)
@@ -34,7 +36,7 @@ def test_flips_are_even_and_together():
 
 def test_masks_and_flips_do_not_depend_on_the_devices():
     def draw(step, image):
-        keys = sample_keys(SEED, step, len(image))
+        keys = sample_keys(SEED, step, jnp.arange(len(image)))
         (flipped,) = flip(keys, image)
         return flipped, masks_on_device(SAMPLERS["box"], keys, 32)
 

@@ -27,9 +27,9 @@ from absl import flags
 
 from migan_jax.config import available_cores
 from migan_jax.data.examples import Crop, Example, decode_crop
-from migan_jax.data.mask_samplers import SAMPLERS
+from migan_jax.data.mask_samplers import SAMPLERS, Sampler, mask_on_host
 from migan_jax.data.rejects import Rejects
-from migan_jax.data.sources import Source, open_source
+from migan_jax.data.sources import Source
 from migan_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Loader:
     seed: int
     batch_size: int
     rows: range  # of each batch, that are loaded here
+    sampler: Sampler | None = None  # of masks for pictures without their own
 
     def __post_init__(self) -> None:
         if not 0 <= self.rows.start < self.rows.stop <= self.batch_size:
@@ -61,7 +62,7 @@ class Loader:
     def __call__(self, step: int) -> Batch:
         """Batch number `step`, from 0.
 
-        Returns "image", uint8 [rows, R, R, 3]; with own masks "mask", uint8
+        Returns "image", uint8 [rows, R, R, 3]; with own or drawn masks "mask", uint8
         [rows, R, R, 1], 1 where known; and the record that was "wanted" and the one
         that was "used" in each row.
         """
@@ -77,7 +78,14 @@ class Loader:
         if examples[0].hole is not None:
             holes = np.stack([example.hole for example in examples])
             batch["mask"] = 1 - holes[..., None].astype(np.uint8)
+        elif self.sampler is not None:
+            masks = [self._drawn_mask(place) for place in places]
+            batch["mask"] = np.stack(masks)[..., None]
         return batch
+
+    def _drawn_mask(self, place: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, place, 5))
+        return mask_on_host(self.sampler, rng, self.crop.resolution)
 
     def record_at(self, place: int) -> int:
         """The record at a place in the order of all epochs."""
@@ -122,53 +130,18 @@ def _order(seed: int, epoch: int, records: int) -> np.ndarray:
     return rng.permutation(np.arange(records, dtype=np.uint32))
 
 
-def rows_of_process(batch_size: int, process: int, processes: int) -> range:
-    """A process's rows of each batch: an equal share, in the order of the processes."""
-    if not 0 <= process < processes:
-        raise ValueError(f"process {process} is none of {processes}")
-    if batch_size % processes:
-        raise UserError(
-            f"A batch of {batch_size} cannot be split over {processes} processes: make "
-            f"it a multiple of {processes}."
-        )
-    rows = batch_size // processes
-    return range(process * rows, (process + 1) * rows)
-
-
-def check_settings(config: "ConfigDict") -> None:
-    """Refuse settings that make no sense, by their names."""
-    data = config.data
-    for name, value, least in (
-        ("resolution", config.resolution, 1),
-        ("batch_size", config.batch_size, 1),
-        ("seed", config.seed, 0),
-        ("data.workers", data.workers, 0),
-        ("data.smallest_side", data.smallest_side, 1),
-    ):
-        if value is not None and value < least:
-            raise UserError(f"{name} is {value}, but must be at least {least}.")
-    if data.mask_kind not in SAMPLERS:
-        kinds = ", ".join(SAMPLERS)
-        raise UserError(f"data.mask_kind is one of {kinds}, not {data.mask_kind!r}.")
-
-
-def loader_of(config: "ConfigDict", process: int = 0, processes: int = 1) -> Loader:
-    """What `config.data` describes, for one process of some."""
-    check_settings(config)
+def loader_of(
+    config: "ConfigDict", source: Source, rows: range | None = None
+) -> Loader:
+    """Batches of a source as `config` describes them; of each, only some rows."""
     data, resolution = config.data, config.resolution
-    rows = rows_of_process(config.batch_size, process, processes)
-    source = open_source(
-        data.source,
-        masks=data.masks,
-        mask_hole=data.mask_hole,
-        resolution=resolution,
-        seed=config.seed,
-    )
     smallest = data.smallest_side
     if smallest is None:
         smallest = resolution // 2
     crop = Crop(resolution, data.crop, data.crop_scale, smallest)
-    return Loader(source, crop, config.seed, config.batch_size, rows)
+    rows = range(config.batch_size) if rows is None else rows
+    sampler = SAMPLERS[data.mask_kind] if data.draw_masks_on == "host" else None
+    return Loader(source, crop, config.seed, config.batch_size, rows, sampler)
 
 
 class Batches:
@@ -222,8 +195,8 @@ class Batches:
             if "terminated unexpectedly" not in str(error):
                 raise
             raise UserError(
-                "A process that loads pictures was killed, most likely for want of "
-                "memory: use fewer data.workers."
+                "A process that loads pictures was killed, for want of memory or by a "
+                "signal: use fewer data.workers, or 0."
             ) from error
 
     def _report(self, row: int, used: int | None) -> None:
@@ -236,7 +209,7 @@ class Batches:
             try:
                 loader.load(record, place)
             except UserError as error:
-                seen = (self._step + 1) * loader.batch_size
+                seen = (self._step + 1) * len(loader.rows)  # by this process
                 self.rejects.add(loader.source.name(record), str(error), seen)
 
     def close(self) -> None:
@@ -259,19 +232,19 @@ class Batches:
 
 def batches_of(
     config: "ConfigDict",
+    source: Source,
     *,
-    process: int = 0,
-    processes: int = 1,
+    rows: range | None = None,
     first_step: int = 0,
     report: Path | None = None,
 ) -> Batches:
-    """One process's batches as `config` describes them.
+    """A source's batches as `config` describes them; of each, only some rows.
 
     `report` is a JSON file that names what cannot be used.
     """
     if first_step < 0:
         raise ValueError(f"first_step is {first_step}")
-    loader = loader_of(config, process, processes)
+    loader = loader_of(config, source, rows)
     rejects = Rejects(loader.source, config.data.bad_share, report)
     workers = config.data.workers
     return Batches(loader, rejects, first_step=first_step, workers=workers)

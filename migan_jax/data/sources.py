@@ -87,6 +87,7 @@ class Source:
 
     fingerprint: Fingerprint
     mask_hole: MaskHole = "white"
+    has_masks = False  # own ones, of every picture
     others: tuple[str, ...] = ()  # files that are no images by their ending
 
     def __len__(self) -> int:
@@ -125,6 +126,7 @@ class FileSource(Source):
             )
         self.files = open_files(location, without=masks)
         self.masks = None if masks is None else open_files(masks)
+        self.has_masks = masks is not None
         self.mask_hole = mask_hole
         self.others = self.files.others
         self._mask_of = _pair(self.files, self.masks) if self.masks else {}
@@ -199,6 +201,7 @@ class ArrayRecordSource(Source):
         self._location, self._names = location, index["names"]
         self._images = _open_records(location, index["images"])
         self._masks = _open_records(location, index["masks"])
+        self.has_masks = bool(self._masks)
         counts = {len(r) for r in (self._names, self._images, self._masks) if r}
         if len(counts) != 1:
             raise UserError(

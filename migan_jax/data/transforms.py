@@ -8,10 +8,15 @@ import jax
 import jax.numpy as jnp
 
 
-def sample_keys(key: jax.Array, number: jax.Array | int, batch_size: int) -> jax.Array:
-    """One key for each sample of a global batch; `number` is a step's, or a use's."""
+def sample_keys(
+    key: jax.Array, number: jax.Array | int, samples: jax.Array
+) -> jax.Array:
+    """One key for each of `samples`, which are places in the global batch, [N].
+
+    `number` is a step's, or a use's.
+    """
     key = jax.random.fold_in(key, number)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, samples)
 
 
 def flip(keys: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:

@@ -1,0 +1,62 @@
+"""From `config.data` to sources: what to train on, and what is held out."""
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from migan_jax.config import require_at_least
+from migan_jax.data.held_out import Part, hold_out
+from migan_jax.data.mask_samplers import SAMPLERS
+from migan_jax.data.sources import Source, open_source
+from migan_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+def open_parts(config: "ConfigDict") -> tuple[Source, Source]:
+    """What to train on, and what is held out."""
+    check_settings(config)
+    data = config.data
+    options = {"resolution": config.resolution, "seed": config.seed}
+    source = open_source(
+        data.source, masks=data.masks, mask_hole=data.mask_hole, **options
+    )
+    if data.validation:
+        validation = open_source(
+            data.validation, masks=None, mask_hole=data.mask_hole, **options
+        )
+        same_place = os.path.realpath(data.validation) == os.path.realpath(data.source)
+        same = validation.fingerprint.digest == source.fingerprint.digest
+        if same_place or same:  # own masks, too, make another digest
+            raise UserError(
+                "data.validation holds the pictures of data.source: name others, or "
+                "leave it empty to hold some out."
+            )
+        count = min(data.held_out, len(validation))
+        return source, Part(validation, np.arange(count))
+    return hold_out(source, data.held_out, config.seed)
+
+
+def check_settings(config: "ConfigDict") -> None:
+    """Refuse settings that make no sense, by their names."""
+    data = config.data
+    require_at_least(
+        config,
+        {
+            "resolution": 1,
+            "batch_size": 1,
+            "seed": 0,
+            "data.workers": 0,
+            "data.smallest_side": 1,
+            "data.held_out": 0,
+        },
+    )
+    if data.mask_kind not in SAMPLERS:
+        kinds = ", ".join(SAMPLERS)
+        raise UserError(f"data.mask_kind is one of {kinds}, not {data.mask_kind!r}.")
+    if data.draw_masks_on not in ("device", "host"):
+        raise UserError(
+            f"data.draw_masks_on is 'device' or 'host', not {data.draw_masks_on!r}."
+        )

@@ -1,0 +1,87 @@
+"""Pictures that a run is watched by: never trained on, always the same."""
+
+import numpy as np
+import pytest
+from photo_folders import mask_folder, photo_folder
+
+from migan_jax.config import base_config
+from migan_jax.data.held_out import hold_out, load_held_out
+from migan_jax.data.opening import open_parts
+from migan_jax.data.sources import FileSource, SceneSource
+from migan_jax.errors import UserError
+
+
+def config_of(source, **data):
+    config = base_config()
+    config.update({"resolution": 16, "batch_size": 4})
+    config.data.update({"source": str(source), **data})
+    return config
+
+
+def names(source):
+    return [source.name(index) for index in range(len(source))]
+
+
+def test_training_and_held_out_pictures_are_all_of_them():
+    whole = SceneSource(16, 0)
+    rest, held = hold_out(whole, 8, seed=1)
+    assert (len(rest), len(held)) == (len(whole) - 8, 8)
+    assert set(names(held)).isdisjoint(names(rest))
+    again, other = (names(hold_out(whole, 8, seed)[1]) for seed in (1, 2))
+    assert names(held) == again != other
+    assert np.array_equal(rest[5].image, whole[int(rest.name(5).split()[-1])].image)
+
+
+@pytest.mark.parametrize("count, held", [(12, 1), (30, 3), (2, 1), (1, 0)])
+def test_few_are_taken_from_few(count, held, tmp_path):
+    photos = photo_folder(tmp_path / "photos", count)
+    rest, samples = open_parts(config_of(photos))
+    assert (len(rest), len(samples)) == (count - held, held)
+
+
+def test_pictures_of_their_own(photos, tmp_path):
+    validation = photo_folder(tmp_path / "validation", 20)
+    rest, held = open_parts(config_of(photos, validation=str(validation)))
+    assert names(rest) == names(FileSource(photos))
+    assert names(held) == names(FileSource(validation))[:8]
+
+
+def test_the_training_pictures_are_no_validation(photos):
+    with pytest.raises(
+        UserError, match=r"validation holds the pictures of data\.source"
+    ):
+        open_parts(config_of(photos, validation=str(photos)))
+
+
+def test_they_are_the_middles_with_fixed_masks(photos, tmp_path):
+    config = config_of(photos, held_out=0)
+    assert load_held_out(open_parts(config)[1], config) is None
+    others = photo_folder(tmp_path / "others", 9)
+    config = config_of(photos, validation=str(others), crop_scale=0.2)
+    _, held = open_parts(config)
+    first, again = load_held_out(held, config), load_held_out(held, config)
+    assert first.images.shape == (8, 16, 16, 3) and first.masks.shape == (8, 16, 16, 1)
+    assert np.array_equal(first.images, again.images)
+    assert np.array_equal(first.masks, again.masks)
+    assert 0 < first.masks.mean() < 1 and set(np.unique(first.masks)) == {0, 1}
+    assert not np.array_equal(first.masks[0], first.masks[1])
+
+
+def test_own_masks_are_theirs(photos, tmp_path):
+    masks = mask_folder(tmp_path / "masks", photos)
+    config = config_of(photos, masks=str(masks))
+    held = load_held_out(open_parts(config)[1], config)
+    assert held.masks[0, 8, 2, 0] == 0 and held.masks[0, 0, -1, 0] == 1
+
+
+def test_unusable_ones_are_left_out(photos, tmp_path, caplog):
+    others = photo_folder(tmp_path / "others", 9)
+    config = config_of(photos, validation=str(others))
+    paths = sorted(others.rglob("*.png"))
+    paths[0].write_bytes(b"no picture")
+    held = load_held_out(open_parts(config)[1], config)
+    assert len(held) == 7 and "not among the samples" in caplog.text
+    for path in paths:
+        path.write_bytes(b"no picture")
+    with pytest.raises(UserError, match="None of the 8 pictures held out of others"):
+        load_held_out(open_parts(config)[1], config)
