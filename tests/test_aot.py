@@ -4,17 +4,11 @@ A plain cast of the weights to bfloat16 would make XLA all-reduce bfloat16 gradi
 a CPU that cannot be seen, because bfloat16 is computed in float32 there.
 """
 
-import math
-import re
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-pytest.importorskip("libtpu")
+from topologies import all_reduces, tpu_devices
 
 from migan_jax.models import comodgan, discriminators, migan
 from migan_jax.weights.names import abstract_inputs, abstract_variables
@@ -38,23 +32,7 @@ BATCH = 8
 
 @pytest.fixture
 def mesh(monkeypatch):
-    for name, value in {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    devices = topologies.get_topology_desc("v5e:2x2", "tpu").devices
-    return Mesh(np.array(devices), ("data",))
-
-
-def all_reduces(program):
-    """(dtype, elements) of everything that is summed over devices."""
-    for line in program.splitlines():
-        if found := re.search(r"= (.*?) all-reduce(?:-start)?\(", line):
-            for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", found.group(1)):
-                yield dtype, math.prod(int(size) for size in shape.split(",") if size)
+    return Mesh(tpu_devices(monkeypatch), ("data",))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -20,6 +20,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_sharded_gradients_are_those_of_one_device(name, float64):
     network = NETWORKS[name]

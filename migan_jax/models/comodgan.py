@@ -20,6 +20,7 @@ from migan_jax.models.layers import (
     constant,
     flatten_channels_first,
     normal,
+    run_block,
 )
 from migan_jax.models.noise import LayerNoise, Noise, layer_noise
 from migan_jax.ops.activation import lrelu_agc
@@ -51,6 +52,7 @@ class Generator(nn.Module):
     w_dim: int = 512
     encoder_dim: int = 1024  # the image's own style vector
     dtype: DTypeLike | None = None  # compute dtype; None: that of the input
+    remat: bool = False  # less memory in training, a third more time
 
     @property
     def num_ws(self) -> int:
@@ -105,6 +107,7 @@ class Generator(nn.Module):
             resolution=self.resolution,
             channel_base=self.channel_base,
             channel_max=self.channel_max,
+            remat=self.remat,
         )
         mapping = Mapping(self.w_dim, name="mapping")
         ws = jnp.repeat(mapping(z, truncation)[:, None], self.num_ws, axis=1)
@@ -155,6 +158,7 @@ class Encoder(nn.Module):
     resolution: int
     channel_base: int
     channel_max: int
+    remat: bool
     style_dim: int
 
     @nn.compact
@@ -163,12 +167,13 @@ class Encoder(nn.Module):
     ) -> dict[int | str, Any]:
         features: dict[int | str, Any] = {}
         for r in reversed(levels(self.resolution)[1:]):
-            x, features[r] = EncoderBlock(
+            block = EncoderBlock(
                 channels=channels_at(r, self.channel_base, self.channel_max),
                 out_channels=channels_at(r // 2, self.channel_base, self.channel_max),
                 from_rgb=r == self.resolution,
                 name=f"b{r}",
-            )(x)
+            )
+            x, features[r] = run_block(block, self.remat, x)
         features[LOWEST_RESOLUTION], features["style"] = EncoderTop(
             self.style_dim, name=f"b{LOWEST_RESOLUTION}"
         )(x, dropout_keys)
@@ -221,6 +226,7 @@ class Synthesis(nn.Module):
     resolution: int
     channel_base: int
     channel_max: int
+    remat: bool
 
     @nn.compact
     def __call__(
@@ -233,13 +239,15 @@ class Synthesis(nn.Module):
         styles = jnp.concatenate([ws, image_style], axis=-1)  # [N, num_ws, w + style]
         x, image, pyramid = features["style"], None, {}
         for index, r in enumerate(levels(self.resolution)):
-            block = LowestBlock if r == LOWEST_RESOLUTION else SynthesisBlock
+            kind = LowestBlock if r == LOWEST_RESOLUTION else SynthesisBlock
             first = max(0, 2 * index - 1)
-            x, pyramid[r] = block(
+            block = kind(
                 channels=channels_at(r, self.channel_base, self.channel_max),
                 resolution=r,
                 name=f"b{r}",
-            )(x, features[r], styles[:, first : 2 * index + 2], noise)
+            )
+            inputs = x, features[r], styles[:, first : 2 * index + 2]
+            x, pyramid[r] = run_block(block, self.remat, *inputs, noise=noise)
             image = add_to_image(image, pyramid[r])
         return image, pyramid
 

@@ -17,6 +17,7 @@ from migan_jax.models.layers import (
     Reparam,
     SeparableConv,
     flatten_channels_first,
+    run_block,
 )
 from migan_jax.ops.activation import lrelu_agc
 from migan_jax.ops.minibatch_std import append_minibatch_std
@@ -42,19 +43,21 @@ class MIGANDiscriminator(nn.Module):
     channel_max: int = 512
     reparam: Reparam = Reparam()
     dtype: DTypeLike | None = None  # compute dtype; None: that of the input
+    remat: bool = False  # less memory in training, a third more time
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         _check_input(x, self.resolution)
         x = x.astype(compute_dtype(self.dtype, x))
         for r in reversed(levels(self.resolution)[1:]):
-            x = SeparableResidualBlock(
+            block = SeparableResidualBlock(
                 channels=channels_at(r, self.channel_base, self.channel_max),
                 out_channels=channels_at(r // 2, self.channel_base, self.channel_max),
                 from_rgb=r == self.resolution,
                 reparam=self.reparam,
                 name=f"b{r}",
-            )(x)
+            )
+            x = run_block(block, self.remat, x)
         return SeparableHead(self.reparam, name=f"b{LOWEST_RESOLUTION}")(x)
 
 
@@ -109,18 +112,20 @@ class CoModGANDiscriminator(nn.Module):
     channel_base: int = 32768
     channel_max: int = 512
     dtype: DTypeLike | None = None  # compute dtype; None: that of the input
+    remat: bool = False  # less memory in training, a third more time
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         _check_input(x, self.resolution)
         x = x.astype(compute_dtype(self.dtype, x))
         for r in reversed(levels(self.resolution)[1:]):
-            x = ResidualBlock(
+            block = ResidualBlock(
                 channels=channels_at(r, self.channel_base, self.channel_max),
                 out_channels=channels_at(r // 2, self.channel_base, self.channel_max),
                 from_rgb=r == self.resolution,
                 name=f"b{r}",
-            )(x)
+            )
+            x = run_block(block, self.remat, x)
         return Head(name=f"b{LOWEST_RESOLUTION}")(x)
 
 

@@ -11,7 +11,7 @@ Parameter names carry meaning for the converters, the optimiser and the EMA:
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -26,6 +26,7 @@ from migan_jax.ops.conv import (
     join_kernels,
     normalise_kernel,
 )
+from migan_jax.ops.partition import split_images
 from migan_jax.ops.precision import at_least_float32, spread_like
 from migan_jax.ops.resample import downsample2x, fir_filter, upsample2x
 
@@ -204,6 +205,20 @@ class EqualisedConv(nn.Module):
         if self.use_bias:
             y = add_bias(y, self.param("bias", constant(0), (self.features,)))
         return y
+
+
+def run_block(
+    block: nn.Module, remat: bool, *inputs: jax.Array, **constants: Any
+) -> Any:
+    """Run one level of a network, its images split over devices where there are some.
+
+    With `remat` its activations are not kept for the backward pass, but computed again.
+    """
+    inputs = tuple(split_images(x) if x.ndim == 4 else x for x in inputs)
+    if not remat:
+        return block(*inputs, **constants)
+    again = nn.remat(lambda block, *inputs: block(*inputs, **constants))
+    return again(block, *inputs)
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:

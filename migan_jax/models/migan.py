@@ -13,6 +13,7 @@ from migan_jax.models.layers import (
     Reparam,
     SeparableConv,
     add_to_image,
+    run_block,
 )
 from migan_jax.models.noise import Noise, layer_noise
 from migan_jax.ops.activation import lrelu_agc
@@ -31,6 +32,7 @@ class Generator(nn.Module):
     channel_max: int = 512
     reparam: Reparam = Reparam()
     dtype: DTypeLike | None = None  # compute dtype; None: that of the input
+    remat: bool = False  # less memory in training, a third more time
 
     @property
     def stride(self) -> int:
@@ -67,6 +69,7 @@ class Generator(nn.Module):
             channel_base=self.channel_base,
             channel_max=self.channel_max,
             reparam=self.reparam,
+            remat=self.remat,
         )
         x = x.astype(compute_dtype(self.dtype, x))
         features = Encoder(**sizes, name="encoder")(x)
@@ -80,6 +83,7 @@ class Encoder(nn.Module):
     channel_base: int
     channel_max: int
     reparam: Reparam
+    remat: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> dict[int | str, Any]:
@@ -87,14 +91,15 @@ class Encoder(nn.Module):
         for r in reversed(levels(self.resolution)):
             lowest = r == LOWEST_RESOLUTION
             below = r if lowest else r // 2
-            x, features[r] = EncoderBlock(
+            block = EncoderBlock(
                 channels=channels_at(r, self.channel_base, self.channel_max),
                 out_channels=channels_at(below, self.channel_base, self.channel_max),
                 from_rgb=r == self.resolution,
                 down=not lowest,
                 reparam=self.reparam,
                 name=f"b{r}",
-            )(x)
+            )
+            x, features[r] = run_block(block, self.remat, x)
         return {"innermost": x, **features}
 
 
@@ -129,6 +134,7 @@ class Synthesis(nn.Module):
     channel_base: int
     channel_max: int
     reparam: Reparam
+    remat: bool
 
     @nn.compact
     def __call__(
@@ -136,12 +142,14 @@ class Synthesis(nn.Module):
     ) -> tuple[jax.Array, dict[int, jax.Array]]:
         x, image, pyramid = features["innermost"], None, {}
         for r in levels(self.resolution):
-            x, pyramid[r] = SynthesisBlock(
+            block = SynthesisBlock(
                 channels=channels_at(r, self.channel_base, self.channel_max),
                 resolution=r,
                 reparam=self.reparam,
                 name=f"b{r}",
-            )(x, features[r], noise)
+            )
+            inputs = x, features[r]
+            x, pyramid[r] = run_block(block, self.remat, *inputs, noise=noise)
             image = add_to_image(image, pyramid[r])
         return image, pyramid
 
