@@ -1,0 +1,51 @@
+"""A small MI-GAN at 64 pixels on drawn scenes: needs no data and no accelerator.
+
+For seeing everything work, and learn, in minutes. Holes are thin brush strokes, since
+the paper's, whose width does not depend on the picture, leave little of so small a one.
+The generator also minimises the L1 distance to the truth inside holes (Co-Mod-GAN's
+optional term).
+
+scenes64              the above
+scenes64:baseline     the paper's game alone: one kernel per convolution, no teacher
+scenes64:reparam      nine kernels, no teacher
+scenes64:reparam_kd   nine kernels, and a teacher in runs/scenes_teacher
+scenes64:teacher      that teacher, a small Co-Mod-GAN with the L1 term
+
+Hardware  two CPU cores
+Length    12 kimg, 750 steps: seven minutes, one of them for compiling
+Expect    a held-out hole PSNR of 18.4 dB, where the mean colour has 14.7 (one run)
+Command   python -m migan_jax.train --config=scenes64 --workdir=runs/scenes
+"""
+
+from migan_jax.config import base_config
+from migan_jax.errors import UserError
+
+VARIANTS = ("l1", "baseline", "reparam", "reparam_kd", "teacher")
+
+
+def get_config(variant="l1"):
+    if variant not in VARIANTS:
+        raise UserError(f"scenes64 has {', '.join(VARIANTS)}, but not {variant!r}.")
+    config = base_config()
+    config.resolution = 64
+    config.batch_size = 16
+    config.total_kimg = 12
+    config.networks.update({"channel_base": 1024, "channel_max": 128})
+    config.networks.dtype = "float32"
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.ema_halflife_kimg = 0.3
+    config.data.mask_kind = "brush"
+    config.data.draw_masks_on = "host"
+    config.data.held_out = 64
+    config.log_every_steps = 20
+    config.save_every_steps = 150
+    if variant in ("l1", "teacher"):
+        config.losses.l1 = 100.0
+    if variant == "baseline":
+        config.reparam.kernels = 1
+    if variant == "reparam_kd":
+        config.teacher = "runs/scenes_teacher"
+    if variant == "teacher":
+        config.system = "comodgan"
+        config.comodgan.update({"z_dim": 64, "w_dim": 64, "encoder_dim": 64})
+    return config
