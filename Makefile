@@ -9,10 +9,11 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(EXTRAS)
 WORKERS ?= 2
 
-.PHONY: help run test test-slow test-all lint wheel clean
+.PHONY: help run train test test-slow test-all lint wheel clean
 
 help:
 	@echo "make run       build the networks, print their summary, save a forward pass"
+	@echo "make train     train a small network on drawn scenes, in minutes, without data"
 	@echo "make test      the tests, in a few minutes"
 	@echo "make test-all  those and the slow ones: full-size networks; with the extra"
 	@echo "               tpu (EXTRAS=dev,onnx,torch,tfds,tpu) also programs compiled for TPUs"
@@ -24,12 +25,18 @@ help:
 run: $(STAMP)
 	$(RUN) -m migan_jax.summary --picture=out/forward.png
 
+train: $(STAMP)
+	$(RUN) -m migan_jax.train --config=scenes64 --workdir=runs/scenes
+
 test: $(STAMP) lint
 	$(RUN) -m pytest -n $(WORKERS) -m "not slow and not aot"
 
-# One at a time: full-size networks want the memory and the cores for themselves.
+# Full-size networks want the memory and the cores for themselves.
+ALONE := tests/test_aot*.py tests/test_benchmarks.py tests/test_models_full_width.py
 test-slow: $(STAMP)
-	$(RUN) -m pytest -m "slow or aot"
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m slow \
+		$(patsubst %,--ignore-glob="%",$(ALONE))
+	$(RUN) -m pytest -m "slow or aot" $(ALONE)
 
 test-all: test test-slow
 

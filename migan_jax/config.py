@@ -2,43 +2,259 @@
 
 import argparse
 import contextlib
+import difflib
+import functools
+import importlib.util
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import getitem
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from migan_jax.errors import UserError
+from migan_jax.files import reason
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
 def base_config() -> "ConfigDict":
-    """Every setting that there is; a recipe changes some of them."""
+    """Every setting that there is; a recipe changes some of them.
+
+    Sizes in kimg are thousands of training images.
+    """
     from ml_collections import ConfigDict
     from ml_collections.config_dict import placeholder
 
     return ConfigDict(
         {
+            "system": "migan",  # or "comodgan", its teacher
             "seed": 0,
             "resolution": 512,
             "batch_size": 32,  # of all processes together
-            "data": {
-                # A folder, a zip, prepared shards, "tfds:NAME[SPLIT]" or "scenes".
-                "source": "scenes",
-                # Own masks, of the pictures' names: a folder or zip.
-                "masks": placeholder(str),
-                "mask_hole": "white",  # or "black": what own masks show the hole in
-                "mask_kind": "free_form",  # drawn where there are no own masks
-                "crop": "square",  # the largest; or "whole" (squeezed), "native"
-                "crop_scale": 1.0,  # smallest share of the square's side
-                # Refuse pictures with a shorter side; default half the resolution.
-                "smallest_side": placeholder(int),
-                "bad_share": 0.05,  # more pictures that cannot be used end the run
-                "workers": 0,  # processes that load; 0: threads, as fast for photos
+            "total_kimg": 25_000.0,
+            # A Co-Mod-GAN to distil from: a .pt, a .safetensors or a run's workdir.
+            "teacher": placeholder(str),
+            "networks": {
+                "channel_base": 32768,  # channels at resolution r: base / r ...
+                "channel_max": 512,  # ... but no more than these
+                "dtype": "bfloat16",  # of activations; parameters are float32
+                "remat": False,  # compute activations twice, to save memory
             },
+            "reparam": {  # MI-GAN's kernels
+                "kernels": 9,  # that each convolution's kernel is the sum of
+                "expanded": False,  # keep all of them, for the same result
+            },
+            "comodgan": {
+                "z_dim": 512,
+                "w_dim": 512,
+                "encoder_dim": 1024,
+                "mixing_probability": 0.5,  # of two styles in one picture
+            },
+            "losses": {
+                "distillation": 2.0,  # weight, where there is a teacher
+                "l1": 0.0,  # weight of the distance to the truth, inside holes
+                "r1_gamma": 10.0,
+                "r1_interval": 16,  # steps from one R1 update to the next
+            },
+            "optimizer": _optimizer_settings(),
+            "parts": 1,  # of a batch, that are used in turns, to save memory
+            "mesh": {"space": 1},  # devices that share an image, by rows
+            "data": _data_settings(),
+            "log_every_steps": 100,
+            "save_every_steps": 2500,  # checkpoint, sample grid, held-out hole PSNR
+            "keep_last": 2,  # checkpoints
+            "keep_best": 1,  # by the held-out hole PSNR
+            # Stop when the held-out hole PSNR has not risen for so long.
+            "patience_kimg": placeholder(float),
+            # Steps in a row with a loss that is not finite, until the run is stopped.
+            "nonfinite_steps": 20,
+        }
+    ).lock()
+
+
+def _optimizer_settings() -> dict[str, Any]:
+    return {
+        "learning_rate": 1e-3,
+        "b2": 0.99,
+        # As if the generator had a lazy penalty too, like the reference.
+        "generator_interval": 4,
+        "ema_halflife_kimg": 20.0,
+        # Of the run's beginning, in which the discriminator learns alone.
+        "warmup_kimg": 0.0,
+        # Levels of the discriminator, from the largest on, that stay as they are.
+        "frozen_levels": 0,
+    }
+
+
+def _data_settings() -> dict[str, Any]:
+    from ml_collections.config_dict import placeholder
+
+    return {
+        # A folder, a zip, prepared shards, "tfds:NAME[SPLIT]" or "scenes".
+        "source": "scenes",
+        # Own masks, of the pictures' names: a folder or zip.
+        "masks": placeholder(str),
+        "mask_hole": "white",  # or "black": what own masks show the hole in
+        "mask_kind": "free_form",  # drawn where there are no own masks
+        "draw_masks_on": "device",  # or "host", which a CPU is faster at
+        "crop": "square",  # the largest; or "whole" (squeezed), "native"
+        "crop_scale": 1.0,  # smallest share of the square's side
+        # Refuse pictures with a shorter side; default half the resolution.
+        "smallest_side": placeholder(int),
+        "bad_share": 0.05,  # more pictures that cannot be used end the run
+        "workers": 0,  # processes that load; 0: threads, as fast for photos
+        "held_out": 8,  # pictures to watch the run by; never trained on
+        # What they are of, given like `source`; else some of its own are held out.
+        "validation": placeholder(str),
+    }
+
+
+def smoke(config: "ConfigDict") -> None:
+    """Shrink a recipe to two steps of tiny networks on scenes: does it run at all?"""
+    config.update(
+        {
+            "resolution": 32,
+            "batch_size": 8,
+            "parts": 1,
+            "mesh": {"space": 1},
+            "total_kimg": 0.016,
+            "networks": {"channel_base": 256, "channel_max": 8},
+            "comodgan": {"z_dim": 8, "w_dim": 8, "encoder_dim": 8},
+            "optimizer": {"warmup_kimg": 0, "frozen_levels": 0},
+            "data": {
+                "source": "scenes",
+                "draw_masks_on": "host",
+                "held_out": 2,
+                "workers": 0,
+            },
+            "log_every_steps": 1,
+            "save_every_steps": 1,
         }
     )
+    for key in ("teacher", "data.masks", "data.validation"):
+        config.update_from_flattened_dict({key: None})
+
+
+def load_config(recipe: str, settings: Sequence[str], tiny: bool) -> "ConfigDict":
+    """A recipe's configuration, with settings "key=value" put over it.
+
+    Args:
+      recipe: a file, or the name of one that comes with the package; ":NAME" after it
+        is the recipe's argument.
+      settings: "key=value", nested keys with dots.
+      tiny: shrink the recipe before the settings are applied.
+    """
+    location, _, argument = recipe.partition(":")
+    path = _recipe_path(location)
+    module = importlib.util.module_from_spec(
+        spec := importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    )
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*([argument] if argument else []))
+    except UserError:
+        raise
+    except Exception as error:  # a recipe is a program, in which anything may fail
+        unknown = re.search('Key "(.*?)" does not exist', str(error))
+        what = f"there is no setting {unknown[1]}" if unknown else reason(error)
+        near = _nearest(unknown[1], flat(base_config())) if unknown else ""
+        raise UserError(f"{path} makes no configuration: {what}{near}.") from error
+    if not isinstance(config, type(base_config())):
+        raise UserError(f"{path} makes no configuration: get_config returns none.")
+    if tiny:
+        smoke(config)
+    for setting in settings:
+        _apply(config, setting)
+    return config
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in _recipe_folder().glob("[a-z]*.py"))
+
+
+def _recipe_folder() -> Path:
+    """In an installation they are part of the package, in a checkout beside it."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def _recipe_path(location: str) -> Path:
+    if location.endswith(".py"):
+        if os.path.isfile(location):
+            return Path(location)
+        raise UserError(f"There is no recipe {location}.")
+    names = recipe_names()
+    if location in names:
+        return _recipe_folder() / f"{location}.py"
+    raise UserError(
+        f"There is no recipe {location!r}{_nearest(location, names)}: name a file "
+        f"that ends in .py, or one of {', '.join(names)}."
+    )
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def flat(config: "ConfigDict") -> dict[str, Any]:
+    """All settings by their keys with dots."""
+    from ml_collections import ConfigDict
+
+    settings: dict[str, Any] = {}
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            settings |= {f"{key}.{inner}": v for inner, v in flat(value).items()}
+        else:
+            settings[key] = value
+    return settings
+
+
+def require_at_least(config: "ConfigDict", least: Mapping[str, float]) -> None:
+    """UserError for a setting that is smaller than it may be, or no number."""
+    settings = flat(config)
+    for key, smallest in least.items():
+        value = settings[key]
+        if value is not None and not value >= smallest:
+            raise UserError(f"{key} is {value}, but must be at least {smallest}.")
+
+
+def _apply(config: "ConfigDict", setting: str) -> None:
+    """Put one "key=value" over a configuration."""
+    key, _, text = setting.partition("=")
+    keys = flat(config)
+    if key not in keys:
+        near = _nearest(key, keys) or _nearest(key.rpartition(".")[2], keys)
+        raise UserError(f"--config.{key}: there is no such setting{near}.")
+    *path, last = key.split(".")
+    inner = functools.reduce(getitem, path, config)
+    kind = inner.get_type(last)
+    try:
+        unset = flat(base_config())[key] is None and text.lower() == "none"
+        inner[last] = None if unset else _READERS[kind](text)
+    except ValueError as error:
+        raise UserError(f"--config.{key} is {_KINDS[kind]}, not {text!r}.") from error
+
+
+def _read_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_READERS = {
+    bool: _read_bool,
+    int: lambda text: int(text.replace("_", "")),
+    float: float,
+    str: str,
+}
 
 
 def available_cores() -> int:

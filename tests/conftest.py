@@ -1,6 +1,7 @@
 """Eight CPU devices, and no silent broadcasting between arrays of different rank."""
 
 import os
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -47,3 +48,20 @@ def masks(tmp_path, photos):
     from photo_folders import mask_folder
 
     return mask_folder(tmp_path / "masks", photos)
+
+
+@pytest.fixture(autouse=True)
+def no_runs_left():
+    """Trainers that a test has started end with it, also where it fails."""
+    yield
+    if "runs" in sys.modules:
+        sys.modules["runs"].end_started()
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """A folder of compiled programs that all processes of all tests share."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which the workers have in common
+    return folder / "compiled"

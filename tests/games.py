@@ -3,6 +3,8 @@
 Noise is stored and latents are fixed, so that both compute the same.
 """
 
+import functools
+
 import jax
 import numpy as np
 import torch
@@ -24,8 +26,9 @@ SAMPLER = SAMPLERS["box"]
 class Game:
     """A system with random weights, its twins, and one batch for both."""
 
-    def __init__(self, family):
+    def __init__(self, family, dtype=np.float64):
         self.family = family
+        self.dtype = dtype
         self.teacher = self.make(comodgan.Generator(**NARROW, **CODES), 1)
         if family == "migan":
             self.generator = self.make(migan.Generator(**NARROW, num_kernels=3), 2)
@@ -41,22 +44,25 @@ class Game:
         if family == "migan":
             self.frozen = {"teacher": flax_of(self.teacher).variables}
             teacher = flax_of(self.teacher).network
-            self.system = MIGAN(*networks, SAMPLER, teacher=teacher)
+            self.system = MIGAN(*networks, SAMPLER, l1_weight=3.0, teacher=teacher)
         else:
             self.frozen = {}
             self.system = CoModGAN(*networks, SAMPLER, l1_weight=3.0)
         self.params = {name: c.params for name, c in self.ours.items()}
         self.stats = {name: c.stats for name, c in self.ours.items()}
-        rng = np.random.default_rng(0)
-        image, self.image = inputs_like((BATCH, SIZE, SIZE, 3), np.float64, 1, 0.5)
-        mask = (rng.random((BATCH, SIZE, SIZE, 1)) < 0.5).astype(np.float64)
+        self.draw_batch(0)
+
+    def draw_batch(self, seed):
+        image, self.image = inputs_like((BATCH, SIZE, SIZE, 3), self.dtype, seed, 0.5)
+        rng = np.random.default_rng(seed)
+        mask = (rng.random((BATCH, SIZE, SIZE, 1)) < 0.5).astype(self.dtype)
         self.mask = torch.from_numpy(np.moveaxis(mask, -1, 1).copy())
         self.batch = {"image": image, "mask": mask}
-        self.z, self.their_z = inputs_like((BATCH, CODES["z_dim"]), np.float64, 5)
+        self.z, self.their_z = inputs_like((BATCH, CODES["z_dim"]), self.dtype, seed)
 
-    @staticmethod
-    def make(twin, seed):
-        return randomise(twin, torch.float64, seed)
+    def make(self, twin, seed):
+        is_double = self.dtype == np.float64
+        return randomise(twin, torch.float64 if is_double else torch.float32, seed)
 
     @property
     def drawn(self):
@@ -64,18 +70,45 @@ class Game:
             return {"noise": "stored", "teacher_noise": "stored", "z": self.z}
         return {"noise": "stored", "z": self.z}
 
-    def value_and_gradient(self, player, loss):
-        """Of one of the system's losses, in the parameters of one player."""
+    # What a turn is about: "generator", "discriminator" or the lazy "penalty".
 
-        def of(own):
-            value, (_, metrics) = loss({**self.params, player: own})
-            return value, metrics
-
-        run = jax.jit(jax.value_and_grad(of, has_aux=True))
-        (value, metrics), gradient = run(self.params[player])
+    def ours_in(self, turn):
+        """Loss, metrics and gradient in the player's parameters, under their names."""
+        player = "generator" if turn == "generator" else "discriminator"
+        run = self.compiled(turn, player)
+        (value, metrics), gradient = run(self.params[player], self.batch, self.z)
         return value, metrics, by_name(self.ours[player].network, gradient)
 
-    # The same with the twins.
+    @functools.cache  # noqa: B019  # games end with their tests
+    def compiled(self, turn, player):
+        def loss(own, batch, z):
+            params = {**self.params, player: own}
+            if turn == "penalty":
+                value, (_, metrics) = self.system.penalty(params, self.stats, batch)
+                return value, metrics
+            drawn = {**self.drawn, "z": z}
+            value, (_, metrics) = self.system.loss_of(
+                player, params, self.stats, self.frozen, batch, drawn
+            )
+            return value, metrics
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+    def theirs_in(self, turn):
+        """The same with the twins: the loss, and the gradient of each parameter."""
+        losses = {
+            "generator": self.their_generator_loss,
+            "discriminator": self.their_discriminator_loss,
+            "penalty": self.their_penalty,
+        }
+        twin = self.generator if turn == "generator" else self.judge
+        parameters = dict(twin.named_parameters())
+        value = losses[turn]()
+        gradient = torch.autograd.grad(
+            value, list(parameters.values()), materialize_grads=True
+        )
+        named = zip(parameters, gradient, strict=True)
+        return value.detach().numpy(), {name: g.numpy() for name, g in named}
 
     def their_completion(self):
         x = torch.cat([self.mask - 0.5, self.image * self.mask], dim=1)
@@ -91,9 +124,10 @@ class Game:
     def their_generator_loss(self):
         completion, pyramid = self.their_completion()
         loss = softplus(-self.their_logits(self.their_fake(completion))).mean()
+        distance = (completion - self.image).abs() * (1 - self.mask)
+        loss = loss + 3 * distance.mean()
         if self.family == "comodgan":
-            distance = (completion - self.image).abs() * (1 - self.mask)
-            return loss + 3 * distance.mean()
+            return loss
         x = torch.cat([self.mask - 0.5, self.image * self.mask], dim=1)
         with torch.no_grad():
             _, target = self.teacher(x, self.their_z, pyramid=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/training.md")
 
 
 def fenced_lines(name):
@@ -46,7 +46,10 @@ def test_make_has_the_documented_targets():
 
 
 def test_every_relative_link_and_path_exists():
-    folders = "benchmarks|data|docs|geometry|migan_jax|models|ops|tests|weights"
+    folders = (
+        "benchmarks|configs|data|docs|geometry|migan_jax|models|ops|systems|tests|"
+        "training|weights"
+    )
     for name in DOCUMENTS:
         text = (ROOT / name).read_text()
         paths = re.findall(rf"`((?:{folders})/\S+)`", text)

@@ -12,7 +12,7 @@ from variables import random_variables
 from migan_jax.models.discriminators import MIGANDiscriminator
 from migan_jax.models.layers import Reparam
 from migan_jax.models.migan import Generator
-from migan_jax.training.optimizer import adam
+from migan_jax.training.optimizer import adam, without_levels
 from migan_jax.weights.fusing import (
     collapse,
     collapse_adam,
@@ -23,7 +23,7 @@ from migan_jax.weights.fusing import (
 )
 
 NARROW = {"resolution": 8, "channel_base": 64, "channel_max": 8}
-KERNELS = 9
+KERNELS = 4
 EXPANDED, COLLAPSED = (Reparam(form, KERNELS) for form in ("expanded", "collapsed"))
 DECAY = 0.99
 
@@ -108,6 +108,7 @@ def test_collapsed_is_expanded_over_200_steps(float64):
     assert_same_training(expanded, collapsed, 1e-9)
 
 
+@pytest.mark.slow
 def test_collapsed_is_expanded_in_the_adversarial_game(float64):
     """Three rounds of generator step, discriminator step and R1 step."""
     x, real = images(0, 4, 4), images(1, 4, 4)
@@ -204,3 +205,15 @@ def test_first_update_after_unfusing_is_as_from_initialisation():
         assert size == pytest.approx(1e-3 * KERNELS**0.5, rel=0.2), path
         assert unfused[path] == pytest.approx(size, rel=0.2), path
         assert as_it_is[path] > 2 * size, path
+
+
+def test_levels_that_stay_as_they_are():
+    params = random_variables(MIGANDiscriminator(**NARROW))["params"]
+    own = {"discriminator": params}
+    optimizer = without_levels(adam(1e-3, 0.0, 0.99), ["b8"])
+    gradient = jax.tree.map(jnp.ones_like, own)
+    updates, _ = optimizer.update(gradient, optimizer.init(own), own)
+    for level, tree in updates["discriminator"].items():
+        moved = [bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(tree)]
+        assert not any(moved) if level == "b8" else all(moved)
+    assert {"b4", "b8"} <= updates["discriminator"].keys()

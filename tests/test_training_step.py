@@ -8,13 +8,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from games import Game  # noqa: E402
+from games import BATCH, Game  # noqa: E402
 from parity import flax_of, relative_l2  # noqa: E402
 
 from migan_jax.systems.comodgan import CoModGAN  # noqa: E402
 from migan_jax.systems.migan import MIGAN  # noqa: E402
 from migan_jax.training.optimizer import lazy_adam  # noqa: E402
-from migan_jax.training.step import TrainState, make_step  # noqa: E402
+from migan_jax.training.step import (  # noqa: E402
+    TrainState,
+    make_penalty_step,
+    make_step,
+)
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]  # minutes of compilation
 
@@ -27,11 +31,11 @@ def without_chance(game):
     kind = {"migan": MIGAN, "comodgan": CoModGAN}[game.family]
 
     class Fixed(kind):
-        def draw(self, player, key, batch_size):
+        def draw(self, player, key, samples):
             return game.drawn
 
         def prepare(self, batch, key):
-            return batch
+            return {**batch, "sample": np.arange(BATCH)}
 
     fields = dataclasses.fields(kind)
     return Fixed(**{f.name: getattr(game.system, f.name) for f in fields})
@@ -59,9 +63,13 @@ def train_ours(game, steps):
         },
         ema={"generator": game.params["generator"]},
     )
+    step = jax.jit(make_step(system, optimizers, EMA_DECAY))
+    penalty = jax.jit(make_penalty_step(system, optimizers))
+    rest = game.frozen, game.batch, jax.random.key(0)
     for index in range(steps):
-        step = jax.jit(make_step(system, optimizers, EMA_DECAY, index == 0))
-        state, _ = step(state, game.frozen, game.batch, jax.random.key(0))
+        state, _ = step(state, *rest)
+        if index == 0:
+            state, _ = penalty(state, *rest)
     return state
 
 

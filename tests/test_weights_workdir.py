@@ -83,6 +83,15 @@ def test_the_newest_step_counts(workdir):
     assert "checkpoints/10 cannot be read" in refusal(workdir)
 
 
+def test_a_step_by_its_folder(workdir):
+    checkpoints = workdir / "checkpoints"
+    for step in ("9", "10"):
+        shutil.copytree(checkpoints / "0", checkpoints / step)
+    shutil.rmtree(checkpoints / "10" / "exported")
+    load_checkpoint(checkpoints / "9")
+    assert "There is no checkpoint at" in refusal(checkpoints / "11")
+
+
 @pytest.mark.parametrize("item", ["network", "exported"])
 def test_missing_items(item, workdir):
     shutil.rmtree(workdir / "checkpoints" / "0" / item)

@@ -1,6 +1,7 @@
 """The game that all families here play: a logistic critic with lazy R1.
 
-(MI-GAN, section 3.3; Co-Mod-GAN, StyleGAN2.) A subclass says how its generator
+(MI-GAN, section 3.3; Co-Mod-GAN, StyleGAN2.) Optionally with the L1 distance to the
+truth inside holes, which Co-Mod-GAN's original adds. A subclass says how its generator
 completes a batch and what else that generator minimises.
 """
 
@@ -17,6 +18,7 @@ from migan_jax.losses.adversarial import (
     generator_loss,
     r1_penalty,
 )
+from migan_jax.losses.reconstruction import l1_in_hole
 from migan_jax.systems import base
 from migan_jax.systems.base import Batch, Metrics, Params, Stats
 
@@ -32,6 +34,7 @@ class AdversarialSystem:
     sampler: Sampler
     r1_gamma: float = 10.0
     r1_interval: int = 16
+    l1_weight: float = 0.0
 
     players: ClassVar = {
         "generator": ("generator",),
@@ -42,12 +45,12 @@ class AdversarialSystem:
 
     # What families differ in.
 
-    def latents(self, key: jax.Array, batch_size: int) -> tuple[jax.Array, ...]:
+    def latents(self, key: jax.Array, samples: jax.Array) -> tuple[jax.Array, ...]:
         """What the generator takes beside its masked images."""
         raise NotImplementedError
 
-    def draw(self, player: str, key: jax.Array, batch_size: int) -> Draws:
-        """The noise and latents that a player's pass takes."""
+    def draw(self, player: str, key: jax.Array, samples: jax.Array) -> Draws:
+        """The noise and latents that a player's pass takes, for [N] samples."""
         raise NotImplementedError
 
     def complete(
@@ -58,14 +61,13 @@ class AdversarialSystem:
 
     def extra_losses(
         self,
-        completion: jax.Array,
         pyramid: dict[int, jax.Array],
         frozen: Params,
         batch: Batch,
         drawn: Draws,
     ) -> Metrics:
-        """What the generator minimises beside the game, weighted, by name."""
-        raise NotImplementedError
+        """What this family's generator minimises besides, weighted, by name."""
+        return {}
 
     # The contract.
 
@@ -73,7 +75,7 @@ class AdversarialSystem:
         side = self.generator.resolution
         x = jnp.zeros((1, side, side, 4))
         first, second = jax.random.split(key)
-        generator = self.generator.init(first, x, *self.latents(key, 1))
+        generator = self.generator.init(first, x, *self.latents(key, jnp.arange(1)))
         discriminator = self.discriminator.init(second, x)
         params = {
             "generator": generator["params"],
@@ -90,10 +92,8 @@ class AdversarialSystem:
         key: jax.Array,
     ) -> jax.Array:
         variables = {"params": params["generator"], "stats": stats["generator"]}
-        x = base.generator_input(image, mask)
-        latents = self.latents(key, len(image))
-        completion, _ = self.generator.apply(variables, x, *latents)
-        return base.composite(image, jnp.clip(completion, -1, 1), mask)
+        latents = self.latents(key, jnp.arange(len(image)))
+        return base.completed(self.generator, variables, image, mask, *latents)
 
     def prepare(self, batch: Batch, key: jax.Array) -> Batch:
         return base.prepare(batch, key, self.sampler)
@@ -110,7 +110,7 @@ class AdversarialSystem:
     ) -> tuple[jax.Array, tuple[Stats, Metrics]]:
         if regularize:
             return self.penalty(params, stats, batch)
-        drawn = self.draw(player, key, len(batch["image"]))
+        drawn = self.draw(player, key, batch["sample"])
         return self.loss_of(player, params, stats, frozen, batch, drawn)
 
     def loss_of(
@@ -129,7 +129,10 @@ class AdversarialSystem:
         fake_logits = self.judge(params, fake)
         if player == "generator":
             terms = {"adversarial": jnp.mean(generator_loss(fake_logits))}
-            terms |= self.extra_losses(completion, pyramid, frozen, batch, drawn)
+            if self.l1_weight:
+                distance = jnp.mean(l1_in_hole(completion, image, mask))
+                terms["l1"] = self.l1_weight * distance
+            terms |= self.extra_losses(pyramid, frozen, batch, drawn)
             metrics = {f"g/{name}": value for name, value in terms.items()}
             metrics["g/hole_psnr"] = base.hole_psnr(image, completion, mask)
             return sum(terms.values()), (stats, metrics)
@@ -147,7 +150,11 @@ class AdversarialSystem:
     ) -> tuple[jax.Array, tuple[Stats, Metrics]]:
         """R1, for all the steps until it is next due."""
         real = base.discriminator_input(batch["image"], batch["mask"])
-        r1 = jnp.mean(r1_penalty(lambda x: self.judge(params, x), real))
+        # Whatever the compute dtype: squared gradients want at least float32.
+        exact = dataclasses.replace(
+            self, discriminator=self.discriminator.clone(dtype=None)
+        )
+        r1 = jnp.mean(r1_penalty(lambda x: exact.judge(params, x), real))
         return self.r1_interval * self.r1_gamma * r1, (stats, {"d/r1": r1})
 
     def judge(self, params: Params, x: jax.Array) -> jax.Array:

@@ -1,7 +1,6 @@
 """Co-Mod-GAN (Zhao et al., ICLR 2021): training MI-GAN's teacher.
 
-The logistic game with style mixing and the encoder's dropout, and optionally the L1
-distance inside holes that the original adds.
+The logistic game with style mixing and the encoder's dropout.
 """
 
 import dataclasses
@@ -10,11 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from migan_jax.data.transforms import sample_keys
-from migan_jax.losses.reconstruction import l1_in_hole
 from migan_jax.models.noise import random_noise
 from migan_jax.systems import base
 from migan_jax.systems.adversarial import AdversarialSystem, Draws
-from migan_jax.systems.base import Batch, Metrics, Params, Stats, normal_latents
+from migan_jax.systems.base import Batch, Params, Stats, normal_latents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +20,13 @@ class CoModGAN(AdversarialSystem):
     """A generator of many completions, one per latent."""
 
     mixing_probability: float = 0.5
-    l1_weight: float = 0.0
 
-    def latents(self, key: jax.Array, batch_size: int) -> tuple[jax.Array, ...]:
-        return (normal_latents(sample_keys(key, 0, batch_size), self.generator.z_dim),)
+    def latents(self, key: jax.Array, samples: jax.Array) -> tuple[jax.Array, ...]:
+        return (normal_latents(sample_keys(key, 0, samples), self.generator.z_dim),)
 
-    def draw(self, player: str, key: jax.Array, batch_size: int) -> Draws:
+    def draw(self, player: str, key: jax.Array, samples: jax.Array) -> Draws:
         noise, dropout, first, second, mixed, where = (
-            sample_keys(key, use, batch_size) for use in range(6)
+            sample_keys(key, use, samples) for use in range(6)
         )
         network, side = self.generator, self.generator.resolution
         index = jax.vmap(lambda k: jax.random.randint(k, (), 1, network.num_ws))(where)
@@ -56,16 +53,3 @@ class CoModGAN(AdversarialSystem):
             variables, x, **drawn, mutable=["stats"]
         )
         return completion, pyramid, {**stats, "generator": changed["stats"]}
-
-    def extra_losses(
-        self,
-        completion: jax.Array,
-        pyramid: dict[int, jax.Array],
-        frozen: Params,
-        batch: Batch,
-        drawn: Draws,
-    ) -> Metrics:
-        if not self.l1_weight:
-            return {}
-        distance = jnp.mean(l1_in_hole(completion, batch["image"], batch["mask"]))
-        return {"l1": self.l1_weight * distance}

@@ -25,11 +25,11 @@ class MIGAN(AdversarialSystem):
     teacher: comodgan.Generator | None = None
     distillation_weight: float = 2.0
 
-    def latents(self, key: jax.Array, batch_size: int) -> tuple[jax.Array, ...]:
+    def latents(self, key: jax.Array, samples: jax.Array) -> tuple[jax.Array, ...]:
         return ()
 
-    def draw(self, player: str, key: jax.Array, batch_size: int) -> Draws:
-        own, noise, latents = (sample_keys(key, use, batch_size) for use in range(3))
+    def draw(self, player: str, key: jax.Array, samples: jax.Array) -> Draws:
+        own, noise, latents = (sample_keys(key, use, samples) for use in range(3))
         side = self.generator.resolution
         drawn = {"noise": random_noise(own, self.generator.noise_shapes(side, side))}
         if player == "generator" and self.teacher is not None:
@@ -48,7 +48,6 @@ class MIGAN(AdversarialSystem):
 
     def extra_losses(
         self,
-        completion: jax.Array,
         pyramid: dict[int, jax.Array],
         frozen: Params,
         batch: Batch,

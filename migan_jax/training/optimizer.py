@@ -8,6 +8,7 @@ Gradients are cleaned of NaN and infinity on the way, as each of the n would be.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -51,6 +52,24 @@ def lazy_adam(
     """
     share = interval / (interval + 1)
     return adam(learning_rate * share, 0.0, b2**share, reparam=reparam)
+
+
+def without_levels(
+    optimizer: optax.GradientTransformation, levels: Sequence[str]
+) -> optax.GradientTransformation:
+    """The same, but networks' parts of these names stay as they are.
+
+    Those next to the picture know what edges and textures look like, of any pictures
+    (FreezeD, Mo et al. 2020).
+    """
+
+    def still(path: Any, update: jax.Array) -> jax.Array:
+        return jnp.zeros_like(update) if path[1].key in levels else update
+
+    freeze = optax.stateless(
+        lambda updates, _: jax.tree_util.tree_map_with_path(still, updates)
+    )
+    return optax.chain(optimizer, freeze)
 
 
 def _finite(gradient: jax.Array) -> jax.Array:

@@ -21,8 +21,8 @@ FAMILIES: dict[str, type[Network]] = {
 }
 GENERATORS = ("migan", "comodgan")
 
-# linen's own fields, and the compute dtype, which a checkpoint does not decide.
-_NOT_STORED = ("parent", "name", "dtype")
+# linen's own fields, and how to compute, which a checkpoint does not decide.
+_NOT_STORED = ("parent", "name", "dtype", "remat")
 
 
 def family_of(network: Network) -> str:

@@ -32,21 +32,29 @@ def write(path: Path, network: Network, params: Any, stats: Any) -> None:
     write_whole(path, save)
 
 
+def located(path: Path) -> tuple[Path, int | None]:
+    """The workdir and step that a path names: `<workdir>/checkpoints/<step>` or not."""
+    if path.parent.name == CHECKPOINTS and path.name.isdecimal():
+        return path.parent.parent, int(path.name)
+    return path, None
+
+
 def read(path: Path) -> tuple[Network, Any, Any]:
-    """Network, parameters and stats of a workdir's newest step."""
-    if not (path / CHECKPOINTS).is_dir():
+    """Network, parameters and stats of a workdir's newest step, or of a given one."""
+    workdir, step = located(path)
+    if not (workdir / CHECKPOINTS).is_dir():
         raise UserError(
             f"{path} is not a run's workdir: it has no folder {CHECKPOINTS}/."
         )
-    with _manager(path, create=False) as manager:
-        step = manager.latest_step()
+    with _manager(workdir, create=False) as manager:
+        step = manager.latest_step() if step is None else step
         if step is None:
-            raise UserError(f"{path} holds no finished checkpoint yet.")
+            raise UserError(f"{workdir} holds no finished checkpoint yet.")
         try:
             return _restore(manager, step)
         except Exception as error:  # damage can show anywhere in Orbax's reader
             raise UserError(
-                f"{path / CHECKPOINTS / str(step)} cannot be read, it is damaged or "
+                f"{workdir / CHECKPOINTS / str(step)} cannot be read, it is damaged or "
                 f"incomplete ({reason(error)}): get it again, or move it away to use "
                 f"an older step."
             ) from error

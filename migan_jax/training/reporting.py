@@ -1,0 +1,311 @@
+"""What a run says of itself: metrics.jsonl, TensorBoard, and a line or a bar.
+
+Metrics are means over the steps since the last line. What belongs to a checkpoint is on
+the disk before the checkpoint is, and what is newer than the checkpoint that a run goes
+on from is cut off again: the files read as if nothing had been interrupted, but for
+`time/...`, which is measured. Process 0 alone writes.
+"""
+
+import contextlib
+import json
+import math
+import os
+import struct
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import jax
+import numpy as np
+
+from migan_jax.errors import UserError
+from migan_jax.files import reason
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+METRICS_FILE = "metrics.jsonl"
+BOARD_FOLDER = "tensorboard"
+
+# What the line and the bar show, in this order, if it is there.
+SHOWN = {
+    "g/adversarial": "G",
+    "g/distillation": "KD",
+    "g/l1": "L1",
+    "d/adversarial": "D",
+    "d/r1": "R1",
+    "g/hole_psnr": "hole dB",
+}
+
+
+class Averages:
+    """Means of metrics over steps; a metric need not be there in every step."""
+
+    def __init__(self, sums: Mapping[str, tuple[float, int]] | None = None):
+        self.sums = {name: tuple(pair) for name, pair in (sums or {}).items()}
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = total + value, count + 1
+
+    def means(self) -> dict[str, float]:
+        return {name: total / count for name, (total, count) in self.sums.items()}
+
+
+class Reporter:
+    """Takes every step's metrics, and writes some. To be used in a `with`."""
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        total_steps: int,
+        batch_size: int,
+        log_every_steps: int,
+        nonfinite_steps: int,
+        first_step: int = 0,
+        earlier: Mapping[str, Any] | None = None,
+    ):
+        """
+        Args:
+          first_step: that this run begins with; the files are cut back to it.
+          earlier: what `position` gave there; None if nothing was saved.
+        """
+        # Without a checkpoint nothing that is there belongs to this run.
+        kept = -1 if earlier is None else first_step
+        earlier = earlier or {"sums": {}}
+        self._total, self._batch_size = total_steps, batch_size
+        self._every, self._limit = log_every_steps, nonfinite_steps
+        self._averages = Averages(earlier["sums"])
+        self._nonfinite = 0  # with other losses nothing is saved to go on from
+        self._waited, self._waits = 0.0, 0
+        self._since, self._since_step = time.perf_counter(), first_step
+        self._file = self._board = self._bar = None
+        if jax.process_index() == 0:
+            self._open(workdir, first_step, kept)
+
+    def _open(self, workdir: Path, first_step: int, kept: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tqdm import tqdm
+
+        board = workdir / BOARD_FOLDER
+        with _writing(workdir):
+            board.mkdir(exist_ok=True)
+            cut_lines(workdir / METRICS_FILE, kept)
+            for path in sorted(board.glob("events.*")):
+                cut_events(path, kept)
+            self._file = (workdir / METRICS_FILE).open("a")
+            # Not the SummaryWriter, whose thread leaves open what is on the disk. Names
+            # hold a second, in which a short run may end and go on.
+            self._board = EventsWriter(str(board / "events"), f".{first_step:08}")
+        self._workdir = workdir
+        self._bar = tqdm(
+            total=self._total,
+            initial=first_step,
+            unit="step",
+            disable=None,  # unless this is a terminal
+            dynamic_ncols=True,
+            smoothing=0.1,
+        )
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """What a run has to know to go on, as JSON."""
+        return {"sums": self._averages.sums}
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the last step's losses were."""
+        return self._nonfinite == 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in here is waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+        self._waits += 1
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Time in here is not part of any step."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def take(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """The metrics of the step that made the state number `step`.
+
+        UserError if too many in a row are not finite.
+        """
+        values = {name: float(value) for name, value in metrics.items()}
+        self._averages.add(values)
+        finite = all(math.isfinite(value) for value in values.values())
+        self._nonfinite = 0 if finite else self._nonfinite + 1
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+        if step % self._every == 0 or step == self._total:
+            self._log(step)
+        if self._nonfinite >= self._limit:
+            bad = sorted(k for k, v in values.items() if not math.isfinite(v))
+            raise UserError(
+                f"{', '.join(bad)} has not been finite for {self._nonfinite} steps, up "
+                f"to step {step}: the run has diverged. Go on from the last checkpoint "
+                f"with a smaller optimizer.learning_rate (and --force-resume)."
+            )
+
+    def _log(self, step: int) -> None:
+        now = time.perf_counter()
+        steps = max(step - self._since_step, 1)
+        seconds = (now - self._since) / steps
+        timing = {
+            "time/step": seconds,
+            "time/data": self._waited / max(self._waits, 1),
+            "time/images_per_second": self._batch_size / seconds,
+        }
+        means = self._averages.means()
+        self.write(step, {**means, **timing})
+        self._say(step, means, seconds)
+        self._averages = Averages()
+        self._since, self._since_step = now, step
+        self._waited, self._waits = 0.0, 0
+
+    def _say(self, step: int, means: Mapping[str, float], seconds: float) -> None:
+        if self._bar is None:
+            return
+        shown = ", ".join(
+            f"{label} {means[name]:.3g}"
+            for name, label in SHOWN.items()
+            if name in means
+        )
+        rate = f"{self._batch_size / seconds:.3g} img/s"
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"{rate}, {shown}", refresh=False)
+            return
+        left = _duration(seconds * (self._total - step))
+        print(
+            f"step {step:,} of {self._total:,}  {rate}  {left} left  {shown}",
+            flush=True,
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """A line of its own, and TensorBoard's points."""
+        if self._file is None:
+            return
+        from tensorboardX.summary import scalar
+
+        line = {"step": step, **{k: _rounded(v) for k, v in values.items()}}
+        with _writing(self._workdir):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                self._add_event(step, scalar(name, value))
+
+    def _add_event(self, step: int, summary: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        event = Event(step=step, wall_time=time.time(), summary=summary)
+        self._board.write_event(event)
+
+    def show(self, step: int, name: str, picture: "Image.Image") -> None:
+        """A picture for TensorBoard."""
+        if self._board is not None:
+            from tensorboardX.summary import image
+
+            with _writing(self._workdir):
+                summary = image(name, np.asarray(picture), dataformats="HWC")
+                self._add_event(step, summary)
+
+    def say(self, text: str) -> None:
+        """A line, beside the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def flush(self) -> None:
+        """Bring everything so far to the disk."""
+        if self._file is not None:
+            with _writing(self._workdir):
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._board.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for resource in (self._bar, self._board, self._file):
+            if resource is not None:
+                with contextlib.suppress(OSError):  # what counts is flushed before
+                    resource.close()
+
+
+@contextlib.contextmanager
+def _writing(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Metrics cannot be written to {workdir}: {reason(error)}."
+        ) from error
+
+
+def _rounded(value: float) -> float | str:
+    """As JSON, which has no NaN, and as short as float32 is exact."""
+    return float(f"{value:.9g}") if math.isfinite(value) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if minutes < 120:
+        return f"{minutes} min"
+    return f"{hours} h" if hours < 72 else f"{hours / 24:.1f} days"
+
+
+def cut_lines(path: Path, step: int) -> None:
+    """Drop the lines of later steps, and one that a kill has left unfinished."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    end = 0
+    for line in content.splitlines(keepends=True):
+        try:
+            later = json.loads(line)["step"] > step
+        except (ValueError, KeyError, TypeError):
+            break
+        if later or not line.endswith(b"\n"):
+            break
+        end += len(line)
+    if end < len(content):
+        os.truncate(path, end)
+
+
+def cut_events(path: Path, step: int) -> None:
+    """The same for a file of TensorBoard's events.
+
+    A record is its length in 8 bytes, their checksum in 4, the event, and its in 4.
+    """
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    content = path.read_bytes()
+    end = 0
+    while end + 16 <= len(content):
+        (length,) = struct.unpack_from("<Q", content, end)
+        following = end + 12 + length + 4
+        event, checksum = (
+            content[end + 12 : following - 4],
+            content[following - 4 : following],
+        )
+        if checksum != struct.pack("<I", masked_crc32c(event)):
+            break
+        if Event.FromString(event).step > step:
+            break
+        end = following
+    if end < len(content):
+        os.truncate(path, end)

@@ -1,0 +1,210 @@
+"""What a half-precision training step computes in, and what it sends around.
+
+A CPU computes bfloat16 in float32 and keeps it so between devices: these traps can only
+be seen in programs for TPUs, lowered for one or compiled for a topology of them.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from topologies import all_reduces, tpu_devices
+
+from migan_jax.data.mask_samplers import SAMPLERS
+from migan_jax.models import comodgan, discriminators, migan
+from migan_jax.systems.comodgan import CoModGAN
+from migan_jax.systems.migan import MIGAN
+from migan_jax.training.optimizer import lazy_adam
+from migan_jax.training.step import init_state, make_penalty_step, make_step
+from migan_jax.weights.names import abstract_inputs, abstract_variables
+
+BATCH, SIZE = 8, 32
+HALF = {
+    "resolution": SIZE,
+    "channel_base": 256,
+    "channel_max": 8,
+    "dtype": jnp.bfloat16,
+}
+CODES = {"z_dim": 6, "w_dim": 6, "encoder_dim": 6}
+NETWORKS = {
+    "migan": migan.Generator(**HALF),
+    "comodgan": comodgan.Generator(**HALF, **CODES),
+    "migan_discriminator": discriminators.MIGANDiscriminator(**HALF),
+    "comodgan_discriminator": discriminators.CoModGANDiscriminator(**HALF),
+}
+TEACHER, BOX = NETWORKS["comodgan"], SAMPLERS["box"]
+SYSTEMS = {
+    "migan": MIGAN(
+        NETWORKS["migan"], NETWORKS["migan_discriminator"], BOX, teacher=TEACHER
+    ),
+    "comodgan": CoModGAN(TEACHER, NETWORKS["comodgan_discriminator"], BOX),
+}
+
+
+def lowered_for_tpu(function, *args):
+    """The program that XLA would compile for a TPU, which needs none."""
+    traced = jax.jit(function).trace(*args)
+    return traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+def products(program):
+    """(dtype, shape) of the operands and the result of each convolution and product."""
+    for line in program.splitlines():
+        if re.search(r"stablehlo\.(convolution|dot_general)\b", line):
+            types = re.findall(r"tensor<((?:\d+x)+)(\w+)>", line.rsplit(" : ", 1)[1])
+            yield [
+                (dtype, tuple(int(size) for size in sizes[:-1].split("x")))
+                for sizes, dtype in types
+            ]
+
+
+def maps_of(product):
+    """Those of them that are images or features."""
+    return [
+        (dtype, shape)
+        for dtype, shape in product
+        if len(shape) == 4 and shape[0] == BATCH and shape[1] == shape[2] > 1
+    ]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_features_are_in_half_precision_and_pictures_are_not(name):
+    """One float64 scalar of numpy would make all that follows it float32."""
+    network = NETWORKS[name]
+    variables = abstract_variables(network)
+    params = variables.pop("params")
+    inputs = [
+        jax.ShapeDtypeStruct((BATCH, *x.shape[1:]), x.dtype)
+        for x in abstract_inputs(network)
+    ]
+
+    def loss(params, rest, *inputs):
+        output = network.apply({"params": params, **rest}, *inputs)
+        return sum(jnp.mean(leaf**2) for leaf in jax.tree.leaves(output))
+
+    seen = {"bf16": 0, "f32": 0}
+    for product in products(
+        lowered_for_tpu(jax.grad(loss), params, variables, *inputs)
+    ):
+        maps = maps_of(product)
+        if not maps:
+            continue
+        to_rgb = any(shape[-1] == 3 for _, shape in maps)
+        expected = "f32" if to_rgb else "bf16"
+        assert {dtype for dtype, _ in maps} == {expected}, product
+        seen[expected] += 1
+    assert seen["bf16"] > 20
+    assert (seen["f32"] > 0) == ("discriminator" not in name)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_the_penalty_is_computed_in_float32(name):
+    system = SYSTEMS[name]
+    state = abstract_state(system)
+    batch = {
+        "image": jax.ShapeDtypeStruct((BATCH, SIZE, SIZE, 3), jnp.float32),
+        "mask": jax.ShapeDtypeStruct((BATCH, SIZE, SIZE, 1), jnp.float32),
+        "sample": jax.ShapeDtypeStruct((BATCH,), jnp.int32),
+    }
+
+    def of(regularize):
+        def loss(own, state, batch):
+            params = {**state.params, "discriminator": own}
+            args = params, state.stats, frozen_of(system), batch, jax.random.key(0)
+            return system.loss("discriminator", *args, regularize=regularize)[0]
+
+        own = state.params["discriminator"]
+        return lowered_for_tpu(jax.grad(loss), own, state, batch)
+
+    penalty = of(True)
+    assert "bf16" not in penalty
+    assert sum(1 for product in products(penalty) if maps_of(product)) > 20
+    assert "bf16" in of(False)
+
+
+# Compiled for a TPU.
+
+
+def optimizers_of(system):
+    reparam = getattr(system.generator, "reparam", None)
+    return {
+        "generator": lazy_adam(1e-3, 0.99, 4, reparam),
+        "discriminator": lazy_adam(1e-3, 0.99, 16, reparam),
+    }
+
+
+def abstract_state(system):
+    return jax.eval_shape(
+        lambda: init_state(system, optimizers_of(system), jax.random.key(0))
+    )
+
+
+def frozen_of(system):
+    return (
+        {"teacher": abstract_variables(TEACHER)} if system is SYSTEMS["migan"] else {}
+    )
+
+
+def compiled_step(system, devices, penalty=False):
+    """An iteration's program, or the lazy penalty's, as a run compiles it."""
+    mesh = Mesh(devices, ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def placed(leaf, sharding=everywhere):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    state, frozen, key = jax.tree.map(
+        placed, (abstract_state(system), frozen_of(system), jax.random.key(0))
+    )
+    images = jax.ShapeDtypeStruct((BATCH, SIZE, SIZE, 3), jnp.uint8)
+    split = NamedSharding(mesh, PartitionSpec("data", "space"))
+    optimizers = optimizers_of(system)
+    if penalty:
+        step = make_penalty_step(system, optimizers)
+    else:
+        step = make_step(system, optimizers, 0.5)
+    program = jax.jit(step, donate_argnums=0, out_shardings=(everywhere, everywhere))
+    with jax.set_mesh(mesh):
+        lowered = program.lower(state, frozen, {"image": placed(images, split)}, key)
+        return lowered.compile().as_text()
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    return tpu_devices(monkeypatch)
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("penalty", [False, True])
+def test_gradients_are_reduced_in_float32(penalty, devices):
+    system = SYSTEMS["migan"]
+    program = compiled_step(system, devices.reshape(4, 1), penalty)
+    sums = list(all_reduces(program))
+    # Integers are of the loops that draw masks.
+    assert {dtype for dtype, _ in sums} <= {"f32", "u32", "s32", "pred"}
+    total = sum(elements for dtype, elements in sums if dtype == "f32")
+    params = abstract_state(system).params
+    moved = sum(
+        leaf.size
+        for player in (system.regularized if penalty else system.players)
+        for leaf in jax.tree.leaves(params[player])
+    )
+    # Most of the discriminator's twice: those of real and of fake pictures are added up
+    # afterwards. The rest is statistics of the minibatch, much beside so few weights.
+    assert moved <= total <= 2.2 * moved
+    # The batch is split, and no picture is.
+    assert f"[{BATCH // 4},{SIZE},{SIZE},8]" in program
+    assert f"[{BATCH},{SIZE},{SIZE}" not in program
+    assert "collective-permute" not in program
+
+
+@pytest.mark.aot
+def test_rows_are_split_and_neighbours_exchange_theirs(devices):
+    program = compiled_step(SYSTEMS["migan"], devices.reshape(2, 2))
+    assert "collective-permute" in program
+    assert f"bf16[{BATCH // 2},{SIZE // 2},{SIZE},8]" in program
+    assert not re.search(rf"\[{BATCH // 2},{SIZE},{SIZE},\d+\]", program)
+    sums = {dtype for dtype, _ in all_reduces(program)}
+    assert "f32" in sums and sums <= {"f32", "u32", "s32", "pred"}

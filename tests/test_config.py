@@ -1,0 +1,194 @@
+"""Recipes and settings: found by name and by path, and wrong ones named."""
+
+import ast
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from migan_jax.config import base_config, flat, load_config, recipe_names, smoke
+from migan_jax.errors import UserError
+from migan_jax.training.building import build_system, check_settings, total_steps
+
+FOLDER = Path(__file__).parent.parent / "configs"
+RECIPES = sorted(path.stem for path in FOLDER.glob("*.py"))
+RUNGS = [f"places256:{rung}" for rung in ("baseline", "reparam", "reparam_kd")]
+
+
+def load(recipe, *settings, tiny=False):
+    return load_config(recipe, settings, tiny)
+
+
+def refused(recipe, *settings):
+    with pytest.raises(UserError) as caught:
+        load(recipe, *settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_recipes_are_there():
+    assert (
+        set(RECIPES)
+        == set(recipe_names())
+        == {
+            "places512",
+            "places256",
+            "ffhq256",
+            "comodgan_places512",
+            "comodgan_places256",
+            "folder256",
+            "comodgan_folder256",
+            "finetune256",
+            "finetune512",
+            "scenes64",
+        }
+    )
+
+
+@pytest.mark.parametrize("recipe", RECIPES + RUNGS)
+def test_recipes_make_sense_and_say_what_they_are(recipe):
+    config = load(recipe)
+    check_settings(config)
+    name, _, rung = recipe.partition(":")
+    documentation = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text()))
+    for section in ("Hardware", "Length", "Command"):
+        assert f"\n{section}" in documentation
+    if not rung:
+        stated = documentation.replace(",", "")
+        assert f"{config.total_kimg:.0f} kimg {total_steps(config)} steps" in stated
+    (line,) = (x for x in documentation.splitlines() if x.startswith("Command"))
+    assert f"--config={name}" in shlex.split(line)
+    assert str(config.resolution) in name
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_same_recipe_by_path(recipe):
+    assert flat(load(recipe)) == flat(load(str(FOLDER / f"{recipe}.py")))
+
+
+def test_the_ladder_changes_what_it_says():
+    baseline, reparam, distilled = (flat(load(recipe)) for recipe in RUNGS)
+    assert flat(load("places256")) == distilled
+    assert {k for k in baseline if baseline[k] != reparam[k]} == {"reparam.kernels"}
+    assert {k for k in baseline if reparam[k] != distilled[k]} == {"teacher"}
+    assert baseline["reparam.kernels"] == 1 and reparam["reparam.kernels"] == 9
+    sentence = refused("places256:best")
+    assert "baseline, reparam, reparam_kd" in sentence and "'best'" in sentence
+
+
+def test_the_papers_games_are_what_is_built():
+    system = build_system(load("places512"), None)
+    assert system.distillation_weight == 2 and system.r1_gamma == 10
+    assert system.generator.reparam.kernels == 9
+    assert system.generator.resolution == system.discriminator.resolution == 512
+    teacher = build_system(load("comodgan_places512", "losses.l1=3"), None)
+    assert teacher.mixing_probability == 0.5 and teacher.l1_weight == 3
+    expanded = build_system(load("places256", "reparam.expanded=true"), None)
+    assert expanded.generator.reparam.form == "expanded"
+
+
+def test_settings_are_read_as_what_they_are():
+    config = load(
+        "places256",
+        "batch_size=1_024",
+        "total_kimg=2.5",
+        "optimizer.learning_rate=1e-4",
+        "networks.remat=True",
+        "teacher=none",
+        "data.source=a=b",
+        "data.smallest_side=40",
+        "data.validation=none",
+    )
+    assert config.data.validation is None
+    assert load("places256", "data.smallest_side=None").data.smallest_side is None
+    assert config.batch_size == 1024 and config.total_kimg == 2.5
+    assert config.optimizer.learning_rate == 1e-4 and config.networks.remat is True
+    assert config.teacher is None and config.data.source == "a=b"
+    assert config.data.smallest_side == 40
+    json.dumps(flat(config))
+
+
+@pytest.mark.parametrize(
+    "setting, parts",
+    [
+        ("optimizer.learning_rat=1", ("optimizer.learning_rat:", "learning_rate?")),
+        ("batchsize=1", ("--config.batchsize:", "did you mean batch_size?")),
+        ("learning_rate=1", ("did you mean optimizer.learning_rate?",)),
+        ("batch_size=many", ("batch_size is a whole number, not 'many'",)),
+        ("batch_size=1.5", ("batch_size is a whole number",)),
+        ("total_kimg=", ("total_kimg is a number, not ''",)),
+        ("networks.remat=1", ("true or false, not '1'",)),
+        ("data=scenes", ("--config.data:", "no such setting")),
+    ],
+)
+def test_wrong_settings_are_named(setting, parts):
+    sentence = refused("places256", setting)
+    for part in parts:
+        assert part in sentence
+
+
+def test_recipes_that_are_not_there(tmp_path):
+    assert "did you mean places512?" in refused("place512")
+    assert "There is no recipe nowhere.py" in refused("nowhere.py")
+    broken = "def get_config(): return confg"
+    empty = "def get_config(): pass"
+    for text in ("def get_config(:", "x = 1", "import nothing_at_all", broken, empty):
+        (tmp_path / "mine.py").write_text(text)
+        assert "mine.py makes no configuration" in refused(str(tmp_path / "mine.py"))
+
+
+def test_a_recipes_typo_is_not_a_new_setting(tmp_path):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "from migan_jax.config import base_config\n"
+        "def get_config():\n"
+        "    config = base_config()\n"
+        "    config.batchsize = 3\n"
+        "    return config\n"
+    )
+    sentence = refused(str(recipe))
+    assert "no setting batchsize (did you mean batch_size?)" in sentence
+
+
+@pytest.mark.parametrize(
+    "setting, part",
+    [
+        ("system=gan", "system is migan or comodgan"),
+        ("resolution=100", "power of two"),
+        ("networks.dtype=float16", "networks.dtype is float32 or bfloat16"),
+        ("networks.channel_base=128", "channel_base is 128, but must be at least 512"),
+        ("parts=0", "parts is 0"),
+        ("keep_last=0", "keep_last is 0"),
+        ("total_kimg=0", "total_kimg is 0.0"),
+        ("optimizer.learning_rate=nan", "learning_rate is nan"),
+        ("losses.r1_interval=0", "r1_interval is 0"),
+        ("losses.r1_gamma=-1", "r1_gamma is -1"),
+        ("losses.distillation=nan", "distillation is nan"),
+        ("total_kimg=inf", "total_kimg is inf"),
+        ("optimizer.b2=1", "optimizer.b2 is 1"),
+        ("comodgan.mixing_probability=7", "mixing_probability is 7"),
+        ("resolution=16", "At 16 pixels nothing is distilled"),
+    ],
+)
+def test_settings_that_make_no_sense(setting, part):
+    with pytest.raises(UserError, match=part):
+        check_settings(load("places512", setting))
+    with pytest.raises(UserError, match="a comodgan has none"):
+        check_settings(load("comodgan_places512", "teacher=x"))
+
+
+def test_one_override_shrinks_any_recipe():
+    for recipe in RECIPES:
+        config = load(recipe, tiny=True)
+        assert total_steps(config) == 2 and config.resolution == 32
+        assert config.teacher is None and config.data.source == "scenes"
+    config = base_config()
+    smoke(config)
+    assert config.networks.channel_max == 8
+
+
+def test_halving_the_batch_doubles_the_steps():
+    assert total_steps(load("places512")) == 781_250
+    assert total_steps(load("places512", "batch_size=16")) == 1_562_500
+    assert total_steps(load("places512", "total_kimg=0.001")) == 1

@@ -1,0 +1,291 @@
+"""The verb: what it refuses, and the whole way from a teacher to a picture."""
+
+import jax
+import numpy as np
+import pytest
+import runs
+from PIL import Image
+from test_config import RECIPES
+from variables import random_variables
+from verbs import one_sentence, run_here
+
+import migan_jax
+from migan_jax import convert, inpaint, train
+from migan_jax.config import load_config
+from migan_jax.models import comodgan, migan
+from migan_jax.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+# What it refuses, before anything long is begun.
+
+
+def refused(monkeypatch, tmp_path, *arguments, recipe="scenes64"):
+    message = run_here(
+        monkeypatch,
+        train,
+        f"--config={recipe}",
+        "--smoke",
+        f"--workdir={tmp_path / 'run'}",
+        *arguments,
+    )
+    one_sentence(message)
+    return message
+
+
+def saved_network(network, path):
+    variables = random_variables(network)
+    save_checkpoint(
+        Checkpoint(network, variables["params"], variables["stats"]), path, "training"
+    )
+    return path
+
+
+NARROW = {"channel_base": 256, "channel_max": 8}
+
+
+def test_a_teacher_of_another_resolution(monkeypatch, tmp_path):
+    teacher = saved_network(comodgan.Generator(16, **NARROW), tmp_path / "teacher")
+    message = refused(monkeypatch, tmp_path, f"--config.teacher={teacher}")
+    assert f"{teacher} works at 16 pixels, but resolution is 32" in message
+
+
+def test_a_teacher_of_another_kind(monkeypatch, tmp_path):
+    teacher = saved_network(migan.Generator(32, **NARROW), tmp_path / "teacher")
+    message = refused(monkeypatch, tmp_path, f"--config.teacher={teacher}")
+    assert "is a migan, but must be a comodgan" in message
+
+
+def test_a_teacher_that_is_not_there(monkeypatch, tmp_path):
+    message = refused(monkeypatch, tmp_path, "--config.teacher=nothing.safetensors")
+    assert "nothing.safetensors" in message and "--config.teacher=none" in message
+
+
+def test_a_batch_that_does_not_divide(monkeypatch, tmp_path):
+    count = len(jax.devices())
+    message = refused(monkeypatch, tmp_path, "--config.batch_size=12")
+    assert f"batch_size 12 cannot be split over {count} devices" in message
+    assert f"make it a multiple of {count}" in message
+    parts = "--config.parts=2", "--config.mesh.space=2"
+    message = refused(monkeypatch, tmp_path, *parts, "--config.batch_size=12")
+    assert "2 to an image in 2 parts" in message
+    message = refused(monkeypatch, tmp_path, "--config.mesh.space=3")
+    assert "mesh.space is 3, but must divide" in message
+
+
+def test_a_missing_dataset(monkeypatch, tmp_path):
+    message = refused(monkeypatch, tmp_path, "--config.data.source=nowhere/photos")
+    assert "nowhere/photos" in message
+
+
+def test_a_typo(monkeypatch, tmp_path):
+    message = refused(monkeypatch, tmp_path, "--config.batchsize=8")
+    assert "did you mean batch_size?" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bucket_is_no_workdir(monkeypatch):
+    message = run_here(monkeypatch, train, "--config=scenes64", "--workdir=gs://a/b")
+    one_sentence(message, "gs:/a/b", "mount the bucket")
+
+
+def test_weights_are_no_run(monkeypatch, tmp_path):
+    """A converted checkpoint is to begin with, not to go on in."""
+    saved_network(migan.Generator(32, **NARROW), tmp_path / "run")
+    message = refused(monkeypatch, tmp_path)
+    assert f"--init-from={tmp_path / 'run'}" in message
+    assert "holds weights, but no run" in message
+
+
+def test_a_workdir_that_cannot_be_made(monkeypatch, tmp_path):
+    (tmp_path / "run").write_text("a file")
+    assert "cannot be written to" in refused(monkeypatch, tmp_path)
+
+
+def test_all_or_none_of_the_processes(monkeypatch, tmp_path):
+    message = refused(monkeypatch, tmp_path, "--processes=2")
+    assert "--coordinator, --processes, --process-id" in message
+
+
+def test_a_warm_up_without_anything_to_warm_up_for(monkeypatch, tmp_path):
+    message = refused(monkeypatch, tmp_path, "--config.optimizer.warmup_kimg=1")
+    assert "name one with --init-from" in message
+    other = saved_network(migan.Generator(32, **NARROW), tmp_path / "other.safetensors")
+    begun = f"--init-from={other}", "--config.optimizer.frozen_levels=1"
+    message = refused(monkeypatch, tmp_path, *begun)
+    assert "name a run's workdir with --init-from" in message
+
+
+def test_unknown_arguments(monkeypatch, tmp_path, capsys):
+    arguments = "--config=scenes64", f"--workdir={tmp_path}", "--batch=3"
+    assert run_here(monkeypatch, train, *arguments) == 2
+    assert "--config.KEY=VALUE" in capsys.readouterr().err
+    arguments = "--config=scenes64", f"--workdir={tmp_path}", "--config.KEY=3"
+    assert run_here(monkeypatch, train, *arguments) == 2
+    assert "name a setting instead of KEY" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_weights_of_another_kind_to_begin_with(monkeypatch, tmp_path):
+    other = saved_network(migan.Generator(16, **NARROW), tmp_path / "other")
+    message = refused(monkeypatch, tmp_path, f"--init-from={other}")
+    assert "migan of 16 pixels" in message and "trains a migan of 32" in message
+    wide = saved_network(migan.Generator(32, 512, 16), tmp_path / "wide")
+    message = refused(monkeypatch, tmp_path, f"--init-from={wide}")
+    assert "other sizes than the configuration's" in message
+
+
+# The whole way.
+
+
+@pytest.fixture(scope="module")
+def teacher(cache, tmp_path_factory):
+    """A Co-Mod-GAN, trained for two steps."""
+    workdir = tmp_path_factory.mktemp("teacher") / "run"
+    ended = smoke("comodgan_places256", workdir, cache)
+    assert ended.returncode == 0, ended.stderr
+    return workdir
+
+
+def smoke(recipe, workdir, cache, *more):
+    return runs.run(
+        "migan_jax.train",
+        f"--config={recipe}",
+        "--smoke",
+        f"--workdir={workdir}",
+        *more,
+        cache=cache,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [*RECIPES, "places256:baseline"])
+def test_every_recipe_runs_two_steps(recipe, teacher, cache, tmp_path):
+    """Those with a teacher distil from a small one."""
+    workdir, more = tmp_path / "run", []
+    config = load_config(recipe, [], False)
+    if config.teacher:
+        more = [f"--config.teacher={teacher}"]
+    ended = smoke(recipe, workdir, cache, *more)
+    assert ended.returncode == 0, ended.stderr
+    lines = runs.metrics(workdir)
+    assert [line["step"] for line in lines] == [0, 1, 1, 2, 2]
+    assert all(np.isfinite(value) for line in lines for value in line.values())
+    assert ("g/distillation" in lines[1]) == bool(config.teacher)
+    said = "nothing is distilled" in ended.stderr
+    assert said == (config.system == "migan" and not config.teacher)
+    assert (workdir / "samples" / "step_00000002.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_from_a_teacher_to_a_picture(teacher, cache, tmp_path, monkeypatch, capsys):
+    """Distil, resume, export the EMA in the released form, load, inpaint."""
+    student = tmp_path / "student"
+    settings = (
+        f"--config.teacher={teacher}",
+        "--config.optimizer.ema_halflife_kimg=0.01",
+    )
+    assert smoke("places256", student, cache, *settings).returncode == 0
+    more = "--config.total_kimg=0.04"
+    ended = smoke("places256", student, cache, *settings, more)
+    assert ended.returncode == 0 and "resuming at step 2" in ended.stderr
+    assert runs.steps(student)[-1] == 5
+
+    released = tmp_path / "student.pt"
+    assert run_here(monkeypatch, convert, student, released, "--check") == 0
+    model = migan_jax.load(released)
+    assert model.network.reparam.form == "fused"
+    ema = runs.saved(student)["exported"]["params"]
+    live = runs.saved(student)["params"]["params"]["generator"]
+    exported, trained, loaded = (
+        tree["encoder"]["b32"]["conv1"]["depthwise"]["bias"]
+        for tree in (ema, live, model.params)
+    )
+    np.testing.assert_array_equal(loaded, exported)
+    assert not np.array_equal(loaded, trained)
+
+    photo = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    hole = np.zeros((50, 70), bool)
+    hole[20:30, 30:45] = True
+    filled = model.inpaint(photo, hole, feather=0)
+    assert np.array_equal(filled[~hole], photo[~hole])
+    assert (filled[hole] != photo[hole]).mean() > 0.5
+
+
+@pytest.mark.slow
+def test_beginning_with_a_run_and_with_a_file(cache, tmp_path):
+    """A run gives both networks, a file the generator; what starts cold is said."""
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    assert runs.train(first, 2, cache).returncode == 0
+    still = {"optimizer.learning_rate": 1e-30}
+    ended = runs.train(second, 2, cache, f"--init-from={first}", **still)
+    assert "generator and discriminator; starting cold: both optimisers" in ended.stderr
+    begun, ended_with = runs.saved(second), runs.saved(first)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        begun["exported"]["params"],
+        ended_with["exported"]["params"],
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        begun["params"]["params"]["discriminator"],
+        ended_with["params"]["params"]["discriminator"],
+    )
+    fused = tmp_path / "fused.safetensors"
+    save_checkpoint(load_checkpoint(first), fused, "fused")
+    ended = runs.train(third, 2, cache, f"--init-from={fused}", **still)
+    assert "generator; starting cold: discriminator and both optimisers" in ended.stderr
+    x = np.random.default_rng(0).standard_normal((1, 8, 8, 4), np.float32)
+    ours, theirs = (
+        np.asarray(migan_jax.load(path).forward(x)) for path in (third, fused)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    again = runs.train(third, 2, cache, f"--init-from={fused}", **still)
+    assert "--init-from is for a run's beginning" in again.stderr
+
+
+@pytest.mark.slow
+def test_a_run_without_progress_ends(cache, tmp_path, monkeypatch):
+    """The best checkpoint is kept, and what the run says at last can be done."""
+    workdir = tmp_path / "run"
+    settings = {
+        "patience_kimg": 0.02,  # five steps: the second evaluation after the best
+        "optimizer.learning_rate": 1e-30,
+        "optimizer.ema_halflife_kimg": 1e9,
+        "keep_last": 1,
+        "keep_best": 1,
+    }
+    ended = runs.train(workdir, 100, cache, **settings)
+    assert ended.returncode == 0, ended.stderr
+    assert "has not risen for 0.02 kimg" in ended.stdout
+    (step,) = {line["step"] for line in runs.metrics(workdir)[-1:]}
+    assert step < 20
+    best = workdir / "checkpoints" / str(runs.steps(workdir)[0])
+    assert migan_jax.load(best).network.resolution == 8
+    again = runs.train(workdir, 100, cache, **settings)
+    assert "has not risen" in again.stdout and runs.steps(workdir)[-1] == step
+
+    command = again.stdout.partition("python -m migan_jax.inpaint")[2]
+    arguments = command.replace("\\", "").split()
+    monkeypatch.chdir(tmp_path)
+    assert run_here(monkeypatch, inpaint, *arguments, "--feather=0") == 0
+    picture, example = (
+        np.asarray(Image.open(path))
+        for path in (tmp_path / "inpainted.png", workdir / "samples" / "example.png")
+    )
+    hole = np.asarray(Image.open(workdir / "samples" / "example_mask.png")) > 0
+    assert hole.any() and picture.shape == example.shape
+    np.testing.assert_array_equal(picture[~hole], example[~hole])
+    assert (workdir / "curves.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_is_stopped_with_its_last_checkpoint(cache, tmp_path):
+    workdir = tmp_path / "run"
+    assert runs.train(workdir, 4, cache).returncode == 0
+    before = runs.saved(workdir)
+    settings = {"optimizer.learning_rate": 1e38, "nonfinite_steps": 5}
+    ended = runs.train(workdir, 1000, cache, "--force-resume", **settings)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert "has not been finite for 5 steps" in ended.stderr.splitlines()[-1]
+    assert runs.steps(workdir) == [4]
+    jax.tree.map(np.testing.assert_array_equal, runs.saved(workdir), before)

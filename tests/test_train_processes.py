@@ -1,0 +1,135 @@
+"""Several processes are one run: the same as one process, saved and resumed by others.
+
+Each process has CPU devices of its own, and they talk through localhost.
+"""
+
+import shutil
+import signal
+import socket
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+pytestmark = pytest.mark.slow  # processes that compile
+
+STEPS = 8
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def start_all(workdir, steps, cache, processes, devices, *more, **settings):
+    """One process each, that find one another."""
+    port = free_port()
+    return [
+        runs.start(
+            workdir,
+            steps,
+            cache / f"{processes}x{devices}-{index}",
+            f"--coordinator=localhost:{port}",
+            f"--processes={processes}",
+            f"--process-id={index}",
+            *more,
+            devices=devices,
+            **settings,
+        )
+        for index in range(processes)
+    ]
+
+
+def end_all(processes, timeout=400):
+    """What they print; all must end well."""
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in processes]
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            process.kill()
+        raise AssertionError([process.communicate() for process in processes]) from None
+    for process, (_, error) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, error
+    return outputs
+
+
+def close(actual, expected):
+    """Sums over devices are done in another order, and Adam enlarges rounding."""
+    for name in ("exported", "params"):
+        pairs = zip(*map(jax.tree.leaves, (actual[name], expected[name])), strict=True)
+        for ours, theirs in pairs:
+            np.testing.assert_allclose(ours, theirs, atol=2e-3, rtol=2e-2)
+
+
+@pytest.fixture(scope="module")
+def by_two(cache, tmp_path_factory):
+    """Two processes with two devices each, as far as half the way."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    outputs = end_all(start_all(workdir, STEPS // 2, cache, 2, 2))
+    return workdir, outputs
+
+
+@pytest.fixture(scope="module")
+def alone(cache, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    ended = runs.train(workdir, STEPS, cache)
+    assert ended.returncode == 0, ended.stderr
+    return workdir
+
+
+def test_only_the_first_process_writes(by_two, alone):
+    workdir, ((out, error), (other_out, other_error)) = by_two
+    assert "4 cpu in 2 processes, batch of 4 split 4 ways" in error
+    assert f"finished {STEPS // 2} steps" in out
+    assert "finished" not in other_out and "devices:" not in other_error
+    ours, theirs = runs.metrics(workdir), runs.metrics(alone)
+    assert [line["step"] for line in ours] == [0, 3, 4, 4]
+    for mine, other in zip(ours, theirs, strict=False):
+        shared = mine.keys() & other.keys() if mine["step"] == other["step"] else ()
+        for name in shared:
+            assert mine[name] == pytest.approx(other[name], rel=1e-2, abs=1e-2), name
+    close(runs.saved(workdir, 4), runs.saved(alone, 4))
+
+
+@pytest.mark.parametrize("processes, devices", [(1, 1), (4, 1)])
+def test_saved_by_two_and_resumed_by_others(
+    processes, devices, by_two, alone, cache, tmp_path
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(by_two[0], workdir)
+    if processes == 1:
+        ended = runs.train(workdir, STEPS, cache, devices=devices)
+        assert ended.returncode == 0, ended.stderr
+        error = ended.stderr
+    else:
+        ((_, error), *_) = end_all(start_all(workdir, STEPS, cache, processes, devices))
+    assert f"resuming at step {STEPS // 2}" in error
+    close(runs.saved(workdir), runs.saved(alone))
+    logged = [line["step"] for line in runs.metrics(workdir)]
+    assert logged == [0, 3, 4, 4, 6, 8, 8]
+
+
+def test_sigterm_of_one_process_stops_all_at_the_same_step(cache, tmp_path):
+    workdir = tmp_path / "run"
+    processes = start_all(workdir, 100_000, cache, 2, 2)
+    runs.wait_for_metrics(processes[0], workdir, 4)
+    processes[1].send_signal(signal.SIGTERM)
+    ((out, _), _) = end_all(processes)
+    step = runs.steps(workdir)[-1]
+    assert f"stopped at step {step}, saved" in out
+
+
+def test_hosts_that_do_not_come(cache, tmp_path):
+    (process, *others) = start_all(
+        tmp_path / "run", STEPS, cache, 1, 1, "--connect-timeout=3", "--processes=2"
+    )
+    _, error = process.communicate(timeout=120)
+    assert not others and process.returncode == 1
+    sentence = error.splitlines()[-1]
+    assert sentence.startswith("error: ") and "run the same command on every host" in (
+        sentence
+    )
+    assert "Traceback" not in error

@@ -1,0 +1,175 @@
+"""A run that is killed, stopped or damaged goes on as if nothing had happened.
+
+Everything is compared bit for bit with a run that was left alone: parameters,
+optimisers, EMA, metrics, pictures; and through them the data and its masks.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import runs
+
+pytestmark = pytest.mark.slow  # every start of a process takes seconds
+
+STEPS = 26
+
+
+@pytest.fixture(scope="module")
+def alone(cache, tmp_path_factory):
+    """The run that nothing happens to."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    ended = runs.train(workdir, STEPS, cache)
+    assert ended.returncode == 0, ended.stderr
+    return workdir
+
+
+def finish(workdir, cache, alone, *more, **settings):
+    ended = runs.train(workdir, STEPS, cache, *more, **settings)
+    assert ended.returncode == 0, ended.stderr
+    runs.assert_same(workdir, alone)
+    return ended
+
+
+def kill_while_saving(process, workdir, rng):
+    """As soon as a checkpoint is begun, or a moment later."""
+    begun = set((workdir / "checkpoints").glob("*tmp*"))
+    while process.poll() is None:
+        if set((workdir / "checkpoints").glob("*tmp*")) - begun:
+            time.sleep(rng.choice([0, 0, 0.01, 0.05, 0.1, 0.3]))
+            process.kill()
+            return
+        time.sleep(0.001)
+
+
+def kill_at_any_time(process, workdir, rng):
+    """Some time after metrics began to come."""
+    path = workdir / "metrics.jsonl"
+    before = path.stat().st_mtime if path.exists() else None
+    while process.poll() is None:
+        if path.exists() and path.stat().st_mtime != before:
+            time.sleep(rng.uniform(0, 3))
+            process.kill()
+            return
+        time.sleep(0.001)
+
+
+def test_killed_again_and_again(alone, cache, tmp_path):
+    rng, workdir, killed = random.Random(0), tmp_path / "run", 0
+    for kill in [kill_while_saving, kill_at_any_time, kill_while_saving] * 2:
+        process = runs.start(workdir, STEPS, cache)
+        kill(process, workdir, rng)
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+    assert killed >= 4  # by then it may have come to its end
+    finish(workdir, cache, alone)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop(number, alone, cache, tmp_path):
+    """A scheduler's SIGTERM and Ctrl-C save, whatever step it is, and exit with 0."""
+    workdir = tmp_path / "run"
+    process = runs.start(workdir, STEPS, cache)
+    runs.wait_for_metrics(process, workdir, 3)
+    process.send_signal(number)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    step = runs.steps(workdir)[-1]
+    assert 0 < step < STEPS and f"stopped at step {step}, saved" in out
+    ended = finish(workdir, cache, alone)
+    assert f"resuming at step {step}" in ended.stderr
+    again = finish(workdir, cache, alone)
+    assert "compil" not in again.stderr and f"finished {STEPS} steps" in again.stdout
+
+
+def test_a_signal_to_all_processes_of_the_run(alone, cache, tmp_path):
+    """Schedulers tell the processes that load, too, which end at once."""
+    workdir, workers = tmp_path / "run", {"data.workers": 2}
+    process = runs.start(workdir, STEPS, cache, session=True, **workers)
+    runs.wait_for_metrics(process, workdir, 3)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert 0 < runs.steps(workdir)[-1] <= STEPS
+    ended = runs.train(workdir, STEPS, cache, **workers)
+    assert ended.returncode == 0, ended.stderr
+    assert runs.metrics(workdir) == runs.metrics(alone)
+
+
+def damage_file(path):
+    """Other bytes in the middle, of the same number."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 8] = bytes(255 - x for x in content[middle : middle + 8])
+    path.write_bytes(content)
+
+
+def largest_file(folder):
+    return max(
+        (p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+
+
+DAMAGES = {
+    "changed": lambda step: damage_file(largest_file(step / "params" / "d")),
+    "changed_moments": lambda step: damage_file(largest_file(step / "optimizer")),
+    "cut_off": lambda step: os.truncate(largest_file(step / "exported" / "d"), 100),
+    "gone": lambda step: shutil.rmtree(step / "optimizer"),
+    "no_record": lambda step: (step / "run" / "metadata").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
+    damage, alone, cache, tmp_path
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(alone, workdir)
+    newest = runs.steps(workdir)[-1]
+    DAMAGES[damage](workdir / "checkpoints" / str(newest))
+    ended = finish(workdir, cache, alone)
+    before = f"resuming at step {runs.steps(alone)[-2]}"
+    assert f"checkpoint {newest} is damaged" in ended.stderr and before in ended.stderr
+    (kept,) = (workdir / "damaged").iterdir()
+    assert kept.name.startswith(f"{newest}-")
+
+
+def test_a_full_disk_ends_the_run_and_loses_nothing(cache, tmp_path):
+    """Files that may not grow stand for it: checkpoints are the largest."""
+    workdir, wide = tmp_path / "run", {"networks.channel_base": 1024}
+    wide["networks.channel_max"] = 128
+    assert runs.train(workdir, 4, cache, **wide).returncode == 0
+    limited = subprocess.run(
+        [  # kilobytes of a file
+            *("bash", "-c", 'ulimit -f 480; exec "$@"', "-"),
+            *runs.command(workdir, STEPS, **wide),
+        ],
+        env=runs.environment(cache),
+        capture_output=True,
+        text=True,
+    )
+    assert limited.returncode == 1
+    (sentence,) = (x for x in limited.stderr.splitlines() if x.startswith("error: "))
+    assert "A checkpoint cannot be written" in sentence
+    assert "File too large" in sentence and "step 4 is complete" in sentence
+    assert runs.steps(workdir) == [4]
+    ended = runs.train(workdir, STEPS, cache, **wide)
+    assert ended.returncode == 0 and "resuming at step 4" in ended.stderr
+
+
+def test_two_runs_do_not_share_a_workdir(cache, tmp_path):
+    workdir = tmp_path / "run"
+    process = runs.start(workdir, 10_000, cache)
+    runs.wait_for_metrics(process, workdir, 1)
+    other = runs.train(workdir, STEPS, cache)
+    process.kill()
+    process.communicate()
+    assert other.returncode == 1
+    assert other.stderr == (
+        f"error: {workdir} is in use by another run: wait for it, or name another "
+        f"folder.\n"
+    )

@@ -1,0 +1,250 @@
+"""An iteration is the same on any devices and in any parts, gradients included.
+
+Adam would hide a wrong scale, so the optimisers here keep what they are given.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from variables import random_variables
+
+from migan_jax.data.mask_samplers import SAMPLERS
+from migan_jax.models import comodgan, discriminators, migan
+from migan_jax.systems.base import prepare
+from migan_jax.systems.comodgan import CoModGAN
+from migan_jax.systems.migan import MIGAN
+from migan_jax.training.step import (
+    init_state,
+    make_penalty_step,
+    make_step,
+    split_batch,
+)
+
+SIZE, BATCH, RATE = 32, 8, 1e-4  # 32 rows are split, and one level is distilled
+TOLERANCE = 1e-9
+NARROW = {"resolution": SIZE, "channel_base": 128, "channel_max": 4}
+TEACHER = comodgan.Generator(**NARROW, z_dim=4, w_dim=4, encoder_dim=4)
+BOX = SAMPLERS["box"]
+# These programs run once, and take minutes to optimise.
+NOT_OPTIMISED = {"xla_backend_optimization_level": 0}
+
+
+class Exact:
+    """Computes in float64: the dtype of the pictures is that of everything."""
+
+    def prepare(self, batch, key):
+        prepared = super().prepare(batch, key)
+        for name in ("image", "mask"):
+            prepared[name] = prepared[name].astype(jnp.float64)
+        return prepared
+
+
+class ExactMIGAN(Exact, MIGAN):
+    pass
+
+
+class ExactCoModGAN(Exact, CoModGAN):
+    pass
+
+
+SYSTEMS = {
+    "migan": ExactMIGAN(
+        migan.Generator(**NARROW),
+        discriminators.MIGANDiscriminator(**NARROW),
+        BOX,
+        teacher=TEACHER,
+    ),
+    "comodgan": ExactCoModGAN(
+        TEACHER, discriminators.CoModGANDiscriminator(**NARROW), BOX, l1_weight=2.0
+    ),
+}
+
+
+def recording():
+    """Gradient descent whose state is the gradients of the last two turns."""
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return {"last": zeros, "before": zeros}
+
+    def update(gradient, seen, params=None):
+        step = jax.tree.map(lambda leaf: -RATE * leaf, gradient)
+        return step, {"last": gradient, "before": seen["last"]}
+
+    return optax.GradientTransformation(init, update)
+
+
+OPTIMIZERS = dict.fromkeys(("generator", "discriminator"), recording())
+
+
+def first_state(system):
+    """Random weights of float64, noise strengths included."""
+    shapes = jax.eval_shape(lambda: init_state(system, OPTIMIZERS, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+
+    def fill(leaf):
+        if np.issubdtype(leaf.dtype, np.integer):
+            return np.zeros(leaf.shape, leaf.dtype)
+        return rng.standard_normal(leaf.shape)
+
+    return jax.tree.map(fill, shapes)
+
+
+def frozen_of(system):
+    if isinstance(system, CoModGAN):
+        return {}
+    return {"teacher": random_variables(TEACHER, seed=1, dtype=np.float64)}
+
+
+def mesh_of(devices, space):
+    grid = np.array(jax.devices()[:devices]).reshape(-1, space)
+    return Mesh(grid, ("data", "space"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def put_pictures(mesh, own_masks):
+    """A batch as it is loaded, split."""
+    rng = np.random.default_rng(2)
+    batch = {"image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)}
+    if own_masks:
+        batch["mask"] = rng.integers(0, 2, (BATCH, SIZE, SIZE, 1), np.uint8)
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data", "space")))
+
+
+def iteration(system, devices, space, parts=1):
+    """Gradients of G, D and R1, stats, metrics and programs, on so many devices."""
+    mesh = mesh_of(devices, space)
+    whole = NamedSharding(mesh, PartitionSpec())
+    # One draws its masks, the other has its own.
+    batch = put_pictures(mesh, own_masks=isinstance(system, CoModGAN))
+    state, frozen = jax.device_put((first_state(system), frozen_of(system)), whole)
+    rest = frozen, batch, jax.random.key(3)
+    after, metrics, texts = state, {}, []
+    for step in (
+        make_step(system, OPTIMIZERS, 0.5, parts),
+        make_penalty_step(system, OPTIMIZERS, parts),
+    ):
+        with jax.set_mesh(mesh):
+            lowered = jax.jit(step, out_shardings=whole).lower(after, *rest)
+            program = lowered.compile(NOT_OPTIMISED)
+        after, told = program(after, *rest)
+        metrics |= told
+        texts.append(program.as_text())
+    gradients = {
+        "generator": after.opt_state["generator"]["last"],
+        "discriminator": after.opt_state["discriminator"]["before"],
+        "r1": after.opt_state["discriminator"]["last"],
+    }
+    results = jax.tree.map(np.asarray, (gradients, after.stats, metrics))
+    return *results, "\n".join(texts)
+
+
+def agree(actual, expected, tolerance):
+    for ours, theirs in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+        # Some gradients are zero but for rounding.
+        atol = max(tolerance * np.abs(theirs).max(), 1e-15)
+        np.testing.assert_allclose(ours, theirs, atol=atol, rtol=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_devices_and_parts_change_nothing(name, float64):
+    system = SYSTEMS[name]
+    *expected, _ = iteration(system, 1, 1)
+    for gradient in expected[0].values():
+        moved = [np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient)]
+        assert sum(moved) > 0.8 * len(moved)  # no last bias has a part in R1
+    for devices, space in ((8, 1), (8, 2)):
+        *ours, program = iteration(system, devices, space)
+        agree(ours, expected, TOLERANCE)
+        # A device computes features of its own samples and rows, for which it fetches
+        # rows from neighbours. Only a CPU's depthwise kernels, MI-GAN's, get their
+        # gradient from the whole batch.
+        own = rf"f64\[{BATCH * space // devices},{SIZE // space},{SIZE},4\]"
+        assert len(re.findall(own, program)) > 100
+        if name == "comodgan":
+            assert not re.search(rf"f64\[{BATCH},{SIZE},{SIZE},", program)
+        assert ("collective-permute" in program) == (space > 1)
+    # The squares of all styles of a batch have a share in an epsilon of Co-Mod-GAN.
+    tolerance = TOLERANCE if name == "migan" else 1e-6
+    *ours, _ = iteration(system, 1, 1, parts=2)
+    agree(ours, expected, tolerance)
+    if name == "migan":
+        before = first_state(system).stats
+        for stats in (expected[1], ours[1]):
+            jax.tree.map(np.testing.assert_array_equal, stats, before)
+
+
+def same_draws(ours, theirs):
+    if np.issubdtype(theirs.dtype, np.floating):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_devices_draw_what_one_does():
+    """Flips, masks, noise, latents, dropout; normal ones up to rounding."""
+
+    def everything(devices, space):
+        mesh = mesh_of(devices, space)
+
+        def draw(batch, key):
+            prepared = prepare(batch, key, BOX)
+            drawn = {
+                player: SYSTEMS["comodgan"].draw(player, key, prepared["sample"])
+                for player in SYSTEMS["comodgan"].players
+            }
+            for draws in drawn.values():
+                draws["dropout_keys"] = jax.random.key_data(draws["dropout_keys"])
+            return prepared, drawn
+
+        with jax.set_mesh(mesh):
+            return jax.jit(draw)(put_pictures(mesh, own_masks=False), jax.random.key(5))
+
+    expected = everything(1, 1)
+    for devices, space in ((8, 1), (8, 2)):
+        ours = everything(devices, space)
+        image = ours[0]["image"]
+        part = BATCH * space // devices, SIZE // space, SIZE, 3
+        assert {shard.data.shape for shard in image.addressable_shards} == {part}
+        jax.tree.map(same_draws, ours, expected)
+
+
+def test_parts_hold_whole_groups():
+    samples = np.arange(24)
+    batch = {
+        "sample": samples,
+        "image": np.zeros((24, 2, 2, 3)) + samples[:, None, None, None],
+    }
+    parts = split_batch(batch, 3)
+    assert parts["sample"].shape == (3, 8)
+    assert sorted(np.asarray(parts["sample"]).ravel()) == samples.tolist()
+    for part, image in zip(parts["sample"], parts["image"], strict=True):
+        assert np.array_equal(image[:, 0, 0, 0], part)
+        # What belongs together in 24 (modulo 6) does so in 8 (modulo 2).
+        for row in range(2):
+            assert len({int(sample) % 6 for sample in part[row::2]}) == 1
+    with pytest.raises(ValueError, match="not 5 parts of whole groups"):
+        split_batch(batch, 5)
+    with pytest.raises(ValueError, match="not 4 parts"):
+        split_batch({"image": np.zeros((24, 1, 1, 1))}, 4)
+    # Groups of eight samples are of four, which do not come in four parts.
+    with pytest.raises(ValueError, match="8 samples are not 4 parts"):
+        split_batch({"image": np.zeros((8, 1, 1, 1))}, 4)
+    with pytest.raises(ValueError, match="2 samples are not 4 parts"):
+        split_batch({"image": np.zeros((2, 1, 1, 1))}, 4)
+
+
+def test_parts_stay_split():
+    """Each device has its share of every part, or it would wait in turns."""
+    mesh = mesh_of(8, 2)
+    batch = {"image": put_pictures(mesh, own_masks=False)["image"]}
+    with jax.set_mesh(mesh):
+        image = jax.jit(lambda batch: split_batch(batch, 2))(batch)["image"]
+    shapes = {shard.data.shape for shard in image.addressable_shards}
+    assert shapes == {(2, BATCH // 8, SIZE // 2, SIZE, 3)}
