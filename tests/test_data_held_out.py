@@ -46,11 +46,12 @@ def test_pictures_of_their_own(photos, tmp_path):
     assert names(held) == names(FileSource(validation))[:8]
 
 
-def test_the_training_pictures_are_no_validation(photos):
-    with pytest.raises(
-        UserError, match=r"validation holds the pictures of data\.source"
-    ):
-        open_parts(config_of(photos, validation=str(photos)))
+@pytest.mark.parametrize("inside", [".", "val"])
+def test_the_training_pictures_are_no_validation(inside, photos):
+    if inside != ".":
+        photo_folder(photos / inside, 3)
+    with pytest.raises(UserError, match=r"validation holds pictures of data\.source"):
+        open_parts(config_of(photos, validation=str(photos / inside)))
 
 
 def test_they_are_the_middles_with_fixed_masks(photos, tmp_path):

@@ -114,6 +114,11 @@ def test_a_warm_up_without_anything_to_warm_up_for(monkeypatch, tmp_path):
     assert "name a run's workdir with --init-from" in message
 
 
+def test_patience_that_is_none_at_all(monkeypatch, tmp_path):
+    message = refused(monkeypatch, tmp_path, "--config.patience_kimg=0")
+    assert "patience_kimg is 0.0, but must be above 0" in message
+
+
 def test_unknown_arguments(monkeypatch, tmp_path, capsys):
     arguments = "--config=scenes64", f"--workdir={tmp_path}", "--batch=3"
     assert run_here(monkeypatch, train, *arguments) == 2
@@ -131,6 +136,10 @@ def test_weights_of_another_kind_to_begin_with(monkeypatch, tmp_path):
     wide = saved_network(migan.Generator(32, 512, 16), tmp_path / "wide")
     message = refused(monkeypatch, tmp_path, f"--init-from={wide}")
     assert "other sizes than the configuration's" in message
+    alone = saved_network(migan.Generator(32, **NARROW), tmp_path / "alone")
+    begun = f"--init-from={alone}", "--config.optimizer.frozen_levels=1"
+    message = refused(monkeypatch, tmp_path, *begun)
+    assert "keeps levels of a discriminator that has learned" in message
 
 
 # The whole way.
@@ -257,6 +266,7 @@ def test_a_run_without_progress_ends(cache, tmp_path, monkeypatch):
     ended = runs.train(workdir, 100, cache, **settings)
     assert ended.returncode == 0, ended.stderr
     assert "has not risen for 0.02 kimg" in ended.stdout
+    assert "dB, was that of the beginning" in ended.stdout
     (step,) = {line["step"] for line in runs.metrics(workdir)[-1:]}
     assert step < 20
     best = workdir / "checkpoints" / str(runs.steps(workdir)[0])

@@ -112,6 +112,12 @@ def test_saved_by_two_and_resumed_by_others(
     assert logged == [0, 3, 4, 4, 6, 8, 8]
 
 
+def test_two_processes_begin_with_a_run(alone, cache, tmp_path):
+    begun = f"--init-from={alone}"
+    ((_, error), _) = end_all(start_all(tmp_path / "run", 1, cache, 2, 2, begun))
+    assert "generator and discriminator; starting cold: both optimisers" in error
+
+
 def test_sigterm_of_one_process_stops_all_at_the_same_step(cache, tmp_path):
     workdir = tmp_path / "run"
     processes = start_all(workdir, 100_000, cache, 2, 2)

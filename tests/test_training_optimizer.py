@@ -217,3 +217,5 @@ def test_levels_that_stay_as_they_are():
         moved = [bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(tree)]
         assert not any(moved) if level == "b8" else all(moved)
     assert {"b4", "b8"} <= updates["discriminator"].keys()
+    free = adam(1e-3, 0.0, 0.99).init(own)
+    assert jax.tree.structure(optimizer.init(own)) == jax.tree.structure(free)

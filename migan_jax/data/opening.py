@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from migan_jax.config import require_at_least
+from migan_jax.data.examples import Crop
 from migan_jax.data.held_out import Part, hold_out
 from migan_jax.data.mask_samplers import SAMPLERS
 from migan_jax.data.sources import Source, open_source
@@ -27,16 +28,24 @@ def open_parts(config: "ConfigDict") -> tuple[Source, Source]:
         validation = open_source(
             data.validation, masks=None, mask_hole=data.mask_hole, **options
         )
-        same_place = os.path.realpath(data.validation) == os.path.realpath(data.source)
         same = validation.fingerprint.digest == source.fingerprint.digest
-        if same_place or same:  # own masks, too, make another digest
+        if same or _overlap(data.validation, data.source):  # own masks change a digest
             raise UserError(
-                "data.validation holds the pictures of data.source: name others, or "
-                "leave it empty to hold some out."
+                "data.validation holds pictures of data.source: name others, or leave "
+                "it empty to hold some out."
             )
         count = min(data.held_out, len(validation))
         return source, Part(validation, np.arange(count))
     return hold_out(source, data.held_out, config.seed)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two places are the same, or folders of which one holds the other."""
+    one, other = os.path.realpath(one), os.path.realpath(other)
+    folders = os.path.isdir(one) and os.path.isdir(other)
+    return one == other or (
+        folders and os.path.commonpath([one, other]) in (one, other)
+    )
 
 
 def check_settings(config: "ConfigDict") -> None:
@@ -60,3 +69,6 @@ def check_settings(config: "ConfigDict") -> None:
         raise UserError(
             f"data.draw_masks_on is 'device' or 'host', not {data.draw_masks_on!r}."
         )
+    if not 0 <= data.bad_share <= 1:
+        raise UserError(f"data.bad_share is from 0 to 1, not {data.bad_share}.")
+    Crop(config.resolution, data.crop, data.crop_scale)  # refuses what it cannot do

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 SYSTEMS = ("migan", "comodgan")
+NO_DISCRIMINATOR = (
+    "optimizer.frozen_levels keeps levels of a discriminator that has learned: name a "
+    "run's workdir with --init-from, or set it to 0."
+)
 DTYPES = ("float32", "bfloat16")
 
 LEAST = {  # that settings may be
@@ -44,7 +48,6 @@ LEAST = {  # that settings may be
     "optimizer.generator_interval": 1,
     "optimizer.warmup_kimg": 0,
     "optimizer.frozen_levels": 0,
-    "patience_kimg": 0,
     "parts": 1,
     "log_every_steps": 1,
     "save_every_steps": 1,
@@ -83,6 +86,11 @@ def check_settings(config: "ConfigDict") -> None:
     ):
         if not 0 < value < math.inf:
             raise UserError(f"{name} is {value}, but must be above 0, and finite.")
+    if config.patience_kimg is not None and not config.patience_kimg > 0:
+        raise UserError(
+            f"patience_kimg is {config.patience_kimg}, but must be above 0, or none to "
+            f"go on to the end."
+        )
     for name, value in (
         ("optimizer.b2", config.optimizer.b2),
         ("comodgan.mixing_probability", config.comodgan.mixing_probability),
@@ -114,10 +122,7 @@ def check_start(config: "ConfigDict", init_from: Path | None) -> None:
             "set it to 0."
         )
     if optimizer.frozen_levels and not (init_from and init_from.is_dir()):
-        raise UserError(
-            "optimizer.frozen_levels keeps levels of a discriminator that has learned: "
-            "name a run's workdir with --init-from, or set it to 0."
-        )
+        raise UserError(NO_DISCRIMINATOR)
 
 
 def load_teacher(config: "ConfigDict") -> Teacher | None:

@@ -66,10 +66,12 @@ def without_levels(
     def still(path: Any, update: jax.Array) -> jax.Array:
         return jnp.zeros_like(update) if path[1].key in levels else update
 
-    freeze = optax.stateless(
-        lambda updates, _: jax.tree_util.tree_map_with_path(still, updates)
-    )
-    return optax.chain(optimizer, freeze)
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(gradient, state, params)
+        return jax.tree_util.tree_map_with_path(still, updates), state
+
+    # Of the same state, so that a run can go on with other levels.
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def _finite(gradient: jax.Array) -> jax.Array:

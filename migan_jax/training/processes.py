@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint.multihost import get_barrier_sync_fn
 
 from migan_jax.errors import UserError
@@ -121,6 +123,13 @@ def workdir_held(workdir: Path) -> Iterator[None]:
         yield
 
 
+def of_the_first(number: float) -> float:
+    """What process 0 measured, for decisions that all must take alike."""
+    if jax.process_count() == 1:
+        return number
+    return float(multihost_utils.broadcast_one_to_all(np.float32(number)))
+
+
 def meet(name: str) -> None:
     """Wait until all processes are here; each name is for one meeting.
 
@@ -135,14 +144,15 @@ def meet(name: str) -> None:
 def ended_together() -> Iterator[None]:
     """Let an error of one process end it at once, and JAX the others.
 
-    Waiting for them, as a process that ends usually does, would be for ever.
+    Waiting for them, as a process that ends usually does, would be for minutes or ever.
     """
     try:
         yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if jax.process_count() == 1:
             raise
-        if not isinstance(error, UserError):
+        if not isinstance(error, (UserError, KeyboardInterrupt)):
             traceback.print_exception(error)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        said = f"error: {error}" if isinstance(error, Exception) else "interrupted"
+        print(said, file=sys.stderr, flush=True)
         os._exit(1)

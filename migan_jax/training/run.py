@@ -139,7 +139,10 @@ class Run:
         building.check_start(self.config, init_from)
         self.state, self.first_step = make(), 0
         if init_from is not None:
-            self.state, sentence = start_from(init_from, self.system, self.state)
+            levels_stay = self.config.optimizer.frozen_levels > 0
+            self.state, sentence = start_from(
+                init_from, self.system, self.state, levels_stay
+            )
             logger.info(sentence)
 
     def announce(self) -> None:
@@ -253,7 +256,8 @@ class Run:
 
     def _show_samples(self, reporter: Reporter, step: int) -> None:
         figures, grid = self._samples.evaluate(self.state)
-        score, least = figures[f"eval/{SCORE}"], figures["eval/mean_colour_psnr"]
+        score = processes.of_the_first(figures[f"eval/{SCORE}"])
+        least = figures["eval/mean_colour_psnr"]
         self._score = step, score
         if math.isfinite(score) and (self._best is None or score > self._best[1]):
             self._best = step, score
@@ -267,9 +271,14 @@ class Run:
             )
 
     def is_stale(self, step: int) -> bool:
-        """Whether the held-out hole PSNR has not risen for as long as is allowed."""
+        """Whether the held-out hole PSNR has not risen for as long as is allowed.
+
+        Only where it is measured at regular steps, so that stops between them do not
+        matter.
+        """
         patience = self.config.patience_kimg
-        if patience is None or self._best is None:
+        regular = step % self.config.save_every_steps == 0
+        if patience is None or self._best is None or not regular:
             return False
         return (step - self._best[0]) * self.config.batch_size >= 1000 * patience
 
@@ -308,12 +317,7 @@ class Run:
         reporter.flush()
         newest = max(self._checkpoints.steps(), default=None)
         if self.is_stale(step):
-            best, score = self._best
-            reporter.say(
-                f"the held-out hole PSNR has not risen for {self.config.patience_kimg} "
-                f"kimg: the best, {score:.2f} dB, was step {best:,}'s "
-                f"({self.workdir / CHECKPOINTS / str(best)})"
-            )
+            reporter.say(self._stale_sentence())
         elif step < self.total_steps:
             saved = "saved" if newest == step else f"saved is {newest or 'nothing'}"
             reporter.say(
@@ -321,11 +325,27 @@ class Run:
             )
             return
         if newest != step:
+            kept = "there is no checkpoint yet"
+            if newest is not None:
+                kept = f"the newest checkpoint is of step {newest:,}"
             raise UserError(
                 f"The run has ended at step {step:,} with losses or weights that are "
-                f"not finite; the newest checkpoint is of step {newest:,}."
+                f"not finite; {kept}."
             )
         reporter.say(self._farewell(step))
+
+    def _stale_sentence(self) -> str:
+        best, score = self._best
+        if best == 0:
+            which = "was that of the beginning"
+        elif best in self._checkpoints.steps():
+            which = f"was step {best:,}'s ({self.workdir / CHECKPOINTS / str(best)})"
+        else:
+            which = f"was step {best:,}'s, which is not kept"
+        return (
+            f"the held-out hole PSNR has not risen for {self.config.patience_kimg} "
+            f"kimg: the best, {score:.2f} dB, {which}"
+        )
 
     def _farewell(self, step: int) -> str:
         image, mask = "PHOTO", "MASK"

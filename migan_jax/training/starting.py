@@ -10,6 +10,7 @@ import numpy as np
 
 from migan_jax.errors import UserError
 from migan_jax.systems.base import System
+from migan_jax.training.building import NO_DISCRIMINATOR
 from migan_jax.training.checkpoint import read_networks
 from migan_jax.training.step import TrainState
 from migan_jax.weights import fusing
@@ -18,13 +19,14 @@ from migan_jax.weights.families import GENERATORS, Network, family_of, has_kerne
 
 
 def start_from(
-    source: Path, system: System, state: TrainState
+    source: Path, system: System, state: TrainState, levels_stay: bool = False
 ) -> tuple[TrainState, str]:
     """The first state with the weights of `source`, and a sentence on what they are.
 
     Args:
       source: a `.pt`, a `.safetensors` or a workdir. Of a run's workdir the
         discriminator is taken too.
+      levels_stay: refuse a source without a discriminator, some of which shall stay.
     """
     loaded = to_form(load_checkpoint(source), "training")
     is_generator = family_of(loaded.network) in GENERATORS
@@ -33,6 +35,8 @@ def start_from(
     found = {name: loaded.params}
     if os.path.isdir(source) and (networks := read_networks(source)) is not None:
         found["discriminator"] = fusing.collapse(networks["discriminator"])
+    if levels_stay and "discriminator" not in found:
+        raise UserError(NO_DISCRIMINATOR)
     params = dict(state.params)
     for part, weights in found.items():
         own = _in_form_of(getattr(system, part), weights)

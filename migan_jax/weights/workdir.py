@@ -63,7 +63,7 @@ def read(path: Path) -> tuple[Network, Any, Any]:
 def _restore(manager: ocp.CheckpointManager, step: int) -> tuple[Network, Any, Any]:
     described = ocp.args.Composite(network=ocp.args.JsonRestore())
     network = build(manager.restore(step, args=described)["network"])
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
         {"stats": {}, **abstract_variables(network)},
