@@ -34,7 +34,7 @@ from migan_jax.errors import UserError
 from migan_jax.files import readable_size
 
 # As migan_jax.data.mask_samplers.SAMPLERS, which would import JAX here.
-KINDS = ("free_form", "brush", "box", "cellular_automaton")
+KINDS = ("free_form", "brush", "thin_brush", "box", "cellular_automaton")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -104,8 +104,8 @@ def _add_mask_options(masks: argparse._ArgumentGroup) -> None:
         "--kind",
         choices=KINDS,
         default="free_form",
-        help="free_form: MI-GAN's and Co-Mod-GAN's; brush: DeepFillv2's; box and "
-        "cellular_automaton: DeepGIN's (default: free_form)",
+        help="free_form: MI-GAN's and Co-Mod-GAN's; brush: DeepFillv2's, and the same "
+        "thinner; box and cellular_automaton: DeepGIN's (default: free_form)",
     )
     masks.add_argument(
         "--resolution",

@@ -311,6 +311,7 @@ def _grown(bits, scale: int, xp):
 SAMPLERS: dict[str, Sampler] = {
     "free_form": FreeForm(),
     "brush": Brush(),
+    "thin_brush": Brush(widths=(8, 24)),  # leaves more to go by in small pictures
     "box": Box(),
     "cellular_automaton": CellularAutomaton(),
 }
