@@ -11,17 +11,15 @@ gain over the row before, seed by seed: mean and standard deviation.
 
 The paper's figure is FID, after 30 million images; a few thousand at 64 pixels can show
 a direction, not its size. Runs are kept in --folder, and those that are complete are
-not repeated. Settings for all runs: --config.KEY=VALUE.
+not repeated.
 """
 
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from timing import benchmark_parser, print_table, save_json
+from training_runs import train
 
 from migan_jax.training.curves import read_metrics
 
@@ -32,11 +30,11 @@ def main() -> None:
     parser = benchmark_parser(__doc__, repeats=1)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/ablation"))
-    arguments, settings = parser.parse_known_args()
+    arguments = parser.parse_args()
     table: dict[str, list[float]] = {}
     for seed in range(arguments.seeds):
         for variant in ("teacher", *STUDENTS):
-            last = figures(arguments.folder, variant, seed, settings)
+            last = figures(arguments.folder, variant, seed)
             table.setdefault(variant, []).append(last["eval/hole_psnr"])
         table.setdefault("mean colour", []).append(last["eval/mean_colour_psnr"])
     rows = list(rows_of(table))
@@ -44,16 +42,12 @@ def main() -> None:
     save_json(arguments.json, rows)
 
 
-def figures(folder: Path, variant: str, seed: int, settings: list[str]) -> Any:
-    """Train one, unless that is done; what it reported last."""
-    workdir = folder / f"{variant}-{seed}"
-    own = [f"--config.teacher={folder / f'teacher-{seed}'}"] * (variant == STUDENTS[-1])
-    command = [
-        *(sys.executable, "-m", "migan_jax.train", f"--config=scenes64:{variant}"),
-        *(f"--workdir={workdir}", f"--config.seed={seed}", *own, *settings),
-    ]
-    cache = {"JAX_COMPILATION_CACHE_DIR": str((folder / "compiled").absolute())}
-    subprocess.run(command, check=True, env={**os.environ, **cache})
+def figures(folder: Path, variant: str, seed: int) -> Any:
+    """Train one; what it reported last."""
+    workdir, settings = folder / f"{variant}-{seed}", [f"seed={seed}"]
+    if variant == STUDENTS[-1]:
+        settings.append(f"teacher={folder / f'teacher-{seed}'}")
+    train(f"scenes64:{variant}", workdir, settings)
     return read_metrics(workdir)[-1]
 
 

@@ -39,7 +39,7 @@ def get_config(variant="l1"):
     config.data.draw_masks_on = "host"
     config.data.held_out = 64
     config.log_every_steps = 50
-    config.save_every_steps = 300
+    config.save_every_steps = 150
     if variant in ("l1", "teacher"):
         config.losses.l1 = 100.0
     if variant == "baseline":

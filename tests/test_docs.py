@@ -27,6 +27,22 @@ def test_pictures(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_healthy(tmp_path, monkeypatch):
+    """Of a run of two steps: its curves, and beside them its grid."""
+    script = docs_script("healthy")
+    tiny = "resolution=16 batch_size=4 total_kimg=0.008 networks.channel_base=128 "
+    tiny += "networks.channel_max=8 data.held_out=8 log_every_steps=1"
+    monkeypatch.setattr(script, "RUNS", {"tiny": ("scenes64", *tiny.split())})
+    monkeypatch.setattr(script, "DOCS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["healthy.py", f"--folder={tmp_path / 'runs'}"])
+    script.main()
+    with Image.open(tmp_path / "tiny.jpg") as picture:
+        pixels = np.asarray(picture.convert("L"), np.float32)
+    for half in np.array_split(pixels, 2, axis=1):
+        assert half.shape[0] == script.HEIGHT and half.std() > 20
+
+
+@pytest.mark.slow
 def test_contact_sheets(tmp_path, monkeypatch):
     """One row for each source, family of scenes and kind of mask; none is empty."""
     pytest.importorskip("tensorflow_datasets")

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/training.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/data.md",
+    "docs/training.md",
+    "docs/healthy.md",
+)
 
 
 def fenced_lines(name):

@@ -1,0 +1,119 @@
+"""Fine-tune a small network on other scenes: what is won there, and lost elsewhere?
+
+  python benchmarks/finetuning.py --json=out/finetuning.json
+
+scenes64 is trained on one family of scenes, then finetune256's settings, at 64 pixels,
+go on from it on another, in several ways:
+
+  generator      from its fused generator alone, like a released file: the recipe
+  no warm-up     the same without the discriminator's warm-up
+  both           from the run, so with its discriminator, without a warm-up
+  frozen levels  the same, with the discriminator's two largest levels as they are
+
+Figures are held-out hole PSNRs of the EMA in decibels, on 64 scenes of either family
+under fixed masks: of every checkpoint, before, during and after. `mean colour` is that
+of filling holes with the known pixels' mean. Runs are kept in --folder, and those that
+are complete are not repeated.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from timing import benchmark_parser, print_table, save_json
+from training_runs import train
+
+from migan_jax.config import flat, load_config
+from migan_jax.data.held_out import HeldOut, load_held_out
+from migan_jax.data.opening import open_parts
+from migan_jax.systems.base import completed, hole_psnr
+from migan_jax.training.samples import with_mean_colour
+from migan_jax.weights.checkpoint import load_checkpoint, save_checkpoint
+
+# Of the recipe for 256 pixels, everything else stays.
+FROM_SCENES64 = (
+    *("resolution", "batch_size", "networks.channel_base", "networks.channel_max"),
+    *("networks.dtype", "optimizer.ema_halflife_kimg", "data.mask_kind"),
+    *("data.draw_masks_on", "data.held_out"),
+)
+EVERY_STEPS = 50
+NO_WARM_UP = "optimizer.warmup_kimg=0"
+WAYS: dict[str, tuple[str, ...]] = {  # and their settings
+    "generator": ("optimizer.warmup_kimg=0.8",),
+    "no warm-up": (NO_WARM_UP,),
+    "both": (NO_WARM_UP,),
+    "frozen levels": (NO_WARM_UP, "optimizer.frozen_levels=2"),
+}
+
+
+def main() -> None:
+    parser = benchmark_parser(__doc__, repeats=1)
+    parser.add_argument("--folder", type=Path, default=Path("runs/finetuning"))
+    parser.add_argument("--first", default="scenes:leaves", help="family of scenes")
+    parser.add_argument("--second", default="scenes:grids", help="and the other")
+    parser.add_argument("--kimg", type=float, default=4.0, help="of fine-tuning")
+    arguments = parser.parse_args()
+    folder, families = arguments.folder, (arguments.first, arguments.second)
+    train("scenes64", folder / "before", [f"data.source={arguments.first}"])
+    fused = folder / "fused.safetensors"
+    save_checkpoint(load_checkpoint(folder / "before"), fused, "fused")
+
+    recipe = flat(load_config("scenes64", [], tiny=False))
+    shared = [f"{key}={recipe[key]}" for key in FROM_SCENES64]
+    shared += [
+        *(f"data.source={arguments.second}", f"total_kimg={arguments.kimg}"),
+        *(f"save_every_steps={EVERY_STEPS}", "keep_last=1000"),
+    ]
+    held_out = {family: held_out_of(family) for family in families}
+    rows = [{"way": "mean colour", "step": "-", **by_mean_colour(held_out)}]
+    rows.append({"way": "before", "step": 0, **figures(folder / "before", held_out)})
+    for way, settings in WAYS.items():
+        workdir = folder / way.replace(" ", "_")
+        begin = folder / "before" if way in ("both", "frozen levels") else fused
+        train("finetune256", workdir, [*shared, *settings], f"--init-from={begin}")
+        for step, path in checkpoints(workdir):
+            rows.append({"way": way, "step": step, **figures(path, held_out)})
+    print_table(rows)
+    save_json(arguments.json, rows)
+
+
+def held_out_of(family: str) -> HeldOut:
+    config = load_config("scenes64", [f"data.source={family}"], tiny=False)
+    return load_held_out(open_parts(config)[1], config)
+
+
+def checkpoints(workdir: Path) -> Iterator[tuple[int, Path]]:
+    folder = workdir / "checkpoints"
+    for step in sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()):
+        yield step, folder / str(step)
+
+
+def by_mean_colour(held_out: dict[str, HeldOut]) -> dict[str, float]:
+    return {
+        family: measured(parts, with_mean_colour) for family, parts in held_out.items()
+    }
+
+
+def figures(path: Path, held_out: dict[str, HeldOut]) -> dict[str, float]:
+    """Of one checkpoint, on all families."""
+    loaded = load_checkpoint(path)
+    fill = partial(complete, loaded.network, loaded.variables)
+    return {family: measured(parts, fill) for family, parts in held_out.items()}
+
+
+@partial(jax.jit, static_argnums=0)
+def complete(network: Any, variables: Any, images: jax.Array, masks: jax.Array) -> Any:
+    return completed(network, variables, images, masks)
+
+
+def measured(parts: HeldOut, fill: Any) -> float:
+    images = jnp.asarray(parts.images, jnp.float32) * (2 / 255) - 1
+    masks = jnp.asarray(parts.masks, jnp.float32)
+    return float(hole_psnr(images, fill(images, masks), masks))
+
+
+if __name__ == "__main__":
+    main()
