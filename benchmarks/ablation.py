@@ -4,7 +4,7 @@
 
 For every seed: a small Co-Mod-GAN (scenes64:teacher), MI-GAN with one kernel and no
 teacher (baseline), with nine kernels (reparam), and distilled from that teacher
-(reparam_kd), each for the recipe's length. The figure is the held-out hole PSNR of the
+(reparam_kd), all for --kimg. The figure is the held-out hole PSNR of the
 EMA at the end, in decibels, over the same 64 scenes and masks for all runs of a seed;
 `mean colour` is that of filling holes with the known pixels' mean. `over before` is the
 gain over the row before, seed by seed: mean and standard deviation.
@@ -18,8 +18,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from timing import benchmark_parser, print_table, save_json
-from training_runs import train
+from timing import print_table, save_json
+from training_runs import runs_parser, train
 
 from migan_jax.training.curves import read_metrics
 
@@ -27,14 +27,14 @@ STUDENTS = ("baseline", "reparam", "reparam_kd")
 
 
 def main() -> None:
-    parser = benchmark_parser(__doc__, repeats=1)
+    parser = runs_parser(__doc__, "runs/ablation")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--kimg", type=float, default=12.0, help="of every run")
     arguments = parser.parse_args()
     table: dict[str, list[float]] = {}
     for seed in range(arguments.seeds):
         for variant in ("teacher", *STUDENTS):
-            last = figures(arguments.folder, variant, seed)
+            last = figures(arguments.folder, variant, seed, arguments.kimg)
             table.setdefault(variant, []).append(last["eval/hole_psnr"])
         table.setdefault("mean colour", []).append(last["eval/mean_colour_psnr"])
     rows = list(rows_of(table))
@@ -42,9 +42,10 @@ def main() -> None:
     save_json(arguments.json, rows)
 
 
-def figures(folder: Path, variant: str, seed: int) -> Any:
+def figures(folder: Path, variant: str, seed: int, kimg: float) -> Any:
     """Train one; what it reported last."""
-    workdir, settings = folder / f"{variant}-{seed}", [f"seed={seed}"]
+    workdir = folder / f"{variant}-{seed}"
+    settings = [f"seed={seed}", f"total_kimg={kimg}"]
     if variant == STUDENTS[-1]:
         settings.append(f"teacher={folder / f'teacher-{seed}'}")
     train(f"scenes64:{variant}", workdir, settings)

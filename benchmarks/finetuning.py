@@ -23,8 +23,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from timing import benchmark_parser, print_table, save_json
-from training_runs import train
+from timing import print_table, save_json
+from training_runs import runs_parser, train
 
 from migan_jax.config import flat, load_config
 from migan_jax.data.held_out import HeldOut, load_held_out
@@ -50,8 +50,7 @@ WAYS: dict[str, tuple[str, ...]] = {  # and their settings
 
 
 def main() -> None:
-    parser = benchmark_parser(__doc__, repeats=1)
-    parser.add_argument("--folder", type=Path, default=Path("runs/finetuning"))
+    parser = runs_parser(__doc__, "runs/finetuning")
     parser.add_argument("--first", default="scenes:leaves", help="family of scenes")
     parser.add_argument("--second", default="scenes:grids", help="and the other")
     parser.add_argument("--kimg", type=float, default=4.0, help="of fine-tuning")

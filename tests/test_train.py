@@ -277,7 +277,7 @@ def test_a_run_without_progress_ends(cache, tmp_path, monkeypatch):
     command = again.stdout.partition("python -m migan_jax.inpaint")[2]
     arguments = command.replace("\\", "").split()
     monkeypatch.chdir(tmp_path)
-    assert run_here(monkeypatch, inpaint, *arguments, "--feather=0") == 0
+    assert run_here(monkeypatch, inpaint, *arguments) == 0
     picture, example = (
         np.asarray(Image.open(path))
         for path in (tmp_path / "inpainted.png", workdir / "samples" / "example.png")

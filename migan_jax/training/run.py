@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -348,13 +349,18 @@ class Run:
         )
 
     def _farewell(self, step: int) -> str:
-        image, mask = "PHOTO", "MASK"
-        curves = f", curves in {self.workdir / CURVES_FILE}" if step else ""
+        python = Path(sys.executable)
+        here = python.is_relative_to(Path.cwd())  # as where make has installed it
+        python = python.relative_to(Path.cwd()) if here else "python"
+        image, mask, options, what = "PHOTO", "MASK", "", "your photo"
         if self._samples is not None and jax.process_index() == 0:
             image, mask = self._samples.save_example(self.workdir)
+            # Its mask is exact; those of photos want the margin that is the default.
+            options, what = " --feather=0", "the first of the samples"
+        curves = f", curves in {self.workdir / CURVES_FILE}" if step else ""
         return (
-            f"finished {step:,} steps{curves}. Next, with this picture or with yours:\n"
-            f"  python -m migan_jax.inpaint --checkpoint={self.workdir} \\\n"
+            f"finished {step:,} steps{curves}. Next, fill {what}:\n"
+            f"  {python} -m migan_jax.inpaint --checkpoint={self.workdir} \\\n"
             f"      --image={image} --mask={mask} \\\n"
-            f"      --output=inpainted.png"
+            f"      --output=inpainted.png{options}"
         )
