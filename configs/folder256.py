@@ -15,7 +15,9 @@ data      pictures; a short EMA; an L1 term, which a small set needs to keep col
 Hardware  16 images at a time, for one GPU.
 Length    at most 1,000 kimg, 62,500 steps. Two CPU cores need about two seconds an
           image, which is too slow for it: try scenes64 there.
-Expect    no figure: this recipe has not been run to its end here.
+Expect    no figure at this size: it has not been run to its end here. From 50 photos,
+          with the networks, masks and learning rate of scenes64 at 64 pixels: 21.8 dB
+          on 5 held-out ones after 750 steps, where the mean colour has 15.8 (one run).
 Command   python -m migan_jax.train --config=folder256 --workdir=runs/mine \
               --config.data.source=photos
 """

@@ -19,8 +19,11 @@ from migan_jax.training.curves import CURVES_FILE
 DOCS = Path(__file__).parent
 RUNS = {  # name: the recipe, and settings that are not its own
     "healthy": ("scenes64",),
-    "collapse": ("scenes64:baseline", "losses.r1_gamma=0"),
-    "divergence": ("scenes64", "optimizer.learning_rate=0.1"),
+    "collapse": (
+        *("scenes64:baseline", "losses.r1_gamma=0"),
+        *("optimizer.learning_rate=0.02", "total_kimg=3.6"),
+    ),
+    "divergence": ("scenes64", "optimizer.learning_rate=0.1", "total_kimg=3.6"),
 }
 HEIGHT, ROWS = 630, 5  # of a picture, and of a grid in it
 
