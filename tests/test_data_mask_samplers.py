@@ -12,6 +12,7 @@ from scipy import ndimage
 from migan_jax.data import mask_samplers
 from migan_jax.data.mask_samplers import (
     SAMPLERS,
+    SMALLEST,
     Brush,
     CellularAutomaton,
     FreeForm,
@@ -226,6 +227,19 @@ def test_masks_depend_on_their_own_key_only(name):
     assert set(np.unique(masks)) == {0, 1}
     assert np.array_equal(draw(SAMPLERS[name], keys(8)[::-1], 16), masks[::-1])
     assert len({mask.tobytes() for mask in np.asarray(masks)}) > 4
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_smallest_masks_have_holes(name):
+    """Or they would be drawn again for ever."""
+    sampler, rng = SAMPLERS[name], np.random.default_rng(0)
+    on_host = [sampler.hole_on_host(rng, SMALLEST) for _ in range(50)]
+    draw = jax.jit(
+        lambda keys: jax.vmap(lambda k: sampler.hole_on_device(k, SMALLEST))(keys)
+    )
+    for holes in (np.stack(on_host), np.asarray(draw(keys(50)))):
+        useful = holes.any(axis=(1, 2)) & ~holes.all(axis=(1, 2))
+        assert useful.mean() > 0.2
 
 
 @pytest.mark.slow

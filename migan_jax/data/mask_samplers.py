@@ -121,6 +121,7 @@ class Brush:
         low, high = self.widths
         width = low + (high - low) * jax.random.uniform(keys[5])
         width = jnp.trunc(width * (size / 256 if self.width_scales else 1))
+        width = jnp.maximum(width, 1)  # or there would never be a hole
         points = jnp.concatenate([start[None], points])
         return _near_path(points, segments, width, size)
 
@@ -151,8 +152,9 @@ class Brush:
             y = int(min(max(y + length * math.sin(angle), 0), size))
             points.append((x, y))
         width = rng.uniform(*self.widths) * (size / 256 if self.width_scales else 1)
-        draw.line(points, fill=1, width=int(width))
-        radius = int(width) // 2
+        width = max(int(width), 1)
+        draw.line(points, fill=1, width=width)
+        radius = width // 2
         for x, y in points:
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1)
 

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint.multihost import get_barrier_sync_fn
 
 from migan_jax.errors import UserError
@@ -121,13 +119,6 @@ def workdir_held(workdir: Path) -> Iterator[None]:
                     f"{jax.process_index()}: name a folder that all hosts share."
                 )
         yield
-
-
-def of_the_first(number: float) -> float:
-    """What process 0 measured, for decisions that all must take alike."""
-    if jax.process_count() == 1:
-        return number
-    return float(multihost_utils.broadcast_one_to_all(np.float32(number)))
 
 
 def meet(name: str) -> None:

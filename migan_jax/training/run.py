@@ -257,8 +257,7 @@ class Run:
 
     def _show_samples(self, reporter: Reporter, step: int) -> None:
         figures, grid = self._samples.evaluate(self.state)
-        score = processes.of_the_first(figures[f"eval/{SCORE}"])
-        least = figures["eval/mean_colour_psnr"]
+        score, least = figures[f"eval/{SCORE}"], figures["eval/mean_colour_psnr"]
         self._score = step, score
         if math.isfinite(score) and (self._best is None or score > self._best[1]):
             self._best = step, score
