@@ -30,7 +30,7 @@ def test_pictures(tmp_path, monkeypatch):
 def test_healthy(tmp_path, monkeypatch):
     """Of a run of two steps: its curves, and beside them its grid."""
     script = docs_script("healthy")
-    tiny = "resolution=16 batch_size=4 total_kimg=0.008 networks.channel_base=128 "
+    tiny = "resolution=16 batch_size=8 total_kimg=0.016 networks.channel_base=128 "
     tiny += "networks.channel_max=8 data.held_out=8 log_every_steps=1"
     monkeypatch.setattr(script, "RUNS", {"tiny": ("scenes64", *tiny.split())})
     monkeypatch.setattr(script, "DOCS", tmp_path)
