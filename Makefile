@@ -9,14 +9,16 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(EXTRAS)
 WORKERS ?= 2
 
-.PHONY: help run train test test-slow test-all lint wheel clean
+.PHONY: help run train test test-slow test-full test-all lint wheel clean
 
 help:
 	@echo "make run       build the networks, print their summary, save a forward pass"
 	@echo "make train     train a small network on drawn scenes, in minutes, without data"
 	@echo "make test      the tests, in a few minutes"
-	@echo "make test-all  those and the slow ones: full-size networks; with the extra"
+	@echo "make test-slow runs that are killed and go on, several processes; with the extra"
 	@echo "               tpu (EXTRAS=dev,onnx,torch,tfds,tpu) also programs compiled for TPUs"
+	@echo "make test-full more of the same: networks of full size, more cases"
+	@echo "make test-all  all of them"
 	@echo "make lint      ruff, as CI runs it"
 	@echo "make clean     remove what make has installed and built"
 	@echo "Options: PYTHON=python3.12 VENV=.venv312 EXTRAS=dev"
@@ -29,16 +31,19 @@ train: $(STAMP)
 	$(RUN) -m migan_jax.train --config=scenes64 --workdir=runs/scenes
 
 test: $(STAMP) lint
-	$(RUN) -m pytest -n $(WORKERS) -m "not slow and not aot"
+	$(RUN) -m pytest -n $(WORKERS) -m "not slow and not aot and not full"
 
 # Full-size networks want the memory and the cores for themselves.
 ALONE := tests/test_aot*.py tests/test_benchmarks.py tests/test_models_full_width.py
 test-slow: $(STAMP)
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m slow \
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "slow and not full" \
 		$(patsubst %,--ignore-glob="%",$(ALONE))
-	$(RUN) -m pytest -m "slow or aot" $(ALONE)
+	$(RUN) -m pytest -m "(slow or aot) and not full" $(ALONE)
 
-test-all: test test-slow
+test-full: $(STAMP)
+	$(RUN) -m pytest -m full
+
+test-all: test test-slow test-full
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

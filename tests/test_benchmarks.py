@@ -1,6 +1,7 @@
 """The benchmarks run, and their alternatives agree (they stop if not)."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,9 @@ def test_benchmark_runs(name, tmp_path):
     path = tmp_path / "table.json"
     options = [*TINY[name], "--repeats=1", "--threads=1", f"--json={path}"]
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    # What is compiled takes longer than what is measured.
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())
     assert rows

@@ -85,7 +85,9 @@ def test_free_form_masks_of_the_host_are_the_references(size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "drawn"), [(256, 1000), (512, 250)])
+@pytest.mark.parametrize(
+    ("size", "drawn"), [(256, 1000), pytest.param(512, 250, marks=pytest.mark.full)]
+)
 def test_free_form_masks_of_the_device_are_the_references(size, drawn):
     count, mean, deviation, quantiles = REFERENCE[size]
     ratios = hole_ratios(device_masks("free_form", drawn, size))

@@ -89,9 +89,9 @@ def test_every_step_can_be_the_first(folders, expected):
             assert (rows == whole[name]).all()
 
 
-# Workers, and records until the kill: most of them among the slow tests.
+# Workers, and records until the kill.
 KILLS = [
-    pytest.param(workers, records, marks=() if records == fast else pytest.mark.slow)
+    pytest.param(workers, records, marks=() if records == fast else pytest.mark.full)
     for workers, fast in ((0, 6), (2, 11))
     for records in range(1, 4 * STEPS, 5)
 ]

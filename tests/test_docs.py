@@ -7,8 +7,9 @@ import pytest
 from docs_scripts import docs_script
 from PIL import Image
 
+pytestmark = pytest.mark.full
 
-@pytest.mark.slow
+
 def test_pictures(tmp_path, monkeypatch):
     """With two steps of learning: what comes out is not good, but where it belongs."""
     script = docs_script("pictures")
@@ -26,11 +27,10 @@ def test_pictures(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.slow
 def test_healthy(tmp_path, monkeypatch):
     """Of a run of two steps: its curves, and beside them its grid."""
     script = docs_script("healthy")
-    tiny = "resolution=16 batch_size=8 total_kimg=0.016 networks.channel_base=128 "
+    tiny = "resolution=8 batch_size=8 total_kimg=0.016 networks.channel_base=128 "
     tiny += "networks.channel_max=8 data.held_out=8 log_every_steps=1"
     monkeypatch.setattr(script, "RUNS", {"tiny": ("scenes64", *tiny.split())})
     monkeypatch.setattr(script, "DOCS", tmp_path)
@@ -42,7 +42,6 @@ def test_healthy(tmp_path, monkeypatch):
         assert half.shape[0] == script.HEIGHT and half.std() > 20
 
 
-@pytest.mark.slow
 def test_contact_sheets(tmp_path, monkeypatch):
     """One row for each source, family of scenes and kind of mask; none is empty."""
     pytest.importorskip("tensorflow_datasets")

@@ -21,6 +21,8 @@ from migan_jax.twins import comodgan, migan  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
+SMALLEST = "migan_256"
+
 NETWORKS = {
     "migan_256": lambda: migan.Generator(256, upsampling="efficient"),
     "migan_512": lambda: migan.Generator(512, upsampling="efficient"),
@@ -29,7 +31,13 @@ NETWORKS = {
     ),
     "comodgan_256": lambda: comodgan.Generator(256, upsampling="efficient"),
 }
-ALL = pytest.mark.parametrize("name", NETWORKS)
+ALL = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == SMALLEST else pytest.mark.full)
+        for name in NETWORKS
+    ],
+)
 
 
 def smooth_leaky_relu(x, gain=1.0):

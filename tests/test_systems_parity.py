@@ -56,7 +56,9 @@ def test_lazy_penalty(game):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("turn", ["generator", "discriminator", "penalty"])
-@pytest.mark.parametrize("family", ["migan", "comodgan"])
+@pytest.mark.parametrize(
+    "family", ["migan", pytest.param("comodgan", marks=pytest.mark.full)]
+)
 def test_float32(family, turn):
     """The middle one of three batches.
 

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.slow  # a network has to learn something first
 
 BATCH, EVALUATED, WARM_UP = 16, 10, 20  # the latter two in steps
 SETTINGS = (
-    "resolution=32",
+    "resolution=16",
     f"batch_size={BATCH}",
     "networks.channel_base=512",
     "networks.channel_max=32",

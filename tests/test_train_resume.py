@@ -69,7 +69,9 @@ def test_killed_again_and_again(alone, cache, tmp_path):
     finish(workdir, cache, alone)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)]
+)
 def test_told_to_stop(number, alone, cache, tmp_path):
     """A scheduler's SIGTERM and Ctrl-C save, whatever step it is, and exit with 0."""
     workdir = tmp_path / "run"
@@ -123,7 +125,14 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage",
+    ["changed", "no_record"]
+    + [
+        pytest.param(name, marks=pytest.mark.full)
+        for name in ("changed_moments", "cut_off", "gone")
+    ],
+)
 def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
     damage, alone, cache, tmp_path
 ):
@@ -157,7 +166,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(cache, tmp_path):
     assert "A checkpoint cannot be written" in sentence
     assert "File too large" in sentence and "step 4 is complete" in sentence
     assert runs.steps(workdir) == [4]
-    ended = runs.train(workdir, STEPS, cache, **wide)
+    ended = runs.train(workdir, 5, cache, **wide)
     assert ended.returncode == 0 and "resuming at step 4" in ended.stderr
 
 
