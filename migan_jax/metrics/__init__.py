@@ -1,0 +1,1 @@
+"""Figures of completions: of pictures alone, of pairs, and of whole sets."""

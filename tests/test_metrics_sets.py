@@ -1,0 +1,130 @@
+"""FID, KID, P-IDS and U-IDS against direct computations and known values."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from migan_jax.metrics.frechet import Moments, fid, frechet_distance
+from migan_jax.metrics.ids import Decisions, decide
+from migan_jax.metrics.kernel import kid
+
+SHARDS = (0, 1, 7, 8, 30, 31, 80)  # where each begins, of seven uneven ones
+
+
+def features(count, size, seed, shift=0.0):
+    """Correlated ones, as those of a network."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(99).normal(size=(size, size)) / size**0.5
+    return (rng.normal(size=(count, size)) @ mixing + shift).astype(np.float32)
+
+
+def moments(values):
+    return Moments.empty(values.shape[1]).update(values)
+
+
+def test_fid_of_statistics_is_pytorch_fids():
+    pytest.importorskip("torch")
+    pytest.importorskip("peers")
+    from pytorch_fid.fid_score import calculate_frechet_distance
+
+    for count in (200, 40):  # fewer pictures than features, too
+        real, fake = features(count, 64, 0), features(count, 64, 1, shift=0.1)
+        wide = real.astype(np.float64), fake.astype(np.float64)
+        statistics = [x for one in wide for x in (one.mean(axis=0), np.cov(one.T))]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about arguments that scipy will not take
+            theirs = calculate_frechet_distance(*statistics)
+        ours = fid(moments(real), moments(fake))
+        tolerance = 1e-6 if count > 64 else 1e-3  # their root of a singular product
+        assert ours == pytest.approx(theirs, rel=tolerance)
+
+
+def test_known_distances():
+    mean, covariance = np.array([1.0, 2.0]), np.diag([4.0, 9.0])
+    same = frechet_distance(mean, covariance, mean, covariance)
+    assert same == pytest.approx(0, abs=1e-12)
+    moved = frechet_distance(mean, covariance, mean + np.array([3, 4]), covariance)
+    assert moved == pytest.approx(25)
+    wider = frechet_distance(mean, covariance, mean, 4 * covariance)
+    assert wider == pytest.approx((2 * 2 - 2) ** 2 + (2 * 3 - 3) ** 2)
+    assert np.isnan(fid(Moments.empty(2), Moments.empty(2)))
+
+
+def test_shards_are_one():
+    values = features(100, 16, 2)
+    whole = moments(values)
+    parts = [moments(part) for part in np.split(values, SHARDS)]
+    for order in (parts, parts[::-1]):
+        merged = Moments.empty(16)
+        for part in order:
+            merged = merged.merge(part)
+        assert merged.count == 100
+        np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12)
+        np.testing.assert_allclose(merged.covariance, whole.covariance, rtol=1e-10)
+    np.testing.assert_allclose(whole.covariance, np.cov(values.T), rtol=1e-6, atol=1e-7)
+
+
+def test_a_large_mean_costs_no_digits():
+    values = features(100, 8, 3).astype(np.float64)
+    near, far = moments(values), moments(values + 1e5)
+    np.testing.assert_allclose(far.covariance, near.covariance, rtol=1e-8, atol=1e-9)
+
+
+def test_kid_is_the_sum_over_pairs():
+    real, fake = features(30, 12, 0), features(21, 12, 1, shift=0.2)
+
+    def kernel(a, b):
+        return (np.dot(a.astype(float), b) / 12 + 1) ** 3
+
+    def within(x):
+        pairs = [(i, j) for i in range(len(x)) for j in range(len(x)) if i != j]
+        return np.mean([kernel(x[i], x[j]) for i, j in pairs])
+
+    between = np.mean([[kernel(a, b) for b in fake] for a in real])
+    expected = within(real) + within(fake) - 2 * between
+    assert kid(real, fake) == pytest.approx(expected, rel=1e-9)
+    assert np.isnan(kid(real[:1], fake))
+
+
+def test_kid_is_not_biased():
+    """Of sets from one distribution it is zero on average, even for small ones."""
+    estimates = [kid(features(20, 8, s), features(20, 8, s + 500)) for s in range(200)]
+    error = np.std(estimates) / len(estimates) ** 0.5
+    assert abs(np.mean(estimates)) < 3 * error
+
+
+def test_blocks_of_kid_change_nothing(monkeypatch):
+    real, fake = features(50, 6, 0), features(50, 6, 1)
+    whole = kid(real, fake)
+    monkeypatch.setattr("migan_jax.metrics.kernel.BLOCK", 7)
+    assert kid(real, fake) == pytest.approx(whole, rel=1e-12)
+
+
+def test_scores_of_sets_that_are_one_or_apart():
+    pytest.importorskip("sklearn")
+    real = features(40, 4, 0)
+    same = decide(real, real).scores()
+    assert same.unpaired == 0.5 and same.paired == 0
+    apart = decide(real, real + 100).scores()
+    assert apart == (0, 0)
+
+
+def test_scores_count_what_is_wrong():
+    decisions = Decisions(np.array([1, 2, -1, 3.0]), np.array([2, -1, -2, 4.0]))
+    scores = decisions.scores()
+    assert scores.paired == 0.5  # the first and the last
+    assert scores.unpaired == 3 / 8  # one photo, two completions
+    some = decisions.scores(np.array([1, 1, 2]))
+    assert some.paired == 0 and some.unpaired == pytest.approx(1 / 6)
+
+
+def test_scores_are_those_of_the_machine_itself():
+    svm = pytest.importorskip("sklearn.svm")
+    real, fake = features(60, 5, 0), features(60, 5, 1, shift=0.3)
+    machine = svm.LinearSVC(dual=False)
+    both, labels = np.concatenate([real, fake]).astype(float), [1] * 60 + [0] * 60
+    machine.fit(both, labels)
+    scores = decide(real, fake).scores()
+    assert scores.unpaired == pytest.approx(1 - machine.score(both, labels))
+    assert 0 < scores.paired < 0.5 < 1 - scores.unpaired
