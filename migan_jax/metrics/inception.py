@@ -1,0 +1,24 @@
+"""Features of pictures for FID, KID, P-IDS and U-IDS, as pytorch-fid prepares them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from migan_jax.models.inception import FEATURES, SIZE, Inception
+
+
+@jax.jit
+def inception_features(variables: Any, pictures: jax.Array) -> jax.Array:
+    """Uint8 [N, H, W, 3] of any size -> float32 [N, 2048].
+
+    Pictures are brought to 299 pixels by bilinear interpolation between the four
+    nearest ones. That skips pixels of larger pictures; published figures are so.
+    """
+    x = pictures.astype(jnp.float32) / 255
+    x = jax.image.resize(
+        x, (len(x), SIZE, SIZE, 3), "linear", antialias=False, precision="highest"
+    )
+    features = Inception().apply(variables, 2 * x - 1)
+    assert features.shape[-1] == FEATURES
+    return features

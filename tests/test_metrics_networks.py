@@ -1,0 +1,99 @@
+"""Features and LPIPS against the packages that published figures come from."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+import peers
+from parity import relative_l2
+
+from migan_jax.errors import UserError
+from migan_jax.metrics.inception import inception_features
+from migan_jax.metrics.lpips import lpips
+from migan_jax.weights import feature_networks
+from migan_jax.weights.feature_networks import (
+    FILES,
+    find,
+    load_inception,
+    load_perceptual,
+)
+
+pytestmark = pytest.mark.torch
+torch = peers.torch
+
+
+def pictures(count, size, seed=0):
+    """Smooth ones with some noise, like photos."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.random((count, 4, 4, 3))
+    smooth = np.kron(coarse, np.ones((1, size // 4, size // 4, 1)))
+    noisy = 255 * smooth + rng.normal(0, 20, smooth.shape)
+    return np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [64, 320])
+def test_inception_features_are_pytorch_fids(size, monkeypatch, tmp_path):
+    whole, inner = peers.inception(monkeypatch)
+    path = tmp_path / "inception.pth"
+    torch.save(inner.state_dict(), path)
+    photos = pictures(2, size)
+    with torch.no_grad():
+        theirs = whole(peers.as_theirs(photos))[0][:, :, 0, 0].numpy()
+    ours = inception_features(load_inception(path), photos)
+    assert theirs.std() > 0.01
+    assert relative_l2(ours, theirs) <= 1e-5
+    assert relative_l2(ours[0], theirs[1]) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["alex", "vgg"])
+def test_lpips_is_the_packages(name, tmp_path):
+    network, whole = peers.perceptual(name)
+    paths = tmp_path / "network.pth", tmp_path / "weights.pth"
+    torch.save(network.state_dict(), paths[0])
+    linear = {k: v for k, v in whole.state_dict().items() if k.startswith("lin")}
+    torch.save(linear, paths[1])
+    truths, results = pictures(3, 64), pictures(3, 64, seed=1)
+    results[2] = truths[2]
+    with torch.no_grad():
+        both = [2 * peers.as_theirs(x) - 1 for x in (truths, results)]
+        theirs = whole(*both).numpy().ravel()
+    ours = np.asarray(lpips(name, *load_perceptual(name, *paths), truths, results))
+    assert theirs[2] == 0 and ours[2] < 1e-12 and theirs.max() > 0.1
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_files_are_found_whatever_they_are_called(monkeypatch, tmp_path):
+    content = b"weights"
+    digest = hashlib.sha256(content).hexdigest()
+    file = FILES["inception"]._replace(size=len(content), sha256=digest)
+    monkeypatch.setitem(FILES, "inception", file)
+    monkeypatch.setenv(feature_networks.FOLDER, str(tmp_path))
+    monkeypatch.setattr(feature_networks.Path, "home", lambda: tmp_path / "home")
+    with pytest.raises(UserError, match="was not found") as error:
+        find("inception")
+    assert str(tmp_path) in str(error.value) and digest in str(error.value)
+    (tmp_path / "another").write_bytes(b"WEIGHTS")
+    right = tmp_path / "right"
+    right.write_bytes(content)
+    assert find("inception") == right
+    right.unlink()
+    (tmp_path / file.name).write_bytes(b"WEIGHTS")
+    with pytest.raises(UserError, match="is not the published file"):
+        find("inception")
+
+
+def test_the_files_of_lpips_have_their_published_hashes(monkeypatch):
+    """Those come with the package."""
+    folder = peers.lpips.__path__[0] + "/weights/v0.1"
+    monkeypatch.setenv(feature_networks.FOLDER, folder)
+    for name in ("alex", "vgg"):
+        assert find(f"{name}_lpips").name == f"{name}.pth"
+
+
+def test_a_file_of_another_network(tmp_path):
+    path = tmp_path / "other.pth"
+    torch.save({"weight": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match="has no tensor Conv2d_1a_3x3"):
+        load_inception(path)
