@@ -6,14 +6,14 @@ import pytest
 import runs
 from PIL import Image
 from test_config import RECIPES
-from variables import random_variables
+from variables import saved_network
 from verbs import one_sentence, run_here
 
 import migan_jax
 from migan_jax import convert, inpaint, train
 from migan_jax.config import load_config
 from migan_jax.models import comodgan, migan
-from migan_jax.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from migan_jax.weights.checkpoint import load_checkpoint, save_checkpoint
 
 # What it refuses, before anything long is begun.
 
@@ -29,14 +29,6 @@ def refused(monkeypatch, tmp_path, *arguments, recipe="scenes64"):
     )
     one_sentence(message)
     return message
-
-
-def saved_network(network, path):
-    variables = random_variables(network)
-    save_checkpoint(
-        Checkpoint(network, variables["params"], variables["stats"]), path, "training"
-    )
-    return path
 
 
 NARROW = {"channel_base": 256, "channel_max": 8}

@@ -1,8 +1,9 @@
-"""Random weights without compiling an initialiser, and comparing weights."""
+"""Random weights without compiling an initialiser; saving and comparing weights."""
 
 import jax
 import numpy as np
 
+from migan_jax.weights.checkpoint import Checkpoint, save_checkpoint
 from migan_jax.weights.names import abstract_variables
 
 
@@ -19,3 +20,11 @@ def assert_same_trees(actual, expected):
     """Two checkpoints hold the same network and the same weights."""
     assert actual.network == expected.network
     jax.tree.map(np.testing.assert_array_equal, actual.variables, expected.variables)
+
+
+def saved_network(network, path, seed=0):
+    """A workdir of random weights."""
+    variables = random_variables(network, seed)
+    checkpoint = Checkpoint(network, variables["params"], variables["stats"])
+    save_checkpoint(checkpoint, path, "training")
+    return path

@@ -46,12 +46,12 @@ def write_mask_set(
             rng = np.random.default_rng((seed, number))
             hole = mask_on_host(SAMPLERS[kind], rng, resolution) == 0
             Image.fromarray(hole).save(part / _file_name(number))
-            digests.append(_digest(hole))
+            digests.append(digest_of(hole))
             advance(1)
         description = {
             **dict(zip(SETTINGS, (kind, count, resolution, seed), strict=True)),
             "mask_hole": "white",
-            "sha256": _digest_of_all(digests),
+            "sha256": digest_of_all(digests),
             "sha256_of_each": digests,
         }
         write_json(part / DESCRIPTION, description)
@@ -75,7 +75,7 @@ class MaskSet:
         self.settings = {key: description[key] for key in SETTINGS}
         self._digests: list[str] = description["sha256_of_each"]
         self.digest: str = description["sha256"]
-        if _digest_of_all(self._digests) != self.digest:
+        if digest_of_all(self._digests) != self.digest:
             raise UserError(f"{folder / DESCRIPTION} was changed after it was written.")
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ class MaskSet:
             raise UserError(f"{path} cannot be read: {reason(error)}.") from error
         with open_image(BytesIO(content), path) as image:
             hole = mask_of(image, "white", path).hole
-        if _digest(hole) != digest:
+        if digest_of(hole) != digest:
             raise UserError(
                 f"{path} is not the mask that was written: draw the set again."
             )
@@ -109,9 +109,9 @@ def _file_name(number: int) -> str:
     return f"{number:06d}.png"
 
 
-def _digest(hole: np.ndarray) -> str:
+def digest_of(hole: np.ndarray) -> str:
     return hashlib.sha256(np.packbits(hole).tobytes()).hexdigest()
 
 
-def _digest_of_all(digests: list[str]) -> str:
+def digest_of_all(digests: list[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -5,6 +5,7 @@ names and shapes decide the network.
 """
 
 import dataclasses
+import hashlib
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,15 @@ class Checkpoint:
     params: Any
     stats: Any
     source: str = "the network"  # where it was read from, for messages
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all arrays and their names."""
+        content = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
+            content.update(jax.tree_util.keystr(path).encode())
+            content.update(np.ascontiguousarray(leaf).tobytes())
+        return content.hexdigest()
 
     @property
     def variables(self) -> dict[str, Any]:

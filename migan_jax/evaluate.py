@@ -1,0 +1,273 @@
+"""Measure inpainting as papers do: checkpoints side by side, on your pictures.
+
+  # A released network on a folder of photos, free-form holes drawn from a seed:
+  python -m migan_jax.evaluate --checkpoint=migan_512_places2.pt \\
+      --images=places/val --output=out/places
+  # Two checkpoints of your own, on the first 500 photos, with your own holes:
+  python -m migan_jax.evaluate --checkpoint=runs/a --checkpoint=runs/b \\
+      --images=photos --masks=masks --samples=500 --output=out/mine
+
+The central square of every picture is brought to the network's size, its hole filled,
+and the result compared with what was there. OUTPUT/report.html shows figures with 95 %
+bootstrap intervals, by the hole's share of the picture, and pictures: the first, the
+best and the worst. OUTPUT/report.md has the tables, OUTPUT/result.json everything, with
+the protocol: pictures, holes, resizing, weights of the networks that looked. Figures of
+other protocols cannot be compared.
+
+PSNR, SSIM and L1 are always there. FID, KID, P-IDS, U-IDS and LPIPS need public
+weights of Inception, AlexNet and VGG, which are not part of this package: where they
+are missing it is said which file goes where. Classical fills are measured beside the
+checkpoints.
+
+The same command continues what was interrupted.
+"""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from migan_jax.config import progress, run_verb, verb_parser
+from migan_jax.data.masks import MaskHole
+from migan_jax.errors import UserError
+from migan_jax.files import reason, write_json, write_whole
+
+if TYPE_CHECKING:
+    from migan_jax.metrics.evaluator import Eyes, Fill
+    from migan_jax.metrics.test_set import TestSet
+
+logger = logging.getLogger(__name__)
+
+RESULT, MARKDOWN, PAGE = "result.json", "report.md", "report.html"
+CHUNKS = "chunks"
+SHOWN = 6  # pictures of each kind in the gallery
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = verb_parser("evaluate", __doc__)
+    parser.add_argument(
+        "--checkpoint",
+        metavar="CKPT",
+        type=Path,
+        action="append",
+        required=True,
+        help="a released .pt, a .safetensors, a run's workdir or an exported .onnx; "
+        "may be repeated",
+    )
+    parser.add_argument(
+        "--resolution",
+        metavar="R",
+        type=_positive,
+        help="the size of the pictures, for .onnx files that take any "
+        "(default: the network's)",
+    )
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        required=True,
+        help="a folder or zip of pictures, ArrayRecord, or scenes",
+    )
+    parser.add_argument(
+        "--masks",
+        metavar="DIR",
+        help="a folder or zip with a mask of each picture's name; without it, "
+        "free-form masks are drawn",
+    )
+    parser.add_argument(
+        "--mask-hole",
+        choices=get_args(MaskHole),
+        default="white",
+        help="what own masks show the hole in (default: white)",
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True)
+    parser.add_argument(
+        "--samples",
+        metavar="N",
+        type=_positive,
+        help="the first N pictures only (default: all)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the drawn masks (default: 0)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=_positive,
+        default=8,
+        help="pictures at a time (default: 8)",
+    )
+    return parser.parse_args()
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    logging.basicConfig(format="%(message)s")
+    check_output(arguments.output)
+    fills, resolution, identities = open_checkpoints(
+        arguments.checkpoint, arguments.resolution
+    )
+    test_set = open_test_set(arguments, resolution)
+    from migan_jax.metrics.fills import classical_fills
+
+    eyes = open_eyes()
+    for name, fill in classical_fills().items():
+        fills[name], identities[name] = fill, {"method": name}
+    result = measure(arguments, test_set, fills, identities, eyes)
+    show(arguments, result, test_set, fills)
+
+
+def check_output(folder: Path) -> None:
+    """Before the work and not after it."""
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise UserError(f"--output={folder} is a file: name a folder.")
+    try:
+        (folder / CHUNKS).mkdir(parents=True, exist_ok=True)
+        write_whole(folder / CHUNKS / ".writable", lambda part: part.touch())
+    except OSError as error:
+        raise UserError(
+            f"--output={folder} cannot be written: {reason(error)}."
+        ) from error
+
+
+def open_checkpoints(
+    paths: list[Path], resolution: int | None
+) -> tuple[dict[str, "Fill"], int, dict[str, dict[str, str]]]:
+    """What fills holes by name, at which size, and what tells each from any other."""
+    import migan_jax
+    from migan_jax.metrics.fills import network_fill
+    from migan_jax.metrics.onnx_fill import open_onnx
+    from migan_jax.weights.feature_networks import sha256_of
+
+    fills: dict[str, Fill] = {}
+    identities, sizes = {}, {}
+    for path in paths:
+        name = str(path)
+        if name in fills:
+            raise UserError(f"--checkpoint={name} is named twice.")
+        if path.suffix == ".onnx":
+            fills[name], size = open_onnx(path)
+            identities[name] = {"weights": sha256_of(path)}
+        else:
+            model = migan_jax.load(path)
+            fills[name], size = network_fill(model.complete), model.network.resolution
+            identities[name] = {"weights": model.checkpoint.digest}
+        if size is not None:  # else it takes any
+            sizes[name] = size
+    if not sizes and resolution is None:
+        raise UserError(f"{paths[0]} takes any size: say which with --resolution.")
+    if len({resolution, *sizes.values()} - {None}) > 1:
+        said = ", ".join(f"{name} is of {size}" for name, size in sizes.items())
+        asked = f", --resolution={resolution}" if resolution else ""
+        raise UserError(
+            f"Only networks of one size can be compared: {said} pixels{asked}."
+        )
+    return fills, resolution or next(iter(sizes.values())), identities
+
+
+def open_test_set(arguments: argparse.Namespace, resolution: int) -> "TestSet":
+    from migan_jax.data.sources import open_source
+    from migan_jax.metrics.test_set import TestSet
+
+    source = open_source(
+        arguments.images,
+        masks=arguments.masks,
+        mask_hole=arguments.mask_hole,
+        resolution=resolution,
+        seed=arguments.seed,
+    )
+    if arguments.images.startswith("scenes") and arguments.samples is None:
+        raise UserError("Scenes have no end: say how many with --samples.")
+    return TestSet(
+        source, resolution=resolution, seed=arguments.seed, count=arguments.samples
+    )
+
+
+def open_eyes() -> "Eyes":
+    """The networks whose weights are here; what is missing is said."""
+    from migan_jax.metrics.evaluator import Eyes
+    from migan_jax.weights.feature_networks import (
+        FILES,
+        find,
+        load_inception,
+        load_perceptual,
+    )
+
+    paths = {}
+    for name, file in FILES.items():
+        try:
+            paths[name] = find(name)
+        except UserError as error:
+            logger.warning("without %s: %s", file.metrics, error)
+    perceptual = {
+        name: load_perceptual(name, paths[name], paths[f"{name}_lpips"])
+        for name in ("alex", "vgg")
+        if name in paths and f"{name}_lpips" in paths
+    }
+    inception = load_inception(paths["inception"]) if "inception" in paths else None
+    return Eyes(inception, perceptual, {name: FILES[name].sha256 for name in paths})
+
+
+def measure(
+    arguments: argparse.Namespace,
+    test_set: "TestSet",
+    fills: dict[str, "Fill"],
+    identities: dict[str, dict[str, str]],
+    eyes: "Eyes",
+) -> dict[str, Any]:
+    """Everything that result.json holds."""
+    from migan_jax.metrics.evaluator import evaluate
+    from migan_jax.metrics.protocol import protocol_of
+    from migan_jax.metrics.report import without_nan
+
+    methods: dict[str, Any] = {}
+    digest = None
+    with progress(len(test_set) * len(fills), "picture") as advance:
+        for name, fill in fills.items():
+            table, digest = evaluate(
+                test_set,
+                fill,
+                eyes,
+                arguments.output / CHUNKS,
+                identity=identities[name],
+                batch_size=arguments.batch_size,
+                advance=advance,
+            )
+            methods[name] = {
+                **identities[name],
+                "metrics": table.compute(),
+                "by_hole_ratio": table.by_hole_ratio(),
+                **table.extremes(SHOWN),
+            }
+    protocol = protocol_of(test_set, eyes, digest)
+    return without_nan({"protocol": protocol, "methods": methods})
+
+
+def show(
+    arguments: argparse.Namespace,
+    result: dict[str, Any],
+    test_set: "TestSet",
+    fills: dict[str, "Fill"],
+) -> None:
+    """Write result and reports, and print the table."""
+    from migan_jax.metrics.report import markdown, page
+
+    output = arguments.output
+    write_json(output / RESULT, result)
+    table = markdown(result)
+    write_whole(output / MARKDOWN, lambda part: part.write_text(table))
+    html = page(result, test_set, fills)
+    write_whole(output / PAGE, lambda part: part.write_text(html))
+    print(table)
+    print(f"wrote {output / RESULT}, {output / MARKDOWN} and {output / PAGE}")
+
+
+if __name__ == "__main__":
+    run_verb(main)

@@ -1,0 +1,55 @@
+"""What fills holes: a network, or what any network must be better than."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from migan_jax.metrics.evaluator import Fill
+
+RADIUS = 3  # pixels around a hole that OpenCV's methods look at
+
+
+def network_fill(complete: Callable[[np.ndarray], np.ndarray]) -> Fill:
+    """Of a network's input [N, R, R, 4] -> whole pictures [N, R, R, 3] in [-1, 1].
+
+    Known pixels stay as they are, bit for bit.
+    """
+
+    def fill(truths: np.ndarray, holes: np.ndarray) -> np.ndarray:
+        known = (~holes).astype(np.float32)[..., None]
+        images = truths.astype(np.float32) / 127.5 - 1
+        rgb = complete(np.concatenate([known - 0.5, images * known], axis=-1))
+        made = np.clip(np.rint((np.asarray(rgb) + 1) * 127.5), 0, 255).astype(np.uint8)
+        return np.where(holes[..., None], made, truths)
+
+    return fill
+
+
+def mean_colour(truths: np.ndarray, holes: np.ndarray) -> np.ndarray:
+    """Every hole in the mean of its picture's known pixels."""
+    results = truths.copy()
+    for result, hole in zip(results, holes, strict=True):
+        if not hole.all():
+            result[hole] = np.rint(result[~hole].mean(axis=0))
+    return results
+
+
+def classical_fills() -> dict[str, Fill]:
+    """By name: the mean colour, and where OpenCV is installed its two methods."""
+    fills: dict[str, Fill] = {"mean colour": mean_colour}
+    try:
+        import cv2
+    except ModuleNotFoundError:
+        return fills
+
+    def by(method: int) -> Fill:
+        def fill(truths: np.ndarray, holes: np.ndarray) -> np.ndarray:
+            pairs = zip(truths, holes.astype(np.uint8), strict=True)
+            filled = [cv2.inpaint(truth, hole, RADIUS, method) for truth, hole in pairs]
+            return np.stack(filled)
+
+        return fill
+
+    fills["Telea"] = by(cv2.INPAINT_TELEA)
+    fills["Navier-Stokes"] = by(cv2.INPAINT_NS)
+    return fills

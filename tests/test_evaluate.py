@@ -1,0 +1,176 @@
+"""The verb: figures of checkpoints side by side, a report, and sentences for errors."""
+
+import hashlib
+import json
+
+import jax
+import numpy as np
+import pytest
+from photo_folders import mask_folder
+from PIL import Image
+from safetensors.numpy import save_file
+from variables import saved_network
+from verbs import run_here
+
+from migan_jax import evaluate
+from migan_jax.models import migan
+from migan_jax.models.inception import Inception
+from migan_jax.weights import feature_networks
+from migan_jax.weights.feature_networks import FILES
+
+NARROW = {"channel_base": 128, "channel_max": 8}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return saved_network(migan.Generator(16, **NARROW), tmp_path / "network")
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch, tmp_path):
+    """Those that this machine may have are not looked at."""
+    monkeypatch.setattr(feature_networks.Path, "home", lambda: tmp_path / "home")
+    monkeypatch.delenv(feature_networks.FOLDER, raising=False)
+
+
+def run(monkeypatch, tmp_path, checkpoint, photos, *more, output="out"):
+    return run_here(
+        monkeypatch,
+        evaluate,
+        f"--checkpoint={checkpoint}",
+        f"--images={photos}",
+        f"--output={tmp_path / output}",
+        *more,
+    )
+
+
+def result_of(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_a_report(monkeypatch, tmp_path, checkpoint, photos, capsys, caplog):
+    other = saved_network(migan.Generator(16, **NARROW), tmp_path / "other", seed=1)
+    more = f"--checkpoint={other}", "--batch-size=3"
+    assert run(monkeypatch, tmp_path, checkpoint, photos, *more) == 0
+    out = capsys.readouterr().out
+    said = caplog.text
+    assert "without FID" in said and "pt_inception-2015-12-05" in said
+    result = result_of(tmp_path / "out")
+    assert {str(checkpoint), str(other), "mean colour"} <= result["methods"].keys()
+    for content in result["methods"].values():
+        psnr = content["metrics"]["hole_psnr"]
+        assert psnr["low"] < psnr["value"] < psnr["high"]
+        assert sum(row["pictures"] for row in content["by_hole_ratio"]) == 12
+    table = (tmp_path / "out" / "report.md").read_text()
+    assert table in out and str(other) in table
+    assert result["protocol"]["hash"][:12] in table
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")  # needs nothing else
+    assert page.count("<img") > 12 and "Worst of" in page
+
+
+def test_the_same_command_twice(monkeypatch, tmp_path, checkpoint, photos):
+    for output in ("one", "two"):
+        assert run(monkeypatch, tmp_path, checkpoint, photos, output=output) == 0
+    content = [(tmp_path / o / "result.json").read_bytes() for o in ("one", "two")]
+    assert content[0] == content[1]
+    assert run(monkeypatch, tmp_path, checkpoint, photos, output="one") == 0
+    assert (tmp_path / "one" / "result.json").read_bytes() == content[0]
+
+
+@pytest.mark.slow
+def test_features_of_weights_that_are_here(monkeypatch, tmp_path, checkpoint, photos):
+    """Random ones, in a file whose hash is the published one's for this test."""
+    pytest.importorskip("sklearn")
+    tensors, rng = {}, np.random.default_rng(0)
+    params = feature_networks._abstract(Inception(), 299)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        *layer, name = (key.key for key in path)
+        prefix = ".".join(layer[:-1])
+        if name == "kernel":
+            height, width, incoming, outgoing = leaf.shape
+            kernel = rng.normal(0, (2 / (height * width * incoming)) ** 0.5, leaf.shape)
+            transposed = np.float32(kernel.transpose(3, 2, 0, 1))
+            tensors[f"{prefix}.conv.weight"] = np.ascontiguousarray(transposed)
+            for norm in ("weight", "bias", "running_mean", "running_var"):
+                ones = norm in ("weight", "running_var")
+                tensors[f"{prefix}.bn.{norm}"] = np.full(outgoing, ones, np.float32)
+    folder = tmp_path / "home" / ".cache" / "migan_jax"
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "any.safetensors")
+    content = (folder / "any.safetensors").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    file = FILES["inception"]._replace(size=len(content), sha256=digest)
+    monkeypatch.setitem(FILES, "inception", file)
+    assert run(monkeypatch, tmp_path, checkpoint, photos, "--samples=6") == 0
+    result = result_of(tmp_path / "out")
+    assert result["protocol"]["network_weights"] == {"inception": digest}
+    metrics = result["methods"][str(checkpoint)]["metrics"]
+    assert metrics["fid_6"]["value"] > 0
+    assert 0 <= metrics["p_ids_6"]["value"] <= 1
+
+
+def test_own_masks_and_their_polarity(monkeypatch, tmp_path, checkpoint, photos):
+    masks = mask_folder(tmp_path / "masks", photos)
+    own = f"--masks={masks}"
+    assert run(monkeypatch, tmp_path, checkpoint, photos, own) == 0
+    turned = own, "--mask-hole=black"
+    assert run(monkeypatch, tmp_path, checkpoint, photos, *turned, output="b") == 0
+    one, other = (result_of(tmp_path / name) for name in ("out", "b"))
+    assert one["protocol"]["own_masks"] == "white"
+    assert one["protocol"]["holes"] != other["protocol"]["holes"]
+
+
+def refused(monkeypatch, *arguments):
+    message = run(monkeypatch, *arguments)
+    assert isinstance(message, str) and message.startswith("error: ")
+    assert "\n" not in message
+    return message
+
+
+def test_mistakes(monkeypatch, tmp_path, checkpoint, photos):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    arguments = monkeypatch, tmp_path, checkpoint
+    assert str(empty) in refused(*arguments, empty)
+    assert "nowhere" in refused(*arguments, tmp_path / "nowhere")
+    masks = mask_folder(tmp_path / "masks", photos)
+    missing = min(masks.iterdir())
+    missing.unlink()
+    assert missing.stem in refused(*arguments, photos, f"--masks={masks}")
+    (tmp_path / "file").write_text("")
+    said = refused(*arguments, photos, f"--output={tmp_path / 'file'}")
+    assert "is a file" in said
+    assert "--samples" in refused(*arguments, "scenes")
+    larger = saved_network(migan.Generator(32, **NARROW), tmp_path / "larger")
+    said = refused(*arguments, photos, f"--checkpoint={larger}")
+    assert "of one size" in said and "of 32" in said
+    assert "twice" in refused(*arguments, photos, f"--checkpoint={checkpoint}")
+    no_model = refused(monkeypatch, tmp_path, photos / "none.pt", photos)
+    assert "There is no checkpoint" in no_model
+    unwritable = f"--output={tmp_path / 'file' / 'below'}"
+    assert "cannot be written" in refused(*arguments, photos, unwritable)
+
+
+def test_one_picture(monkeypatch, tmp_path, checkpoint):
+    folder = tmp_path / "one"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "a.png")
+    assert run(monkeypatch, tmp_path, checkpoint, folder) == 0
+    metrics = result_of(tmp_path / "out")["methods"]["mean colour"]["metrics"]
+    assert metrics["l1"]["value"] > 0
+
+
+def test_an_exported_pipeline(monkeypatch, tmp_path, photos):
+    """It takes any size, so that one has to be said."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from test_metrics_onnx_fill import identity_pipeline
+
+    path = identity_pipeline(tmp_path / "pipeline.onnx")
+    assert "--resolution" in refused(monkeypatch, tmp_path, path, photos)
+    assert run(monkeypatch, tmp_path, path, photos, "--resolution=24") == 0
+    result = result_of(tmp_path / "out")
+    assert result["protocol"]["resolution"] == 24
+    assert result["methods"][str(path)]["metrics"]["l1"]["value"] == 0

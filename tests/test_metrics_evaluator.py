@@ -1,0 +1,223 @@
+"""Figures do not depend on how pictures are batched, sharded, or interrupted."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+from photo_folders import mask_folder, photo_folder
+from PIL import Image, ImageOps
+
+from migan_jax.data.sources import open_source
+from migan_jax.errors import UserError
+from migan_jax.metrics import evaluator
+from migan_jax.metrics.evaluator import Eyes, evaluate
+from migan_jax.metrics.fills import mean_colour, network_fill
+from migan_jax.metrics.protocol import protocol_of
+from migan_jax.metrics.table import BINS, Table, with_interval
+from migan_jax.metrics.test_set import TestSet
+
+SIZE = 32
+
+
+def pictures_of(photos, masks=None, **settings):
+    source = open_source(
+        str(photos),
+        masks=masks and str(masks),
+        mask_hole="white",
+        resolution=SIZE,
+        seed=0,
+    )
+    return TestSet(source, resolution=SIZE, **settings)
+
+
+def measured(test_set, folder, batch_size=8, fill=mean_colour):
+    folder.mkdir(exist_ok=True)
+    return evaluate(
+        test_set, fill, Eyes(), folder, identity={"a": "b"}, batch_size=batch_size
+    )
+
+
+def assert_same(ours, theirs, rtol=1e-12):
+    assert ours.names == theirs.names
+    np.testing.assert_array_equal(ours.ratios, theirs.ratios)
+    assert ours.figures.keys() == theirs.figures.keys()
+    for name, values in theirs.figures.items():
+        np.testing.assert_allclose(ours.figures[name], values, rtol=rtol, err_msg=name)
+
+
+def random_table(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return Table(
+        tuple(f"{number}.png" for number in range(count)),
+        rng.random(count),
+        {"hole_psnr": rng.normal(20, 3, count), "l1": rng.random(count)},
+        rng.normal(size=(count, 6)).astype(np.float32),
+        rng.normal(0.1, size=(count, 6)).astype(np.float32),
+    )
+
+
+def part_of(table, rows):
+    figures = {name: values[rows] for name, values in table.figures.items()}
+    names = table.names[rows]
+    rest = table.ratios[rows], figures, table.real[rows], table.fake[rows]
+    return Table(names, *rest)
+
+
+def test_seven_uneven_shards_are_one():
+    pytest.importorskip("sklearn")
+    whole = random_table(90)
+    ends = [0, 1, 7, 8, 30, 31, 80, 90]
+    merged = Table.empty(("hole_psnr", "l1"), 6)
+    for start, end in itertools.pairwise(ends):
+        merged = merged.merge(part_of(whole, slice(start, end)))
+    assert merged.compute() == whole.compute()
+    assert merged.by_hole_ratio() == whole.by_hole_ratio()
+    assert set(whole.compute()) == {
+        *("hole_psnr", "l1", "fid_90", "kid", "p_ids_90", "u_ids_90")
+    }
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, 24])
+def test_the_last_batch_is_counted_once(batch_size, photos, tmp_path):
+    """Twelve pictures, which are one and a half, three quarters or half a batch."""
+    test_set = pictures_of(photos)
+    table, digest = measured(test_set, tmp_path / "a", batch_size)
+    assert len(table.names) == len(set(table.names)) == 12
+    again, same = measured(test_set, tmp_path / "b", batch_size=8)
+    assert_same(table, again)
+    assert digest == same
+
+
+def test_one_device_is_eight(photos, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(4, 3)).astype(np.float32)
+
+    def complete(x):
+        return np.tanh(evaluator.spread(x) @ weights)
+
+    test_set, fill = pictures_of(photos), network_fill(complete)
+    on_eight, _ = measured(test_set, tmp_path / "eight", fill=fill)
+    monkeypatch.setattr(jax, "local_devices", lambda **_: jax.devices()[:1])
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    on_one, _ = measured(test_set, tmp_path / "one", fill=fill)
+    assert_same(on_one, on_eight, rtol=1e-6)
+
+
+def test_an_interruption_costs_a_chunk(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluator, "CHUNK", 4)
+    test_set, calls = pictures_of(photos), []
+
+    def interrupted(truths, holes):
+        calls.append(len(truths))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return mean_colour(truths, holes)
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(test_set, tmp_path / "a", fill=interrupted)
+    table, digest = measured(test_set, tmp_path / "a", fill=interrupted)
+    assert len(calls) == 4
+    whole, same = measured(test_set, tmp_path / "b")
+    assert_same(table, whole)
+    assert digest == same
+
+
+def test_chunks_of_something_else_are_not_used(photos, tmp_path):
+    test_set = pictures_of(photos)
+    table, _ = measured(test_set, tmp_path)
+    other = evaluate(
+        test_set,
+        lambda truths, holes: truths,
+        Eyes(),
+        tmp_path,
+        identity={"a": "another"},
+        batch_size=8,
+    )[0]
+    assert np.isinf(other.figures["hole_psnr"]).all()
+    assert np.isfinite(table.figures["hole_psnr"]).all()
+
+
+def test_known_pixels_are_the_pictures(photos):
+    test_set = pictures_of(photos)
+    pairs = test_set.batch(range(12))
+    truths = np.stack([pair.truth for pair in pairs])
+    holes = np.stack([pair.hole for pair in pairs])
+    for fill in (mean_colour, network_fill(lambda x: x[..., 1:] * 0 + 7)):
+        results = fill(truths, holes)
+        np.testing.assert_array_equal(results[~holes], truths[~holes])
+        assert results.dtype == np.uint8
+    assert (results[holes] == 255).all()
+
+
+def test_one_other_mask_is_another_protocol(tmp_path):
+    photos = photo_folder(tmp_path / "photos")
+    masks = mask_folder(tmp_path / "masks", photos)
+    hashes = []
+    for changed in (False, False, True):
+        if changed:
+            path = min(masks.iterdir())
+            with Image.open(path) as mask:
+                other = ImageOps.mirror(mask.convert("L"))
+            other.save(path)
+        test_set = pictures_of(photos, masks)
+        _, digest = measured(test_set, tmp_path / f"{len(hashes)}")
+        hashes.append(protocol_of(test_set, Eyes(), digest)["hash"])
+    assert hashes[0] == hashes[1] != hashes[2]
+    drawn = pictures_of(photos)
+    _, digest = measured(drawn, tmp_path / "drawn")
+    assert protocol_of(drawn, Eyes(), digest)["hash"] not in hashes
+    json.dumps(protocol_of(drawn, Eyes(), digest))
+
+
+def test_drawn_masks_are_those_of_prepare(photos, tmp_path):
+    from migan_jax.data.mask_sets import MaskSet, write_mask_set
+
+    kind = {"kind": "free_form", "count": 12, "resolution": SIZE, "seed": 3}
+    write_mask_set(tmp_path / "set", **kind)
+    written = MaskSet(tmp_path / "set")
+    test_set = pictures_of(photos, seed=3)
+    for number in range(12):
+        np.testing.assert_array_equal(test_set[number].hole, written[number] == 0)
+    assert measured(test_set, tmp_path / "chunks")[1] == written.digest
+
+
+def test_a_picture_that_cannot_be_used_is_named(photos, tmp_path):
+    (photos / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"broken\.png"):
+        measured(pictures_of(photos), tmp_path)
+
+
+def test_bins_are_of_the_holes_share():
+    table = random_table(50)
+    rows = table.by_hole_ratio()
+    assert sum(row["pictures"] for row in rows) == 50
+    for row in rows:
+        inside = (table.ratios >= row["from"]) & (table.ratios < row["to"])
+        expected = table.figures["hole_psnr"][inside].mean()
+        assert row["hole_psnr"] == pytest.approx(expected)
+    full = Table.empty(("l1",), 0).merge(
+        Table(("a",), np.ones(1), {"l1": np.ones(1)}, *np.zeros((2, 1, 0), np.float32))
+    )
+    assert full.by_hole_ratio()[0]["to"] == BINS[-1]
+
+
+def test_an_interval_is_that_of_the_mean():
+    """Of a normal distribution it is 1.96 standard errors on either side."""
+    values = np.random.default_rng(0).normal(5, 2, 400)
+    found = with_interval(lambda rows: values[rows].mean(), len(values))
+    error = values.std() / 20
+    assert found["value"] == pytest.approx(values.mean())
+    assert found["low"] == pytest.approx(values.mean() - 1.96 * error, abs=0.3 * error)
+    assert found["high"] == pytest.approx(values.mean() + 1.96 * error, abs=0.3 * error)
+
+
+def test_pictures_without_a_figure_do_not_count():
+    table = random_table(10)
+    table.figures["hole_psnr"][3:] = np.nan
+    found = table.compute()["hole_psnr"]
+    assert found["value"] == pytest.approx(table.figures["hole_psnr"][:3].mean())
+    assert found["low"] <= found["value"] <= found["high"]
+    numbers = table.extremes(2)
+    assert set(numbers["best"]) | set(numbers["worst"]) == {0, 1, 2}
