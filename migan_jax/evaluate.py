@@ -1,6 +1,6 @@
 """Measure inpainting as papers do: checkpoints side by side, on your pictures.
 
-  # A released network on a folder of photos, free-form holes drawn from a seed:
+  # A released network on a folder of photos, with the paper's free-form holes:
   python -m migan_jax.evaluate --checkpoint=migan_512_places2.pt \\
       --images=places/val --output=out/places
   # Two checkpoints of your own, on the first 500 photos, with your own holes:
@@ -71,8 +71,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--masks",
         metavar="DIR",
-        help="a folder or zip with a mask of each picture's name; without it, "
-        "free-form masks are drawn",
+        help="a folder or zip with a mask of each picture's name, or a set that "
+        "prepare --masks has drawn (default: the free-form set of seed 0)",
     )
     parser.add_argument(
         "--mask-hole",
@@ -86,9 +86,6 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         type=_positive,
         help="the first N pictures only (default: all)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the drawn masks (default: 0)"
     )
     parser.add_argument(
         "--batch-size",
@@ -173,21 +170,22 @@ def open_checkpoints(
 
 
 def open_test_set(arguments: argparse.Namespace, resolution: int) -> "TestSet":
+    from migan_jax.data.mask_sets import MaskSet, is_mask_set
     from migan_jax.data.sources import open_source
     from migan_jax.metrics.test_set import TestSet
 
+    drawn = arguments.masks is not None and is_mask_set(Path(arguments.masks))
     source = open_source(
         arguments.images,
-        masks=arguments.masks,
+        masks=None if drawn else arguments.masks,
         mask_hole=arguments.mask_hole,
         resolution=resolution,
-        seed=arguments.seed,
+        seed=0,
     )
     if arguments.images.startswith("scenes") and arguments.samples is None:
         raise UserError("Scenes have no end: say how many with --samples.")
-    return TestSet(
-        source, resolution=resolution, seed=arguments.seed, count=arguments.samples
-    )
+    masks = MaskSet(Path(arguments.masks)) if drawn else None
+    return TestSet(source, resolution=resolution, masks=masks, count=arguments.samples)
 
 
 def open_eyes() -> "Eyes":

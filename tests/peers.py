@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import sys
 import warnings
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -55,17 +56,17 @@ def randomise(network):
     return network.eval()
 
 
-def inception(monkeypatch):
-    """pytorch-fid's whole network, and the one that its file holds."""
+def inception():
+    """pytorch-fid's whole network, and the one that its file holds; it has no file."""
     load = "load_state_dict"
-    with monkeypatch.context() as patches, warnings.catch_warnings():
+    with (
+        warnings.catch_warnings(),
+        mock.patch.object(fid_inception, f"{load}_from_url"),
+        mock.patch.object(torch.nn.Module, load),
+    ):
         warnings.simplefilter("ignore")
-        patches.setattr(fid_inception, f"{load}_from_url", lambda *_, **__: {})
-        patches.setattr(torch.nn.Module, load, lambda *_, **__: None)
-        inner = fid_inception.fid_inception_v3()
-    randomise(inner)
-    with monkeypatch.context() as patches:
-        patches.setattr(fid_inception, "fid_inception_v3", lambda: inner)
+        inner = randomise(fid_inception.fid_inception_v3())
+    with mock.patch.object(fid_inception, "fid_inception_v3", lambda: inner):
         return fid_inception.InceptionV3().eval(), inner
 
 

@@ -9,11 +9,13 @@ import pytest
 from photo_folders import mask_folder, photo_folder
 from PIL import Image, ImageOps
 
+from migan_jax.data.mask_sets import MaskSet, write_mask_set
 from migan_jax.data.sources import open_source
 from migan_jax.errors import UserError
 from migan_jax.metrics import evaluator
 from migan_jax.metrics.evaluator import Eyes, evaluate
 from migan_jax.metrics.fills import mean_colour, network_fill
+from migan_jax.metrics.frechet import Moments, fid
 from migan_jax.metrics.protocol import protocol_of
 from migan_jax.metrics.table import BINS, Table, with_interval
 from migan_jax.metrics.test_set import TestSet
@@ -21,7 +23,7 @@ from migan_jax.metrics.test_set import TestSet
 SIZE = 32
 
 
-def pictures_of(photos, masks=None, **settings):
+def pictures_of(photos, masks=None, masks_of=None):
     source = open_source(
         str(photos),
         masks=masks and str(masks),
@@ -29,7 +31,7 @@ def pictures_of(photos, masks=None, **settings):
         resolution=SIZE,
         seed=0,
     )
-    return TestSet(source, resolution=SIZE, **settings)
+    return TestSet(source, resolution=SIZE, masks=masks_of)
 
 
 def measured(test_set, folder, batch_size=8, fill=mean_colour):
@@ -172,15 +174,26 @@ def test_one_other_mask_is_another_protocol(tmp_path):
 
 
 def test_drawn_masks_are_those_of_prepare(photos, tmp_path):
-    from migan_jax.data.mask_sets import MaskSet, write_mask_set
-
-    kind = {"kind": "free_form", "count": 12, "resolution": SIZE, "seed": 3}
+    kind = {"kind": "free_form", "count": 12, "resolution": SIZE, "seed": 0}
     write_mask_set(tmp_path / "set", **kind)
     written = MaskSet(tmp_path / "set")
-    test_set = pictures_of(photos, seed=3)
-    for number in range(12):
-        np.testing.assert_array_equal(test_set[number].hole, written[number] == 0)
-    assert measured(test_set, tmp_path / "chunks")[1] == written.digest
+    sets = pictures_of(photos), pictures_of(photos, masks_of=written)
+    for test_set in sets:
+        for number in range(12):
+            np.testing.assert_array_equal(test_set[number].hole, written[number] == 0)
+        assert measured(test_set, tmp_path / "chunks")[1] == written.digest
+    protocols = [protocol_of(one, Eyes(), written.digest) for one in sets]
+    assert protocols[0] == protocols[1]
+
+
+def test_a_set_that_does_not_fit(photos, tmp_path):
+    kind = {"kind": "box", "count": 11, "seed": 0}
+    write_mask_set(tmp_path / "few", **kind, resolution=SIZE)
+    with pytest.raises(UserError, match="11 masks for 12 pictures"):
+        pictures_of(photos, masks_of=MaskSet(tmp_path / "few"))
+    write_mask_set(tmp_path / "small", **kind, resolution=16)
+    with pytest.raises(UserError, match="masks of 16 pixels, not 32"):
+        pictures_of(photos, masks_of=MaskSet(tmp_path / "small"))
 
 
 def test_a_picture_that_cannot_be_used_is_named(photos, tmp_path):
@@ -197,6 +210,10 @@ def test_bins_are_of_the_holes_share():
         inside = (table.ratios >= row["from"]) & (table.ratios < row["to"])
         expected = table.figures["hole_psnr"][inside].mean()
         assert row["hole_psnr"] == pytest.approx(expected)
+        real, fake = (
+            Moments.empty(6).update(part[inside]) for part in (table.real, table.fake)
+        )
+        assert row["fid"] == pytest.approx(fid(real, fake))
     full = Table.empty(("l1",), 0).merge(
         Table(("a",), np.ones(1), {"l1": np.ones(1)}, *np.zeros((2, 1, 0), np.float32))
     )

@@ -34,8 +34,8 @@ def pictures(count, size, seed=0):
 
 
 @pytest.mark.parametrize("size", [64, 320])
-def test_inception_features_are_pytorch_fids(size, monkeypatch, tmp_path):
-    whole, inner = peers.inception(monkeypatch)
+def test_inception_features_are_pytorch_fids(size, tmp_path):
+    whole, inner = peers.inception()
     path = tmp_path / "inception.pth"
     torch.save(inner.state_dict(), path)
     photos = pictures(2, size)

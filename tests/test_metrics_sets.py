@@ -5,7 +5,12 @@ import warnings
 import numpy as np
 import pytest
 
-from migan_jax.metrics.frechet import Moments, fid, frechet_distance
+from migan_jax.metrics.frechet import (
+    Moments,
+    fid,
+    fid_of_features,
+    frechet_distance,
+)
 from migan_jax.metrics.ids import Decisions, decide
 from migan_jax.metrics.kernel import kid
 
@@ -63,6 +68,14 @@ def test_shards_are_one():
         np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12)
         np.testing.assert_allclose(merged.covariance, whole.covariance, rtol=1e-10)
     np.testing.assert_allclose(whole.covariance, np.cov(values.T), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("counts", [(30, 21), (2, 5), (63, 70), (200, 100), (1, 5)])
+def test_small_sets_take_a_shorter_way(counts):
+    real, fake = features(counts[0], 64, 0), features(counts[1], 64, 1, shift=0.1)
+    expected = fid(moments(real), moments(fake))
+    found = fid_of_features(real, fake)
+    assert found == pytest.approx(expected, rel=1e-6, nan_ok=True)
 
 
 def test_a_large_mean_costs_no_digits():

@@ -61,12 +61,16 @@ def write_mask_set(
     write_whole(folder, write)
 
 
+def is_mask_set(folder: Path) -> bool:
+    return os.path.isfile(folder / DESCRIPTION)
+
+
 class MaskSet:
     """A set's masks by number, each checked when it is read."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        if not os.path.isfile(folder / DESCRIPTION):
+        if not is_mask_set(folder):
             raise UserError(f"{folder} is no set of masks: it has no {DESCRIPTION}.")
         types = {"kind": str, "count": int, "resolution": int, "seed": int}
         types |= {"sha256": str, "sha256_of_each": list}

@@ -70,6 +70,25 @@ def frechet_distance(
     return float(apart @ apart + traces - 2 * shared)
 
 
+def fid_of_features(real: np.ndarray, fake: np.ndarray) -> float:
+    """The same from the features themselves, [N, features] and [M, features].
+
+    Of small sets the covariances are large, and have few eigenvalues that are not zero:
+    their shared trace is the sum of the singular values of an N by M matrix.
+    """
+    features = real.shape[1]
+    sets = [Moments.empty(features).update(values) for values in (real, fake)]
+    if max(len(real), len(fake)) >= features or min(len(real), len(fake)) < 2:
+        return fid(*sets)
+    ours, theirs = (
+        (values - moments.mean) / np.sqrt(moments.count - 1)
+        for values, moments in zip((real, fake), sets, strict=True)
+    )
+    shared = np.linalg.svd(ours @ theirs.T, compute_uv=False).sum()
+    apart = sets[0].mean - sets[1].mean
+    return float(apart @ apart + (ours**2).sum() + (theirs**2).sum() - 2 * shared)
+
+
 def fid(real: Moments, fake: Moments) -> float:
     """NaN where either set has less than two pictures."""
     if min(real.count, fake.count) < 2:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from migan_jax.data.sheets import with_hole
 from migan_jax.metrics.evaluator import Fill
 from migan_jax.metrics.test_set import TestSet
 
 # What is better: more of it, or less.
 MORE = "psnr", "hole_psnr", "ssim", "hole_ssim", "p_ids", "u_ids"
-PLOTTED = "hole_psnr", "hole_ssim", "hole_l1"
+PLOTTED = "hole_psnr", "hole_ssim", "hole_l1", "fid"  # those that are there
 FIRST = 6  # pictures of the gallery's beginning
 
 STYLE = """
@@ -25,7 +26,9 @@ table { border-collapse: collapse; }
 td, th { padding: .2em .8em; text-align: right; }
 td:first-child, th:first-child { text-align: left; }
 th { border-bottom: 1px solid #888; }
-img { max-width: 100%; } .row { display: flex; gap: 4px; margin-bottom: 4px; }
+img { max-width: 100%; } .row img { width: 100%; max-width: 320px; }
+small { color: #555; font-weight: normal; }
+.row { display: flex; gap: 4px; margin-bottom: 4px; }
 .row figure { margin: 0; flex: 1; } figcaption { font-size: 80%; color: #555; }
 pre { background: #f4f4f4; padding: 1em; overflow: auto; } .best { font-weight: bold; }
 """
@@ -41,10 +44,8 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def summary_of(protocol: Mapping[str, Any]) -> str:
-    if protocol["own_masks"]:
-        holes = "own masks"
-    else:
-        drawn = protocol["drawn_masks"]
+    holes = "own masks"
+    if drawn := protocol["drawn_masks"]:
         holes = f"{drawn['kind']} masks of seed {drawn['seed']}"
     return (
         f"{protocol['pictures']['count']:,} pictures at {protocol['resolution']} "
@@ -102,7 +103,7 @@ def page(
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td class="{"best" if best else ""}">{html.escape(text)}</td>'
+            f'<td class="{"best" if best else ""}">{_cell(text)}</td>'
             for text, best in row
         )
         + "</tr>"
@@ -120,12 +121,21 @@ def page(
     )
 
 
+def _cell(text: str) -> str:
+    """The interval on a line of its own."""
+    value, bracket, interval = html.escape(text).partition(" (")
+    return f"{value}<br><small>({interval}</small>" if bracket else value
+
+
 def _plots(result: Mapping[str, Any]) -> str:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    for panel, name in zip(figure.subplots(1, len(PLOTTED)), PLOTTED, strict=True):
-        for method, content in result["methods"].items():
+    methods = result["methods"]
+    measured = next(iter(methods.values()))["by_hole_ratio"][0]
+    names = [name for name in PLOTTED if name in measured]
+    figure = Figure(figsize=(4 * len(names), 3.6), layout="constrained")
+    for panel, name in zip(figure.subplots(1, len(names)), names, strict=True):
+        for method, content in methods.items():
             bins = [row for row in content["by_hole_ratio"] if row[name] is not None]
             middles = [(row["from"] + row["to"]) / 2 for row in bins]
             panel.plot(middles, [row[name] for row in bins], "o-", label=method)
@@ -159,7 +169,7 @@ def _gallery(
 def _row(test_set: TestSet, number: int, fills: Mapping[str, Fill]) -> str:
     """Input, completions and truth; with one completion, also where it differs."""
     name, truth, hole = test_set[number]
-    shown = {"input": np.where(hole[..., None], np.uint8(255), truth)}
+    shown = {"input": with_hole(truth, hole)}
     for method, fill in fills.items():
         result = fill(truth[None], hole[None])[0]
         shown[method] = result

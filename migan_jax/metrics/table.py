@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from migan_jax.metrics.frechet import Moments, fid
+from migan_jax.metrics.frechet import fid_of_features
 from migan_jax.metrics.ids import decide
 from migan_jax.metrics.kernel import kid
 
@@ -58,10 +58,7 @@ class Table:
         }
         if not self.real.shape[1]:
             return results
-        real, fake = (
-            Moments.empty(x.shape[1]).update(x) for x in (self.real, self.fake)
-        )
-        results[f"fid_{count}"] = {"value": fid(real, fake)}
+        results[f"fid_{count}"] = {"value": self._fid(slice(None))}
         results["kid"] = {"value": kid(self.real, self.fake)}
         if count >= 2:
             decisions = decide(self.real, self.fake)
@@ -72,16 +69,21 @@ class Table:
         return results
 
     def by_hole_ratio(self) -> list[dict[str, Any]]:
-        """Means of figures over the pictures of each bin that has any."""
+        """Of the pictures of each bin that has any: means of figures, and FID."""
         places = np.clip(np.digitize(self.ratios, BINS) - 1, 0, len(BINS) - 2)
         rows = []
         for place in range(len(BINS) - 1):
             chosen = places == place
             if chosen.any():
                 values = {n: mean(v[chosen]) for n, v in self.figures.items()}
+                if self.real.shape[1]:
+                    values["fid"] = self._fid(chosen)
                 bounds = {"from": BINS[place], "to": BINS[place + 1]}
                 rows.append({**bounds, "pictures": int(chosen.sum()), **values})
         return rows
+
+    def _fid(self, rows: np.ndarray | slice) -> float:
+        return fid_of_features(self.real[rows], self.fake[rows])
 
     def extremes(self, count: int) -> dict[str, list[int]]:
         """Numbers of the pictures with the best and the worst holes."""

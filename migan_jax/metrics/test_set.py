@@ -6,9 +6,12 @@ import numpy as np
 
 from migan_jax.data.examples import Crop, CropKind, decode_crop
 from migan_jax.data.mask_samplers import SAMPLERS, mask_on_host
+from migan_jax.data.mask_sets import MaskSet
 from migan_jax.data.masks import MaskHole
 from migan_jax.data.sources import Source
+from migan_jax.errors import UserError
 
+KIND, SEED = "free_form", 0  # of masks, where none are given
 RESIZING = "bicubic, holes by nearest pixels"
 
 
@@ -21,9 +24,10 @@ class Pair(NamedTuple):
 
 
 class TestSet:
-    """The middles of a source's first pictures, with their own masks or drawn ones.
+    """The middles of a source's first pictures, each with a hole.
 
-    Drawn mask number i is that of `prepare --masks` with the same seed.
+    Holes are the pictures' own, or those of a set that `prepare --masks` has drawn, by
+    number; or else free-form ones, as such a set of seed 0 would have.
     """
 
     __test__ = False  # pytest looks for classes of such names
@@ -34,14 +38,26 @@ class TestSet:
         *,
         resolution: int,
         crop: CropKind = "square",
-        mask_kind: str = "free_form",
-        seed: int = 0,
+        masks: MaskSet | None = None,
         count: int | None = None,
     ):
         self._source = source
         self._crop = Crop(resolution, crop)
-        self._mask_kind, self._seed = mask_kind, seed
+        self._masks = masks
         self._count = len(source) if count is None else min(count, len(source))
+        if masks is None:
+            return
+        drawn_at = masks.settings["resolution"]
+        if drawn_at != resolution:
+            raise UserError(
+                f"{masks.folder} has masks of {drawn_at} pixels, not {resolution}: "
+                f"draw others with prepare --masks --resolution={resolution}."
+            )
+        if len(masks) < self._count:
+            raise UserError(
+                f"{masks.folder} has {len(masks)} masks for {self._count} pictures: "
+                f"draw more, or evaluate fewer with --samples."
+            )
 
     def __len__(self) -> int:
         return self._count
@@ -55,9 +71,10 @@ class TestSet:
         )
         if example.hole is not None:
             return Pair(name, example.image, example.hole)
-        rng = np.random.default_rng((self._seed, number))
-        sampler = SAMPLERS[self._mask_kind]
-        known = mask_on_host(sampler, rng, self._crop.resolution)
+        if self._masks is not None:
+            return Pair(name, example.image, self._masks[number] == 0)
+        rng = np.random.default_rng((SEED, number))
+        known = mask_on_host(SAMPLERS[KIND], rng, self._crop.resolution)
         return Pair(name, example.image, known == 0)
 
     @property
@@ -65,11 +82,11 @@ class TestSet:
         """What decides which pictures and holes these are."""
         fingerprint = self._source.fingerprint
         own: MaskHole | None = None
-        drawn: dict[str, Any] | None = None
+        drawn: dict[str, Any] | None = {"kind": KIND, "seed": SEED}
         if self._source.has_masks:
-            own = self._source.mask_hole
-        else:
-            drawn = {"kind": self._mask_kind, "seed": self._seed}
+            own, drawn = self._source.mask_hole, None
+        elif self._masks is not None:
+            drawn = {name: self._masks.settings[name] for name in ("kind", "seed")}
         return {
             "pictures": {"count": len(self), "digest": fingerprint.digest},
             "resolution": self._crop.resolution,

@@ -1,0 +1,90 @@
+"""The way to FID: features of pictures by ours and by pytorch-fid's network.
+
+  python benchmarks/evaluate.py --threads=2 --json=out/evaluate.json
+
+Both get the same pictures, uint8 and decoded already, and the same random weights, and
+must agree; resizing to 299 pixels is part of the work. `ratio` is ours over pytorch-fid
+in images per second. `grown MB` is by how much our process grows from the second to the
+last of --batches batches, of which each leaves its features in a file as `evaluate`
+does: it must not depend on their number.
+
+Needs the extras torch and peers.
+"""
+
+import resource
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from timing import benchmark_parser, minimum_ms, print_table, save_json, use_cores
+
+# Random weights in the packages' networks, as the tests have them.
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+
+TOLERANCE = 1e-5  # relative, of features
+
+
+def main() -> None:
+    parser = benchmark_parser(__doc__, repeats=3)
+    parser.add_argument("--size", type=int, default=256, help="of the pictures")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batches", type=int, default=20, help="for the memory")
+    arguments = parser.parse_args()
+    use_cores(arguments.threads)
+    import peers
+
+    from migan_jax.metrics.inception import inception_features
+    from migan_jax.weights.feature_networks import load_inception
+
+    peers.torch.set_num_threads(arguments.threads)
+    whole, inner = peers.inception()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "inception.pth"
+        peers.torch.save(inner.state_dict(), path)
+        variables = load_inception(path)
+    shape = arguments.batch, arguments.size, arguments.size, 3
+    pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+    def ours() -> np.ndarray:
+        return np.asarray(inception_features(variables, pictures))
+
+    def theirs() -> np.ndarray:
+        with peers.torch.no_grad():
+            return whole(peers.as_theirs(pictures))[0][:, :, 0, 0].numpy()
+
+    apart = np.linalg.norm(ours() - theirs()) / np.linalg.norm(theirs())
+    if apart > TOLERANCE:
+        raise SystemExit(f"error: the features are {apart:.1e} apart.")
+    best = minimum_ms({"ours": ours, "pytorch-fid": theirs}, arguments.repeats)
+    rates = {name: 1e3 * arguments.batch / ms for name, ms in best.items()}
+    grown = growth(ours, arguments.batches)
+    rows = [
+        {
+            "": name,
+            "images/s": rate,
+            "ratio": rate / rates["pytorch-fid"],
+            "grown MB": grown if name == "ours" else "-",
+        }
+        for name, rate in rates.items()
+    ]
+    print_table(rows)
+    save_json(arguments.json, rows)
+
+
+def growth(features, batches: int) -> float:
+    """Of the process's peak, in megabytes, after the first two batches."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(batches):
+            np.save(Path(folder) / f"{number}.npy", features())
+            if number == 1:
+                before = peak_megabytes()
+    return peak_megabytes() - before
+
+
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()
