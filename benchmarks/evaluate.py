@@ -58,7 +58,7 @@ def main() -> None:
         raise SystemExit(f"error: the features are {apart:.1e} apart.")
     best = minimum_ms({"ours": ours, "pytorch-fid": theirs}, arguments.repeats)
     rates = {name: 1e3 * arguments.batch / ms for name, ms in best.items()}
-    grown = growth(ours, arguments.batches)
+    grown = round(growth(ours, arguments.batches))
     rows = [
         {
             "": name,

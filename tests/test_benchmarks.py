@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
+pytest.importorskip("pytorch_fid")
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -20,6 +21,7 @@ TINY = {
     "operations": ["--shapes", "2x8x8x4"],
     "inpaint": ["--photos", "900x700", "--resolution", "16"],
     "data": ["--sizes", "16", "--batches", "2"],
+    "evaluate": ["--size=32", "--batch=2", "--batches=3"],
     # Not `compiled`, which takes minutes at any size.
     "train_step": "--resolution=32 --width=0.03125 --variants ours eager".split(),
 }
