@@ -7,12 +7,14 @@
   python -m migan_jax.evaluate --checkpoint=runs/a --checkpoint=runs/b \\
       --images=photos --masks=masks --samples=500 --output=out/mine
 
-The central square of every picture is brought to the network's size, its hole filled,
-and the result compared with what was there. OUTPUT/report.html shows figures with 95 %
-bootstrap intervals, by the hole's share of the picture, and pictures: the first, the
-best and the worst. OUTPUT/report.md has the tables, OUTPUT/result.json everything, with
-the protocol: pictures, holes, resizing, weights of the networks that looked. Figures of
-other protocols cannot be compared.
+The central square of every picture (with own masks: one with the hole in it) is brought
+to the network's size, its hole filled, and the result compared with what was there.
+Pipelines, which blend, answer for the known pixels too.
+
+OUTPUT/report.html shows figures with 95 % bootstrap intervals, by the hole's share of
+the picture, and pictures: the first, the best and the worst. OUTPUT/report.md has the
+table, OUTPUT/result.json everything, with the protocol: pictures, holes, resizing,
+weights of the networks that looked. Figures of other protocols cannot be compared.
 
 PSNR, SSIM and L1 are always there. FID, KID, P-IDS, U-IDS and LPIPS need public
 weights of Inception, AlexNet and VGG, which are not part of this package: where they
@@ -23,6 +25,7 @@ The same command continues what was interrupted.
 """
 
 import argparse
+import glob
 import logging
 import os
 from pathlib import Path
@@ -98,10 +101,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1 on")
+    return int(text)
 
 
 def main() -> None:
@@ -116,6 +118,10 @@ def main() -> None:
 
     eyes = open_eyes()
     for name, fill in classical_fills().items():
+        if name in fills:
+            raise UserError(
+                f"--checkpoint={name} is a classical fill's name: rename it."
+            )
         fills[name], identities[name] = fill, {"method": name}
     result = measure(arguments, test_set, fills, identities, eyes)
     show(arguments, result, test_set, fills)
@@ -151,7 +157,9 @@ def open_checkpoints(
             raise UserError(f"--checkpoint={name} is named twice.")
         if path.suffix == ".onnx":
             fills[name], size = open_onnx(path)
-            identities[name] = {"weights": sha256_of(path)}
+            # Large ones have their weights in a file beside them.
+            files = sorted(path.parent.glob(f"{glob.escape(path.name)}*"))
+            identities[name] = {"weights": " ".join(map(sha256_of, files))}
         else:
             model = migan_jax.load(path)
             fills[name], size = network_fill(model.complete), model.network.resolution
@@ -191,6 +199,7 @@ def open_test_set(arguments: argparse.Namespace, resolution: int) -> "TestSet":
 def open_eyes() -> "Eyes":
     """The networks whose weights are here; what is missing is said."""
     from migan_jax.metrics.evaluator import Eyes
+    from migan_jax.metrics.ids import import_svm
     from migan_jax.weights.feature_networks import (
         FILES,
         find,
@@ -209,7 +218,10 @@ def open_eyes() -> "Eyes":
         for name in ("alex", "vgg")
         if name in paths and f"{name}_lpips" in paths
     }
-    inception = load_inception(paths["inception"]) if "inception" in paths else None
+    inception = None
+    if "inception" in paths:
+        import_svm()  # which is missed before the work, not after it
+        inception = load_inception(paths["inception"])
     return Eyes(inception, perceptual, {name: FILES[name].sha256 for name in paths})
 
 
@@ -260,9 +272,10 @@ def show(
     output = arguments.output
     write_json(output / RESULT, result)
     table = markdown(result)
-    write_whole(output / MARKDOWN, lambda part: part.write_text(table))
     html = page(result, test_set, fills)
-    write_whole(output / PAGE, lambda part: part.write_text(html))
+    for name, text in ((MARKDOWN, table), (PAGE, html)):
+        content = text.encode(errors="backslashreplace")  # file names are any bytes
+        write_whole(output / name, lambda part, c=content: part.write_bytes(c))
     print(table)
     print(f"wrote {output / RESULT}, {output / MARKDOWN} and {output / PAGE}")
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from variables import saved_network
 from verbs import run_here
 
 from migan_jax import evaluate
+from migan_jax.metrics import evaluator
 from migan_jax.models import migan
 from migan_jax.models.inception import Inception
 from migan_jax.weights import feature_networks
@@ -69,11 +72,24 @@ def test_a_report(monkeypatch, tmp_path, checkpoint, photos, capsys, caplog):
     assert page.count("<img") > 12 and "Worst of" in page
 
 
+def test_names_of_any_kind(monkeypatch, tmp_path, photos):
+    """Formulas, tables and bytes that are no text."""
+    folder = tmp_path / "a$_{b$|c (1)<i>"
+    path = saved_network(migan.Generator(16, **NARROW), folder)
+    first = min(photos.iterdir())
+    first.rename(photos / os.fsdecode(b"\xff.png"))
+    assert run(monkeypatch, tmp_path, path, photos) == 0
+    assert "<i>" not in (tmp_path / "out" / "report.html").read_text()
+    lines = (tmp_path / "out" / "report.md").read_text().splitlines()
+    assert len({line.replace(r"\|", "").count("|") for line in lines[:4]}) == 1
+
+
 def test_the_same_command_twice(monkeypatch, tmp_path, checkpoint, photos):
     for output in ("one", "two"):
         assert run(monkeypatch, tmp_path, checkpoint, photos, output=output) == 0
     content = [(tmp_path / o / "result.json").read_bytes() for o in ("one", "two")]
     assert content[0] == content[1]
+    monkeypatch.setattr(evaluator, "_chunk", None)  # what was done is not done again
     assert run(monkeypatch, tmp_path, checkpoint, photos, output="one") == 0
     assert (tmp_path / "one" / "result.json").read_bytes() == content[0]
 
@@ -146,6 +162,9 @@ def test_mistakes(monkeypatch, tmp_path, checkpoint, photos):
     said = refused(*arguments, photos, f"--checkpoint={larger}")
     assert "of one size" in said and "of 32" in said
     assert "twice" in refused(*arguments, photos, f"--checkpoint={checkpoint}")
+    monkeypatch.chdir(tmp_path)
+    saved_network(migan.Generator(16, **NARROW), Path("mean colour"))
+    assert "rename it" in refused(monkeypatch, tmp_path, "mean colour", photos)
     no_model = refused(monkeypatch, tmp_path, photos / "none.pt", photos)
     assert "There is no checkpoint" in no_model
     unwritable = f"--output={tmp_path / 'file' / 'below'}"

@@ -14,7 +14,7 @@ from migan_jax.data.sources import open_source
 from migan_jax.errors import UserError
 from migan_jax.metrics import evaluator
 from migan_jax.metrics.evaluator import Eyes, evaluate
-from migan_jax.metrics.fills import mean_colour, network_fill
+from migan_jax.metrics.fills import classical_fills, mean_colour, network_fill
 from migan_jax.metrics.frechet import Moments, fid
 from migan_jax.metrics.protocol import protocol_of
 from migan_jax.metrics.table import BINS, Table, with_interval
@@ -137,8 +137,57 @@ def test_chunks_of_something_else_are_not_used(photos, tmp_path):
         identity={"a": "another"},
         batch_size=8,
     )[0]
-    assert np.isinf(other.figures["hole_psnr"]).all()
-    assert np.isfinite(table.figures["hole_psnr"]).all()
+    assert (other.figures["hole_l1"] == 0).all()
+    assert (table.figures["hole_l1"] > 0).all()
+
+
+def test_another_set_of_the_same_seed_is_not_taken_for_it(photos, tmp_path):
+    """As after a change of what is drawn."""
+    sets = []
+    for index, kind in enumerate(("box", "brush")):
+        folder = tmp_path / f"set{index}"
+        write_mask_set(folder, kind=kind, count=12, resolution=SIZE, seed=0)
+        masks = MaskSet(folder)
+        masks.settings["kind"] = "box"
+        test_set = pictures_of(photos, masks_of=masks)
+        sets.append((measured(test_set, tmp_path / "chunks")[1], masks.digest))
+    assert sets[0][0] == sets[0][1] != sets[1][0] == sets[1][1]
+
+
+@pytest.mark.parametrize("damage", [b"", b"no zip", None])
+def test_a_damaged_chunk_is_done_again(damage, photos, tmp_path, caplog):
+    test_set = pictures_of(photos)
+    table, _ = measured(test_set, tmp_path)
+    (path,) = tmp_path.glob("*.npz")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    again, _ = measured(test_set, tmp_path)
+    assert "is damaged and done again" in caplog.text
+    assert_same(again, table)
+
+
+def test_fills_do_not_look_into_holes(photos):
+    test_set = pictures_of(photos)
+    pairs = test_set.batch(range(12))
+    truths = np.stack([pair.truth for pair in pairs])
+    holes = np.stack([pair.hole for pair in pairs])
+    holes[0] = True  # nothing is known
+    other = np.where(holes[..., None], 255 - truths, truths)
+    fills = {
+        **classical_fills(),
+        "network": network_fill(lambda x: np.tanh(x[..., :3])),
+    }
+    assert "mean colour" in fills
+    for name, fill in fills.items():
+        results = fill(truths, holes), fill(other, holes)
+        np.testing.assert_array_equal(*results, err_msg=name)
+        np.testing.assert_array_equal(results[0][~holes], truths[~holes])
+
+
+def test_a_network_that_makes_up_nan(photos):
+    truth, hole = pictures_of(photos)[0][1:]
+    with pytest.raises(UserError, match="NaN or infinity"):
+        network_fill(lambda x: x[..., :3] * np.nan)(truth[None], hole[None])
 
 
 def test_known_pixels_are_the_pictures(photos):
@@ -178,10 +227,10 @@ def test_drawn_masks_are_those_of_prepare(photos, tmp_path):
     write_mask_set(tmp_path / "set", **kind)
     written = MaskSet(tmp_path / "set")
     sets = pictures_of(photos), pictures_of(photos, masks_of=written)
-    for test_set in sets:
+    for index, test_set in enumerate(sets):
         for number in range(12):
             np.testing.assert_array_equal(test_set[number].hole, written[number] == 0)
-        assert measured(test_set, tmp_path / "chunks")[1] == written.digest
+        assert measured(test_set, tmp_path / f"{index}")[1] == written.digest
     protocols = [protocol_of(one, Eyes(), written.digest) for one in sets]
     assert protocols[0] == protocols[1]
 
@@ -214,10 +263,12 @@ def test_bins_are_of_the_holes_share():
             Moments.empty(6).update(part[inside]) for part in (table.real, table.fake)
         )
         assert row["fid"] == pytest.approx(fid(real, fake))
-    full = Table.empty(("l1",), 0).merge(
-        Table(("a",), np.ones(1), {"l1": np.ones(1)}, *np.zeros((2, 1, 0), np.float32))
-    )
-    assert full.by_hole_ratio()[0]["to"] == BINS[-1]
+    edges = np.array(BINS)
+    nothing = np.zeros((len(edges), 0), np.float32)
+    names = tuple(map(str, edges))
+    on_edges = Table(names, edges, {"l1": edges}, nothing, nothing).by_hole_ratio()
+    assert [row["pictures"] for row in on_edges] == [1, 1, 1, 1, 2]
+    assert [row["from"] for row in on_edges] == list(BINS[:-1])
 
 
 def test_an_interval_is_that_of_the_mean():

@@ -1,4 +1,4 @@
-"""Exported files are measured like networks: known pixels stay, polarity is right."""
+"""Exported files are measured like networks, and their polarity is the right one."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def pair():
     return rng.integers(0, 256, (3, 8, 8, 3), np.uint8), rng.random((3, 8, 8)) < 0.4
 
 
-@pytest.mark.parametrize("batch", [1, "N"])
+@pytest.mark.parametrize("batch", [1, 2, 5, "N"])
 def test_a_network(batch, tmp_path):
     fill, size = open_onnx(network(tmp_path / "x.onnx", batch))
     assert size == 8
@@ -89,3 +89,29 @@ def test_what_is_no_export(tmp_path):
     )
     with pytest.raises(UserError, match="neither a network's"):
         open_onnx(other)
+    wide = saved(
+        tmp_path / "wide.onnx",
+        [("x", kind, [1, 4, 8, 16])],
+        ("y", kind, [1, 4, 8, 16]),
+        [onnx.helper.make_node("Relu", ["x"], ["y"])],
+    )
+    with pytest.raises(UserError, match="only squares"):
+        open_onnx(wide)
+    same = saved(
+        tmp_path / "same.onnx",
+        [("x", kind, ["N", 4, 8, 8])],
+        ("y", kind, ["N", 4, 8, 8]),
+        [onnx.helper.make_node("Relu", ["x"], ["y"])],
+    )
+    fill, _ = open_onnx(same)
+    with pytest.raises(UserError, match=r"makes \(3, 4, 8, 8\)"):
+        fill(*pair())
+    half = saved(
+        tmp_path / "half.onnx",
+        [("x", onnx.TensorProto.FLOAT16, ["N", 4, 8, 8])],
+        ("y", onnx.TensorProto.FLOAT16, ["N", 4, 8, 8]),
+        [onnx.helper.make_node("Relu", ["x"], ["y"])],
+    )
+    fill, _ = open_onnx(half)
+    with pytest.raises(UserError, match="cannot be run on"):
+        fill(*pair())

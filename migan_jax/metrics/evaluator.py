@@ -1,12 +1,16 @@
 """Completions of a test set, looked at by every metric; resumable and in any pieces.
 
 Pictures are worked off in chunks, each of which leaves one file: what was done before
-an interruption is not done again, and only one chunk is in memory at a time.
+an interruption is not done again. Of every picture some figures stay in memory, and its
+features, 16 kB; the pictures themselves do not.
 """
 
 import hashlib
+import importlib.metadata
 import json
-from collections.abc import Callable, Iterator, Mapping
+import logging
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from migan_jax.data.mask_sets import digest_of, digest_of_all
-from migan_jax.files import write_whole
+from migan_jax.files import reason, write_whole
 from migan_jax.metrics.image import NAMES, image_metrics
 from migan_jax.metrics.inception import inception_features
 from migan_jax.metrics.lpips import lpips
@@ -25,6 +29,11 @@ from migan_jax.metrics.test_set import Pair, TestSet
 from migan_jax.models.inception import FEATURES
 
 CHUNK = 128  # pictures
+# Chunks of other versions are not used; the first is that of what is in them.
+VERSION = 1
+PACKAGES = "jax", "numpy", "pillow", "dm-pix", "onnxruntime", "opencv-python-headless"
+
+logger = logging.getLogger(__name__)
 
 # Pictures uint8 [N, R, R, 3] and their holes bool [N, R, R] -> completed pictures.
 Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -90,20 +99,49 @@ def evaluate(
     """
     devices = jax.local_device_count()
     batch_size = -(-batch_size // devices) * devices  # each has as many
-    about = {"test_set": test_set.description, "eyes": eyes.sources, **identity}
+    about = {
+        "version": VERSION,
+        "packages": versions(PACKAGES),
+        "test_set": test_set.identity,
+        "eyes": eyes.sources,
+        **identity,
+    }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    table, digests = Table.empty(eyes.figures, eyes.features), []
+    tables, digests = [Table.empty(eyes.figures, eyes.features)], []
     for start in range(0, len(test_set), CHUNK):
         numbers = range(start, min(start + CHUNK, len(test_set)))
         path = folder / f"{key[:16]}-{start:08d}.npz"
-        if not path.exists():
+        content = _read(path)
+        if content is None:
             content = _chunk(test_set, numbers, fill, eyes, batch_size)
             write_whole(path, lambda part, c=content: _save(part, c))
-        with np.load(path, allow_pickle=False) as content:
-            table = table.merge(_table_of(content, eyes))
-            digests += [str(digest) for digest in content["digests"]]
+        tables.append(_table_of(content, eyes))
+        digests += [str(digest) for digest in content["digests"]]
         advance(len(numbers))
-    return table, digest_of_all(digests)
+    return Table.of(tables), digest_of_all(digests)
+
+
+def versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """Of those that are installed."""
+    found: dict[str, str | None] = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    """A chunk that is there and whole; what is damaged is done again."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            return dict(content)
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        logger.warning("%s is damaged and done again: %s", path, reason(error))
+        return None
 
 
 def _chunk(

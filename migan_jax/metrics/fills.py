@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from migan_jax.errors import UserError
 from migan_jax.metrics.evaluator import Fill
 
+GREY = 128
 RADIUS = 3  # pixels around a hole that OpenCV's methods look at
 
 
@@ -19,18 +21,21 @@ def network_fill(complete: Callable[[np.ndarray], np.ndarray]) -> Fill:
         known = (~holes).astype(np.float32)[..., None]
         images = truths.astype(np.float32) / 127.5 - 1
         rgb = complete(np.concatenate([known - 0.5, images * known], axis=-1))
-        made = np.clip(np.rint((np.asarray(rgb) + 1) * 127.5), 0, 255).astype(np.uint8)
+        rgb = np.asarray(rgb, np.float32)
+        if not np.isfinite(rgb).all():
+            raise UserError("A checkpoint makes up NaN or infinity: it has diverged.")
+        made = np.clip(np.rint((rgb + 1) * 127.5), 0, 255).astype(np.uint8)
         return np.where(holes[..., None], made, truths)
 
     return fill
 
 
 def mean_colour(truths: np.ndarray, holes: np.ndarray) -> np.ndarray:
-    """Every hole in the mean of its picture's known pixels."""
+    """Every hole in the mean of its picture's known pixels; grey if there are none."""
     results = truths.copy()
     for result, hole in zip(results, holes, strict=True):
-        if not hole.all():
-            result[hole] = np.rint(result[~hole].mean(axis=0))
+        known = result[~hole]
+        result[hole] = np.rint(known.mean(axis=0)) if len(known) else GREY
     return results
 
 
@@ -44,7 +49,9 @@ def classical_fills() -> dict[str, Fill]:
 
     def by(method: int) -> Fill:
         def fill(truths: np.ndarray, holes: np.ndarray) -> np.ndarray:
-            pairs = zip(truths, holes.astype(np.uint8), strict=True)
+            # They look into holes, too, where these are wide or at the border.
+            blank = mean_colour(truths, holes)
+            pairs = zip(blank, holes.astype(np.uint8), strict=True)
             filled = [cv2.inpaint(truth, hole, RADIUS, method) for truth, hole in pairs]
             return np.stack(filled)
 

@@ -5,7 +5,7 @@ about the same ones: P-IDS is how often it takes a completion for more real than
 photo, U-IDS how often it is wrong.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,15 @@ class Decisions(NamedTuple):
         return Scores(float(np.mean(fake > real)), float(wrong) / 2)
 
 
+def import_svm() -> Any:
+    """scikit-learn's machine, or the sentence that says how to get it."""
+    try:
+        from sklearn.svm import LinearSVC
+    except ModuleNotFoundError as error:
+        raise missing_extra("scikit-learn", "eval", "P-IDS and U-IDS") from error
+    return LinearSVC
+
+
 def decide(real: np.ndarray, fake: np.ndarray) -> Decisions:
     """Fit the machine and ask it.
 
@@ -37,13 +46,9 @@ def decide(real: np.ndarray, fake: np.ndarray) -> Decisions:
       real: features of photos, [N, features].
       fake: features of their completions, in the same order.
     """
-    try:
-        from sklearn.svm import LinearSVC
-    except ModuleNotFoundError as error:
-        raise missing_extra("scikit-learn", "eval", "P-IDS and U-IDS") from error
     if real.shape != fake.shape:
         raise ValueError(f"{real.shape} and {fake.shape} are no pairs of features.")
-    machine = LinearSVC(dual=False)
+    machine = import_svm()(dual=False)
     labels = np.repeat([1, 0], len(real))
     machine.fit(np.concatenate([real, fake]).astype(np.float64), labels)
     return Decisions(machine.decision_function(real), machine.decision_function(fake))

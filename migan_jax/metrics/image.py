@@ -25,7 +25,8 @@ def image_metrics(
     """Figures of each picture, [N] of each name.
 
     A figure of the hole is NaN for pictures without one; SSIM is for pictures of less
-    than 11 pixels. L1 is a share of the range, 0 to 1.
+    than 11 pixels. L1 is a share of the range, 0 to 1. The PSNR of equal pictures is as
+    if one value were off by one: infinity has no mean.
 
     Args:
       truths: uint8, [N, H, W, 3].
@@ -49,7 +50,9 @@ def _image_metrics(
     for prefix, where in (("", everywhere), ("hole_", holes)):
         figures[f"{prefix}l1"] = _mean(jnp.abs(difference), where) / WHITE
         squares = _mean(difference**2, where)
-        figures[f"{prefix}psnr"] = 10 * jnp.log10(WHITE**2 / squares)
+        least = 1 / (where.sum((1, 2)) * truths.shape[-1])
+        error = jnp.maximum(squares, least)
+        figures[f"{prefix}psnr"] = 10 * jnp.log10(WHITE**2 / error)
         figures[f"{prefix}ssim"] = _ssim(truths, results, where)
     return figures
 

@@ -38,7 +38,8 @@ def lpips(
     distance = jnp.zeros(len(truths), jnp.float32)
     for ours, theirs, weight in zip(*taps, weights, strict=True):
         apart = (_normalised(ours) - _normalised(theirs)) ** 2
-        distance += jnp.mean(apart @ weight, axis=(1, 2))
+        weighted = jnp.sum(apart * weight[None, None, None], axis=-1)
+        distance += jnp.mean(weighted, axis=(1, 2))
     return distance
 
 

@@ -31,11 +31,12 @@ def open_onnx(path: Path) -> tuple[Fill, int | None]:
         raise UserError(f"{path} cannot be run by onnxruntime: {why}") from error
     inputs = {entry.name: entry for entry in session.get_inputs()}
     if {"image", "mask"} == inputs.keys():
-        return _pipeline_fill(session), _only_size(inputs["image"].shape)
+        shape, fill = inputs["image"].shape, _pipeline_fill(path, session)
+        return fill, _only_size(path, shape)
     shapes = [entry.shape for entry in inputs.values()]
     if len(shapes) == 1 and len(shapes[0]) == 4 and shapes[0][1] == 4:
-        complete = _network(session, batch_of=shapes[0][0])
-        return network_fill(complete), _only_size(shapes[0])
+        complete = _network(path, session, batch_of=shapes[0][0])
+        return network_fill(complete), _only_size(path, shapes[0])
     taken = ", ".join(f"{name} {entry.shape}" for name, entry in inputs.items())
     raise UserError(
         f"{path} takes {taken}: neither a network's one input of four channels, nor a "
@@ -43,34 +44,52 @@ def open_onnx(path: Path) -> tuple[Fill, int | None]:
     )
 
 
-def _only_size(shape: list[Any]) -> int | None:
+def _only_size(path: Path, shape: list[Any]) -> int | None:
     """Of [N, C, H, W], if the exporter has fixed it."""
-    height, width = shape[2:]
-    return height if isinstance(height, int) and height == width else None
+    fixed = {size for size in shape[2:] if isinstance(size, int)}
+    if len(fixed) > 1:
+        raise UserError(f"{path} takes {shape}: only squares are measured.")
+    return next(iter(fixed), None)
 
 
-def _network(session: Any, batch_of: Any) -> Any:
+def _run(path: Path, session: Any, feed: dict[str, np.ndarray]) -> np.ndarray:
+    """The first output, of as many pictures of three channels as went in."""
+    shown = next(iter(feed.values()))
+    try:
+        result = session.run(None, feed)[0]
+    except Exception as error:  # its errors have no common class below this
+        why = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be run on {shown.shape}: {why}") from error
+    expected = len(shown), 3, *shown.shape[2:]
+    if result.shape != expected:
+        raise UserError(f"{path} makes {result.shape} of {shown.shape}.")
+    return result
+
+
+def _network(path: Path, session: Any, batch_of: Any) -> Any:
     name = session.get_inputs()[0].name
 
     def complete(x: np.ndarray) -> np.ndarray:
         moved = np.ascontiguousarray(np.moveaxis(x, -1, 1), np.float32)
         step = batch_of if isinstance(batch_of, int) else len(moved)
+        missing = np.zeros((-len(moved) % step, *moved.shape[1:]), np.float32)
+        whole = np.concatenate([moved, missing])
         parts = [
-            session.run(None, {name: moved[start : start + step]})[0]
-            for start in range(0, len(moved), step)
+            _run(path, session, {name: whole[start : start + step]})
+            for start in range(0, len(whole), step)
         ]
-        return np.moveaxis(np.concatenate(parts), 1, -1)
+        return np.moveaxis(np.concatenate(parts)[: len(x)], 1, -1)
 
     return complete
 
 
-def _pipeline_fill(session: Any) -> Fill:
+def _pipeline_fill(path: Path, session: Any) -> Fill:
     def fill(truths: np.ndarray, holes: np.ndarray) -> np.ndarray:
         results = []
         for truth, hole in zip(truths, holes, strict=True):
             photo = np.ascontiguousarray(np.moveaxis(truth, -1, 0)[None])
             known = np.where(hole, np.uint8(0), np.uint8(255))[None, None]
-            (result,) = session.run(None, {"image": photo, "mask": known})
+            result = _run(path, session, {"image": photo, "mask": known})
             results.append(np.moveaxis(result[0], 0, -1))
         return np.stack(results)
 

@@ -1,14 +1,11 @@
 """How figures were measured: what must be the same for them to be compared."""
 
 import hashlib
-import importlib.metadata
 import json
 from typing import Any
 
-from migan_jax.metrics.evaluator import Eyes
+from migan_jax.metrics.evaluator import PACKAGES, Eyes, versions
 from migan_jax.metrics.test_set import TestSet
-
-PACKAGES = "migan_jax", "jax", "jaxlib", "flax", "numpy", "pillow", "dm-pix"
 
 
 def protocol_of(test_set: TestSet, eyes: Eyes, holes: str) -> dict[str, Any]:
@@ -22,9 +19,7 @@ def protocol_of(test_set: TestSet, eyes: Eyes, holes: str) -> dict[str, Any]:
         "holes": holes,
         "network_weights": dict(eyes.sources),
         "inception": "299 pixels, bilinear between neighbours, 2015-12-05",
-        "known_pixels": "of the picture, bit for bit",
     }
     content = json.dumps(protocol, sort_keys=True).encode()
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     digest = hashlib.sha256(content).hexdigest()
-    return {**protocol, "hash": digest, "versions": versions}
+    return {**protocol, "hash": digest, "versions": versions(PACKAGES)}

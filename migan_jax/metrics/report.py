@@ -38,7 +38,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     """All methods side by side, and under them how they were measured."""
     header, rows = table_of(result)
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-    lines += [f"| {' | '.join(text for text, _ in row)} |" for row in rows]
+    texts = [[text.replace("|", r"\|") for text, _ in row] for row in rows]
+    lines += [f"| {' | '.join(row)} |" for row in texts]
     protocol = result["protocol"]
     return "\n".join([*lines, "", summary_of(protocol), ""])
 
@@ -101,10 +102,10 @@ def page(
     header, rows = table_of(result)
     titles = "".join(f"<th>{html.escape(title)}</th>" for title in header)
     body = "".join(
-        "<tr>"
+        f"<tr><td>{html.escape(row[0][0])}</td>"
         + "".join(
             f'<td class="{"best" if best else ""}">{_cell(text)}</td>'
-            for text, best in row
+            for text, best in row[1:]
         )
         + "</tr>"
         for row in rows
@@ -138,7 +139,8 @@ def _plots(result: Mapping[str, Any]) -> str:
         for method, content in methods.items():
             bins = [row for row in content["by_hole_ratio"] if row[name] is not None]
             middles = [(row["from"] + row["to"]) / 2 for row in bins]
-            panel.plot(middles, [row[name] for row in bins], "o-", label=method)
+            label = method.replace("$", r"\$")  # which begins formulas
+            panel.plot(middles, [row[name] for row in bins], "o-", label=label)
         panel.set_title(name)
         panel.set_xlabel("hole's share of the picture")
         panel.set_xlim(0, 1)

@@ -34,17 +34,22 @@ class Table:
         nothing = np.zeros((0, features), np.float32)
         return cls((), np.zeros(0), {f: np.zeros(0) for f in figures}, nothing, nothing)
 
-    def merge(self, other: Self) -> Self:
-        return type(self)(
-            (*self.names, *other.names),
-            np.concatenate([self.ratios, other.ratios]),
+    @classmethod
+    def of(cls, parts: Sequence[Self]) -> Self:
+        """Tables of different pictures as one."""
+        return cls(
+            tuple(name for part in parts for name in part.names),
+            np.concatenate([part.ratios for part in parts]),
             {
-                name: np.concatenate([values, other.figures[name]])
-                for name, values in self.figures.items()
+                name: np.concatenate([part.figures[name] for part in parts])
+                for name in parts[0].figures
             },
-            np.concatenate([self.real, other.real]),
-            np.concatenate([self.fake, other.fake]),
+            np.concatenate([part.real for part in parts]),
+            np.concatenate([part.fake for part in parts]),
         )
+
+    def merge(self, other: Self) -> Self:
+        return self.of([self, other])
 
     def compute(self) -> dict[str, dict[str, float]]:
         """Every metric by its name: value, and for figures of pairs its interval.

@@ -12,7 +12,7 @@ from migan_jax.data.sources import Source
 from migan_jax.errors import UserError
 
 KIND, SEED = "free_form", 0  # of masks, where none are given
-RESIZING = "bicubic, holes by nearest pixels"
+RESIZING = "bicubic; a hole takes every pixel that it touches"
 
 
 class Pair(NamedTuple):
@@ -24,7 +24,9 @@ class Pair(NamedTuple):
 
 
 class TestSet:
-    """The middles of a source's first pictures, each with a hole.
+    """Squares of a source's first pictures, each with a hole.
+
+    The central ones, moved where that is needed to have some of an own hole inside.
 
     Holes are the pictures' own, or those of a set that `prepare --masks` has drawn, by
     number; or else free-form ones, as such a set of seed 0 would have.
@@ -95,6 +97,12 @@ class TestSet:
             "own_masks": own,
             "drawn_masks": drawn,
         }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The same, and which set the masks are from, before they are read."""
+        given = None if self._masks is None else self._masks.digest
+        return {**self.description, "mask_set": given}
 
     def batch(self, numbers: range) -> list[Pair]:
         return [self[number] for number in numbers]

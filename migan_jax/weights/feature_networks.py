@@ -142,8 +142,7 @@ def load_perceptual(name: str, path: Path, weights: Path) -> tuple[Any, list[Any
       weights: LPIPS' file.
     """
     tensors = read_tensors(path)
-    # As small as a picture may be.
-    params = _abstract(NETWORKS[name], 64)
+    params = _abstract(NETWORKS[name], 64)  # any size that is not too small
     found = {
         layer: {
             "kernel": _tensor(path, tensors, f"{layer[0]}.weight").transpose(
