@@ -4,9 +4,9 @@
 
 Both get the same pictures, uint8 and decoded already, and the same random weights, and
 must agree; resizing to 299 pixels is part of the work. `ratio` is ours over pytorch-fid
-in images per second. `kB each` is by how much the process grows for a picture, from the
-second to the last of --batches batches that `evaluate` works off: the two features of a
-picture are 16 kB, and nothing else should stay.
+in images per second. `kB each` is by how much the process grows for a picture, from
+the middle to the last third of --batches batches that `evaluate` works off: the two
+features of a picture are 16 kB, and nothing else should stay.
 
 Needs the extras torch and peers.
 """
@@ -30,7 +30,7 @@ def main() -> None:
     parser = benchmark_parser(__doc__, repeats=3)
     parser.add_argument("--size", type=int, default=256, help="of the pictures")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--batches", type=int, default=20, help="for the memory")
+    parser.add_argument("--batches", type=int, default=30, help="for the memory")
     arguments = parser.parse_args()
     use_cores(arguments.threads)
     import peers
@@ -94,7 +94,10 @@ def growth(variables: Any, size: int, batch: int, batches: int) -> float:
             batch_size=batch,
             advance=lambda count: sizes.append(resident_kilobytes()),
         )
-    return (sizes[-1] - sizes[1]) / (batch * (batches - 2))
+    third = batches // 3  # the first of them fills pools and caches
+    middle, last = sizes[third : 2 * third], sizes[-third:]
+    apart = sum(last) / len(last) - sum(middle) / len(middle)
+    return apart / (batch * third)
 
 
 def resident_kilobytes() -> float:
