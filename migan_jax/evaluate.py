@@ -108,14 +108,14 @@ def _positive(text: str) -> int:
 
 def main() -> None:
     arguments = parse_arguments()
+    from migan_jax.metrics.fills import classical_fills
+
     logging.basicConfig(format="%(message)s")
     check_output(arguments.output)
     fills, resolution, identities = open_checkpoints(
         arguments.checkpoint, arguments.resolution
     )
     test_set = open_test_set(arguments, resolution)
-    from migan_jax.metrics.fills import classical_fills
-
     eyes = open_eyes()
     for name, fill in classical_fills().items():
         if name in fills:
@@ -133,7 +133,9 @@ def check_output(folder: Path) -> None:
         raise UserError(f"--output={folder} is a file: name a folder.")
     try:
         (folder / CHUNKS).mkdir(parents=True, exist_ok=True)
-        write_whole(folder / CHUNKS / ".writable", lambda part: part.touch())
+        trial = folder / CHUNKS / ".writable"
+        write_whole(trial, lambda part: part.touch())
+        trial.unlink()
     except OSError as error:
         raise UserError(
             f"--output={folder} cannot be written: {reason(error)}."
