@@ -5,8 +5,8 @@
 Both get the same pictures, uint8 and decoded already, and the same random weights, and
 must agree; resizing to 299 pixels is part of the work. `ratio` is ours over pytorch-fid
 in images per second. `kB each` is by how much the process grows for a picture, from
-the middle to the last third of --batches batches that `evaluate` works off: the two
-features of a picture are 16 kB, and nothing else should stay.
+the middle to the last third of --batches batches that `evaluate` works off: nothing
+should stay.
 
 Needs the extras torch and peers.
 """
@@ -85,13 +85,10 @@ def growth(variables: Any, size: int, batch: int, batches: int) -> float:
     test_set = TestSet(source, resolution=size, count=batch * batches)
     sizes = []
     with tempfile.TemporaryDirectory() as folder:
-        evaluator.evaluate(
-            test_set,
-            mean_colour,
-            evaluator.Eyes(inception=variables),
-            Path(folder),
-            identity={},
-            batch_size=batch,
+        eyes = evaluator.Eyes(inception=variables)
+        evaluator.Evaluation(test_set, eyes, Path(folder)).work_off(
+            [evaluator.Method(mean_colour, {})],
+            batch,
             advance=lambda count: sizes.append(resident_kilobytes()),
         )
     third = batches // 3  # the first of them fills pools and caches

@@ -17,20 +17,19 @@ are complete are not repeated.
 """
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 from timing import print_table, save_json
 from training_runs import runs_parser, train
 
+import migan_jax
 from migan_jax.config import flat, load_config
 from migan_jax.data.held_out import HeldOut, load_held_out
 from migan_jax.data.opening import open_parts
-from migan_jax.systems.base import completed, hole_psnr
-from migan_jax.training.samples import with_mean_colour
+from migan_jax.metrics.evaluator import Fill
+from migan_jax.metrics.fills import mean_colour, network_fill
+from migan_jax.metrics.image import image_metrics
 from migan_jax.weights.checkpoint import load_checkpoint, save_checkpoint
 
 # Of the recipe for 256 pixels, everything else stays.
@@ -67,14 +66,17 @@ def main() -> None:
         *(f"save_every_steps={EVERY_STEPS}", "keep_last=1000"),
     ]
     held_out = {family: held_out_of(family) for family in families}
-    rows = [{"way": "mean colour", "step": "-", **by_mean_colour(held_out)}]
-    rows.append({"way": "before", "step": 0, **figures(folder / "before", held_out)})
+    rows = [{"way": "mean colour", "step": "-", **figures(mean_colour, held_out)}]
+    before = figures(by_network(folder / "before"), held_out)
+    rows.append({"way": "before", "step": 0, **before})
     for way, settings in WAYS.items():
         workdir = folder / way.replace(" ", "_")
         begin = folder / "before" if way in ("both", "frozen levels") else fused
         train("finetune256", workdir, [*shared, *settings], f"--init-from={begin}")
         for step, path in checkpoints(workdir):
-            rows.append({"way": way, "step": step, **figures(path, held_out)})
+            rows.append(
+                {"way": way, "step": step, **figures(by_network(path), held_out)}
+            )
     print_table(rows)
     save_json(arguments.json, rows)
 
@@ -90,28 +92,19 @@ def checkpoints(workdir: Path) -> Iterator[tuple[int, Path]]:
         yield step, folder / str(step)
 
 
-def by_mean_colour(held_out: dict[str, HeldOut]) -> dict[str, float]:
-    return {
-        family: measured(parts, with_mean_colour) for family, parts in held_out.items()
-    }
-
-
-def figures(path: Path, held_out: dict[str, HeldOut]) -> dict[str, float]:
-    """Of one checkpoint, on all families."""
-    loaded = load_checkpoint(path)
-    fill = partial(complete, loaded.network, loaded.variables)
+def figures(fill: Fill, held_out: dict[str, HeldOut]) -> dict[str, float]:
+    """Hole PSNR of all families."""
     return {family: measured(parts, fill) for family, parts in held_out.items()}
 
 
-@partial(jax.jit, static_argnums=0)
-def complete(network: Any, variables: Any, images: jax.Array, masks: jax.Array) -> Any:
-    return completed(network, variables, images, masks)
+def by_network(path: Path) -> Fill:
+    return network_fill(migan_jax.load(path).complete)
 
 
-def measured(parts: HeldOut, fill: Any) -> float:
-    images = jnp.asarray(parts.images, jnp.float32) * (2 / 255) - 1
-    masks = jnp.asarray(parts.masks, jnp.float32)
-    return float(hole_psnr(images, fill(images, masks), masks))
+def measured(parts: HeldOut, fill: Fill) -> float:
+    holes = parts.masks[..., 0] == 0
+    seen = image_metrics(parts.images, fill(parts.images, holes), holes)
+    return float(np.nanmean(seen["hole_psnr"]))
 
 
 if __name__ == "__main__":

@@ -64,10 +64,13 @@ def base_config() -> "ConfigDict":
             "mesh": {"space": 1},  # devices that share an image, by rows
             "data": _data_settings(),
             "log_every_steps": 100,
-            "save_every_steps": 2500,  # checkpoint, sample grid, held-out hole PSNR
+            "save_every_steps": 2500,  # checkpoint, sample grid, held-out figures
             "keep_last": 2,  # checkpoints
-            "keep_best": 1,  # by the held-out hole PSNR
-            # Stop when the held-out hole PSNR has not risen for so long.
+            "keep_best": 1,  # by the held-out figure that best_by names
+            # Or psnr, ssim, hole_ssim, l1, hole_l1; and with their networks' weights
+            # fid, kid, lpips_alex, lpips_vgg, for which many should be held out.
+            "best_by": "hole_psnr",
+            # Stop when that figure has not improved for so long.
             "patience_kimg": placeholder(float),
             # Steps in a row with a loss that is not finite, until the run is stopped.
             "nonfinite_steps": 20,

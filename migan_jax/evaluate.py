@@ -25,6 +25,7 @@ The same command continues what was interrupted.
 """
 
 import argparse
+import dataclasses
 import glob
 import logging
 import os
@@ -37,13 +38,14 @@ from migan_jax.errors import UserError
 from migan_jax.files import reason, write_json, write_whole
 
 if TYPE_CHECKING:
-    from migan_jax.metrics.evaluator import Eyes, Fill
+    from migan_jax.metrics.evaluator import Eyes, Method
     from migan_jax.metrics.test_set import TestSet
 
 logger = logging.getLogger(__name__)
 
 RESULT, MARKDOWN, PAGE = "result.json", "report.md", "report.html"
 CHUNKS = "chunks"
+WEIGHTS = "params", "stats"  # of a checkpoint
 SHOWN = 6  # pictures of each kind in the gallery
 
 
@@ -108,23 +110,29 @@ def _positive(text: str) -> int:
 
 def main() -> None:
     arguments = parse_arguments()
-    from migan_jax.metrics.fills import classical_fills
-
     logging.basicConfig(format="%(message)s")
     check_output(arguments.output)
-    fills, resolution, identities = open_checkpoints(
-        arguments.checkpoint, arguments.resolution
-    )
+    from migan_jax.metrics.evaluator import Method
+    from migan_jax.metrics.fills import classical_fills
+    from migan_jax.metrics.ids import import_svm
+    from migan_jax.training.eyes import open_eyes
+
+    methods, resolution = open_checkpoints(arguments.checkpoint, arguments.resolution)
     test_set = open_test_set(arguments, resolution)
-    eyes = open_eyes()
+    eyes, missing = open_eyes()
+    for why in dict.fromkeys(missing.values()):
+        without = [metric for metric in missing if missing[metric] == why]
+        logger.warning("without %s: %s", ", ".join(without), why)
+    if eyes.inception is not None:
+        import_svm()  # which is missed before the work, not after it
     for name, fill in classical_fills().items():
-        if name in fills:
+        if name in methods:
             raise UserError(
                 f"--checkpoint={name} is a classical fill's name: rename it."
             )
-        fills[name], identities[name] = fill, {"method": name}
-    result = measure(arguments, test_set, fills, identities, eyes)
-    show(arguments, result, test_set, fills)
+        methods[name] = Method(fill, {"method": name})
+    result = measure(arguments, test_set, methods, eyes)
+    show(arguments, result, test_set, methods)
 
 
 def check_output(folder: Path) -> None:
@@ -144,28 +152,33 @@ def check_output(folder: Path) -> None:
 
 def open_checkpoints(
     paths: list[Path], resolution: int | None
-) -> tuple[dict[str, "Fill"], int, dict[str, dict[str, str]]]:
-    """What fills holes by name, at which size, and what tells each from any other."""
+) -> tuple[dict[str, "Method"], int]:
+    """Methods by name, and the size that they are for."""
     import migan_jax
+    from migan_jax.inpainting import Model
+    from migan_jax.metrics.evaluator import Method, on_every_device
     from migan_jax.metrics.fills import network_fill
     from migan_jax.metrics.onnx_fill import open_onnx
     from migan_jax.weights.feature_networks import sha256_of
 
-    fills: dict[str, Fill] = {}
-    identities, sizes = {}, {}
+    methods: dict[str, Method] = {}
+    sizes = {}
     for path in paths:
         name = str(path)
-        if name in fills:
+        if name in methods:
             raise UserError(f"--checkpoint={name} is named twice.")
         if path.suffix == ".onnx":
-            fills[name], size = open_onnx(path)
+            fill, size = open_onnx(path)
             # Large ones have their weights in a file beside them.
             files = sorted(path.parent.glob(f"{glob.escape(path.name)}*"))
-            identities[name] = {"weights": " ".join(map(sha256_of, files))}
+            digest = " ".join(map(sha256_of, files))
         else:
-            model = migan_jax.load(path)
-            fills[name], size = network_fill(model.complete), model.network.resolution
-            identities[name] = {"weights": model.checkpoint.digest}
+            checkpoint = migan_jax.load(path).checkpoint
+            digest, size = checkpoint.digest, checkpoint.network.resolution
+            spread = {n: on_every_device(getattr(checkpoint, n)) for n in WEIGHTS}
+            model = Model(dataclasses.replace(checkpoint, **spread))
+            fill = network_fill(model.complete)
+        methods[name] = Method(fill, {"weights": digest})
         if size is not None:  # else it takes any
             sizes[name] = size
     if not sizes and resolution is None:
@@ -176,7 +189,7 @@ def open_checkpoints(
         raise UserError(
             f"Only networks of one size can be compared: {said} pixels{asked}."
         )
-    return fills, resolution or next(iter(sizes.values())), identities
+    return methods, resolution or next(iter(sizes.values()))
 
 
 def open_test_set(arguments: argparse.Namespace, resolution: int) -> "TestSet":
@@ -198,75 +211,38 @@ def open_test_set(arguments: argparse.Namespace, resolution: int) -> "TestSet":
     return TestSet(source, resolution=resolution, masks=masks, count=arguments.samples)
 
 
-def open_eyes() -> "Eyes":
-    """The networks whose weights are here; what is missing is said."""
-    from migan_jax.metrics.evaluator import Eyes
-    from migan_jax.metrics.ids import import_svm
-    from migan_jax.weights.feature_networks import (
-        FILES,
-        find,
-        load_inception,
-        load_perceptual,
-    )
-
-    paths = {}
-    for name, file in FILES.items():
-        try:
-            paths[name] = find(name)
-        except UserError as error:
-            logger.warning("without %s: %s", file.metrics, error)
-    perceptual = {
-        name: load_perceptual(name, paths[name], paths[f"{name}_lpips"])
-        for name in ("alex", "vgg")
-        if name in paths and f"{name}_lpips" in paths
-    }
-    inception = None
-    if "inception" in paths:
-        import_svm()  # which is missed before the work, not after it
-        inception = load_inception(paths["inception"])
-    return Eyes(inception, perceptual, {name: FILES[name].sha256 for name in paths})
-
-
 def measure(
     arguments: argparse.Namespace,
     test_set: "TestSet",
-    fills: dict[str, "Fill"],
-    identities: dict[str, dict[str, str]],
+    methods: dict[str, "Method"],
     eyes: "Eyes",
 ) -> dict[str, Any]:
     """Everything that result.json holds."""
-    from migan_jax.metrics.evaluator import evaluate
+    from migan_jax.metrics.evaluator import Evaluation
     from migan_jax.metrics.protocol import protocol_of
     from migan_jax.metrics.report import without_nan
 
-    methods: dict[str, Any] = {}
-    digest = None
-    with progress(len(test_set) * len(fills), "picture") as advance:
-        for name, fill in fills.items():
-            table, digest = evaluate(
-                test_set,
-                fill,
-                eyes,
-                arguments.output / CHUNKS,
-                identity=identities[name],
-                batch_size=arguments.batch_size,
-                advance=advance,
-            )
-            methods[name] = {
-                **identities[name],
-                "metrics": table.compute(),
-                "by_hole_ratio": table.by_hole_ratio(),
-                **table.extremes(SHOWN),
-            }
+    evaluation = Evaluation(test_set, eyes, arguments.output / CHUNKS)
+    with progress(len(test_set) * len(methods), "picture") as advance:
+        evaluation.work_off(list(methods.values()), arguments.batch_size, advance)
+    results, digest = {}, None
+    for name, method in methods.items():
+        table, digest = evaluation.table(method)
+        results[name] = {
+            **method.identity,
+            "metrics": table.compute(),
+            "by_hole_ratio": table.by_hole_ratio(),
+            **table.extremes(SHOWN),
+        }
     protocol = protocol_of(test_set, eyes, digest)
-    return without_nan({"protocol": protocol, "methods": methods})
+    return without_nan({"protocol": protocol, "methods": results})
 
 
 def show(
     arguments: argparse.Namespace,
     result: dict[str, Any],
     test_set: "TestSet",
-    fills: dict[str, "Fill"],
+    methods: dict[str, "Method"],
 ) -> None:
     """Write result and reports, and print the table."""
     from migan_jax.metrics.report import markdown, page
@@ -274,6 +250,7 @@ def show(
     output = arguments.output
     write_json(output / RESULT, result)
     table = markdown(result)
+    fills = {name: method.fill for name, method in methods.items()}
     html = page(result, test_set, fills)
     for name, text in ((MARKDOWN, table), (PAGE, html)):
         content = text.encode(errors="backslashreplace")  # file names are any bytes

@@ -2,6 +2,7 @@
 
 import hashlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ import peers
 from parity import relative_l2
 
 from migan_jax.errors import UserError
+from migan_jax.metrics.evaluator import Eyes, on_every_device, spread
 from migan_jax.metrics.inception import inception_features
 from migan_jax.metrics.lpips import lpips
 from migan_jax.weights import feature_networks
@@ -47,13 +49,46 @@ def test_inception_features_are_pytorch_fids(size, tmp_path):
     assert relative_l2(ours[0], theirs[1]) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["alex", "vgg"])
-def test_lpips_is_the_packages(name, tmp_path):
+def perceptual_files(name, folder):
+    """LPIPS as the package builds it, and files of its network and its weights."""
     network, whole = peers.perceptual(name)
-    paths = tmp_path / "network.pth", tmp_path / "weights.pth"
+    paths = folder / "network.pth", folder / "weights.pth"
     torch.save(network.state_dict(), paths[0])
     linear = {k: v for k, v in whole.state_dict().items() if k.startswith("lin")}
     torch.save(linear, paths[1])
+    return whole, *paths
+
+
+@pytest.mark.slow
+def test_eight_devices_see_what_one_sees(monkeypatch, tmp_path):
+    """Of a number of pictures that they cannot share equally."""
+    _, inner = peers.inception()
+    path = tmp_path / "inception.pth"
+    torch.save(inner.state_dict(), path)
+    _, *paths = perceptual_files("alex", tmp_path)
+    perceptual = load_perceptual("alex", *paths)
+    truths, results = pictures(11, 64), pictures(11, 64, seed=1)
+    holes = np.ones((11, 64, 64), bool)
+
+    def seen():
+        inception, alex = on_every_device((load_inception(path), perceptual))
+        eyes = Eyes(inception, {"alex": alex})
+        assert len(spread(truths).devices()) == jax.local_device_count()
+        return eyes.features(truths), eyes.compare(truths, results, holes)
+
+    on_eight = seen()
+    monkeypatch.setattr(jax, "local_devices", lambda **_: jax.devices()[:1])
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    on_one = seen()
+    assert len(on_one[0]) == 11
+    assert relative_l2(on_eight[0], on_one[0]) < 1e-5
+    for name, values in on_one[1].items():
+        np.testing.assert_allclose(on_eight[1][name], values, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["alex", "vgg"])
+def test_lpips_is_the_packages(name, tmp_path):
+    whole, *paths = perceptual_files(name, tmp_path)
     truths, results = pictures(3, 64), pictures(3, 64, seed=1)
     results[2] = truths[2]
     with torch.no_grad():

@@ -16,6 +16,7 @@ import runs
 pytestmark = pytest.mark.slow  # processes that compile
 
 STEPS = 8
+HELD_OUT = {"data.held_out": 12}  # two batches, which processes share
 
 
 def free_port():
@@ -37,6 +38,7 @@ def start_all(workdir, steps, cache, processes, devices, *more, **settings):
             f"--process-id={index}",
             *more,
             devices=devices,
+            **HELD_OUT,
             **settings,
         )
         for index in range(processes)
@@ -75,7 +77,7 @@ def by_two(cache, tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(cache, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    ended = runs.train(workdir, STEPS, cache)
+    ended = runs.train(workdir, STEPS, cache, **HELD_OUT)
     assert ended.returncode == 0, ended.stderr
     return workdir
 
@@ -91,6 +93,11 @@ def test_only_the_first_process_writes(by_two, alone):
         shared = mine.keys() & other.keys() if mine["step"] == other["step"] else ()
         for name in shared:
             assert mine[name] == pytest.approx(other[name], rel=1e-2, abs=1e-2), name
+    # Before anything is learnt: each picture counts once, whoever completes it.
+    beginning = {name: value for name, value in theirs[0].items() if value != "nan"}
+    assert beginning.keys() >= {"eval/hole_psnr", "eval/l1", "eval/mean_colour_psnr"}
+    for name, value in beginning.items():
+        assert ours[0][name] == pytest.approx(value, rel=1e-4), name
     close(runs.saved(workdir, 4), runs.saved(alone, 4))
 
 
@@ -101,7 +108,7 @@ def test_saved_by_two_and_resumed_by_others(
     workdir = tmp_path / "run"
     shutil.copytree(by_two[0], workdir)
     if processes == 1:
-        ended = runs.train(workdir, STEPS, cache, devices=devices)
+        ended = runs.train(workdir, STEPS, cache, devices=devices, **HELD_OUT)
         assert ended.returncode == 0, ended.stderr
         error = ended.stderr
     else:

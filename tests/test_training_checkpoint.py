@@ -12,10 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from migan_jax.errors import UserError
 from migan_jax.models import migan
-from migan_jax.training.checkpoint import Checkpoints, read_networks, summarise
+from migan_jax.training.checkpoint import Checkpoints, Score, read_networks, summarise
 from migan_jax.training.step import TrainState
 
 NETWORK = migan.Generator(8, 64, 8)
+PSNR = Score("hole_psnr", more_is_better=True)
 
 
 def state_at(step, devices=1, value=1.0):
@@ -47,25 +48,41 @@ def same(actual, expected):
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
-    with Checkpoints(tmp_path, keep_last=2, keep_best=1) as checkpoints:
-        for step, score in {1: 5.0, 2: 9.0, 3: 7.0, 4: 6.0, 5: None}.items():
-            checkpoints.save(state_at(step), NETWORK, {}, score)
+    figures = {1: 5.0, 2: 9.0, 3: 7.0, 4: 6.0, 5: None}
+    with Checkpoints(tmp_path, keep_last=2, keep_best=1, score=PSNR) as checkpoints:
+        for step, value in figures.items():
+            told = None if value is None else {"hole_psnr": value, "kid": 10 - value}
+            checkpoints.save(state_at(step), NETWORK, {}, told)
         checkpoints.wait()
         assert checkpoints.steps() == [2, 4, 5]
-    with Checkpoints(tmp_path, keep_last=1, keep_best=1) as checkpoints:
-        checkpoints.save(state_at(6), NETWORK, {}, 1.0)
+    with Checkpoints(tmp_path, keep_last=1, keep_best=1, score=PSNR) as checkpoints:
+        checkpoints.save(state_at(6), NETWORK, {}, {"hole_psnr": 1.0, "l1": 0.5})
         checkpoints.wait()
         assert checkpoints.steps() == [2, 6]
+
+
+def test_the_best_may_be_the_least_and_another_figure_than_before(tmp_path):
+    with Checkpoints(tmp_path, keep_last=4, keep_best=0, score=PSNR) as checkpoints:
+        for step, kid in {1: 0.3, 2: 0.1, 3: 0.2}.items():
+            checkpoints.save(
+                state_at(step), NETWORK, {}, {"hole_psnr": 5.0, "kid": kid}
+            )
+        checkpoints.save(state_at(4), NETWORK, {}, {"hole_psnr": 5.0})
+    kid = Score("kid", more_is_better=False)
+    with Checkpoints(tmp_path, keep_last=1, keep_best=1, score=kid) as checkpoints:
+        checkpoints.save(state_at(5), NETWORK, {}, {"kid": 0.4})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 5]
 
 
 @pytest.mark.parametrize("before, after", [(1, 1), (1, 8), (8, 2)])
 def test_what_is_saved_comes_back_on_other_devices(before, after, tmp_path):
     state, noted = state_at(7, before), {"sums": [0.1, 1e-300], "name": "x"}
-    with Checkpoints(tmp_path, 1, 0) as checkpoints:
+    with Checkpoints(tmp_path, 1, 0, PSNR) as checkpoints:
         assert checkpoints.newest_run() is checkpoints.restore(shapes_of(state)) is None
         checkpoints.save(state, NETWORK, noted, None)
     like = shapes_of(state_at(0, after, value=0))
-    with Checkpoints(tmp_path, 1, 0) as checkpoints:
+    with Checkpoints(tmp_path, 1, 0, PSNR) as checkpoints:
         saved = checkpoints.restore(like)
         assert checkpoints.newest_run().items() >= noted.items()
     assert saved.run == noted
@@ -78,7 +95,7 @@ def test_what_is_not_finite_is_not_saved(tmp_path, caplog):
     state = state_at(2)
     moments = (jnp.full(2, jnp.inf), (), jnp.int32(0))
     broken = dataclasses.replace(state, opt_state={"generator": moments})
-    with Checkpoints(tmp_path, 1, 0) as checkpoints:
+    with Checkpoints(tmp_path, 1, 0, PSNR) as checkpoints:
         checkpoints.save(state_at(1), NETWORK, {}, None)
         checkpoints.save(broken, NETWORK, {}, None)
         checkpoints.wait()
@@ -88,7 +105,7 @@ def test_what_is_not_finite_is_not_saved(tmp_path, caplog):
 
 def test_a_full_disk_is_seen_before(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    with Checkpoints(tmp_path, 1, 0) as checkpoints:
+    with Checkpoints(tmp_path, 1, 0, PSNR) as checkpoints:
         checkpoints.save(state_at(1), NETWORK, {}, None)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(9, 0, 9))
         with pytest.raises(

@@ -6,23 +6,20 @@ import pytest
 from PIL import Image
 
 from migan_jax.data.held_out import HeldOut
-from migan_jax.systems.base import hole_psnr
-from migan_jax.training.samples import Samples, with_mean_colour
+from migan_jax.errors import UserError
+from migan_jax.metrics import evaluator
+from migan_jax.metrics.evaluator import Eyes
+from migan_jax.metrics.fills import mean_colour
+from migan_jax.metrics.image import image_metrics
+from migan_jax.training import eyes
+from migan_jax.training.eyes import open_common_eyes
+from migan_jax.training.samples import SHOWN, Samples, score_of
 
 RNG = np.random.default_rng(0)
-IMAGES = RNG.integers(0, 256, (3, 8, 8, 3), np.uint8)
-MASKS = RNG.integers(0, 2, (3, 8, 8, 1), np.uint8)
-
-
-def test_holes_of_the_mean_colour():
-    image = np.zeros((1, 2, 2, 3), np.float32)
-    image[0, 0, 0], image[0, 0, 1] = (1, 0, -1), (0, 0.5, -1)
-    mask = np.array([[[[1], [1]], [[0], [0]]]], np.float32)
-    filled = with_mean_colour(jnp.asarray(image), jnp.asarray(mask))
-    np.testing.assert_array_equal(filled[0, 0], image[0, 0])
-    np.testing.assert_allclose(filled[0, 1], [[0.5, 0.25, -1]] * 2)
-    nothing_known = with_mean_colour(jnp.asarray(image), jnp.zeros((1, 2, 2, 1)))
-    assert np.all(np.asarray(nothing_known) == 0)
+# A batch, and three more.
+IMAGES = RNG.integers(0, 256, (11, 8, 8, 3), np.uint8)
+MASKS = RNG.integers(0, 2, (11, 8, 8, 1), np.uint8)
+NO_EYES = Eyes()
 
 
 class Perfect:
@@ -32,27 +29,75 @@ class Perfect:
         return image
 
 
+class Blind(Perfect):
+    """One that has a colour of its own for all holes."""
+
+    def inpaint(self, params, stats, image, mask, key):
+        return jnp.where(mask == 0, params["colour"], image)
+
+
 class State:
-    ema, stats = {}, {}
+    step, stats = 7, {}
+
+    def __init__(self, **ema):
+        self.ema = {name: jnp.asarray(value) for name, value in ema.items()}
 
 
-@pytest.fixture
-def samples():
-    return Samples(Perfect(), HeldOut(IMAGES, MASKS), None, seed=0)
+def samples_of(system, looking=NO_EYES):
+    return Samples(system, HeldOut(IMAGES, MASKS), None, looking, seed=0)
 
 
-def test_figures(samples):
-    figures, grid = samples.evaluate(State())
-    assert figures["eval/hole_psnr"] == pytest.approx(100)
-    images = jnp.asarray(IMAGES, jnp.float32) / 127.5 - 1
-    masks = jnp.asarray(MASKS, jnp.float32)
-    expected = hole_psnr(images, with_mean_colour(images, masks), masks)
-    assert figures["eval/mean_colour_psnr"] == pytest.approx(float(expected), rel=1e-5)
-    assert grid.height > 3 * 128  # input, completion and truth of three pictures
+def test_figures():
+    figures, grid = samples_of(Perfect()).evaluate(State())
+    assert figures["hole_l1"] == 0 and figures["hole_psnr"] > 60
+    holes = MASKS[..., 0] == 0
+    blank = image_metrics(IMAGES, mean_colour(IMAGES, holes), holes)
+    expected = blank["hole_psnr"].mean()
+    assert figures["mean_colour_psnr"] == pytest.approx(expected, rel=1e-9)
+    assert grid.height > SHOWN * 128  # input, completion and truth of the first
 
 
-def test_an_example_to_try_on(samples, tmp_path):
+def test_figures_are_those_of_the_evaluator():
+    figures, _ = samples_of(Blind()).evaluate(State(colour=1.0))
+    holes = MASKS[..., 0] == 0
+    white = np.where(holes[..., None], np.uint8(255), IMAGES)
+    for name, values in image_metrics(IMAGES, white, holes).items():
+        np.testing.assert_allclose(figures[name], values.mean(), rtol=1e-9)
+
+
+def test_a_completion_that_is_no_number_has_no_figures():
+    figures, _ = samples_of(Blind()).evaluate(State(colour=np.nan))
+    assert figures and not any(np.isfinite(value) for value in figures.values())
+
+
+def test_a_network_that_looks(monkeypatch):
+    """FID and KID of pictures that are the same, and of some that are not."""
+
+    def features(variables, pictures):
+        return pictures.reshape(len(pictures), -1) @ variables
+
+    monkeypatch.setattr(evaluator, "inception_features", features)
+    mix = RNG.normal(size=(8 * 8 * 3, 4)).astype(np.float32)
+    looking = Eyes(inception=mix)
+    same, _ = samples_of(Perfect(), looking).evaluate(State())
+    other, _ = samples_of(Blind(), looking).evaluate(State(colour=1.0))
+    assert abs(same["fid_11"]) < 1e-3 * other["fid_11"]
+    assert same["kid"] < 0 < other["kid"]
+    assert score_of("fid", 11).of(same) > score_of("fid", 11).of(other)
+    assert score_of("ssim", 11).of({"ssim": 0.9}) > score_of("ssim", 11).of({})
+
+
+def test_weights_that_the_score_needs(monkeypatch):
+    absent = {"fid": "inception.pth was not found.", "lpips_vgg": "nor vgg.pth."}
+    monkeypatch.setattr(eyes, "open_eyes", lambda: (NO_EYES, absent))
+    assert open_common_eyes("hole_psnr") is NO_EYES
+    with pytest.raises(UserError, match=r"best_by is fid, but inception\.pth was not"):
+        open_common_eyes("fid")
+
+
+def test_an_example_to_try_on(tmp_path):
     (tmp_path / "samples").mkdir()
-    picture, mask = (np.asarray(Image.open(p)) for p in samples.save_example(tmp_path))
+    paths = samples_of(Perfect()).save_example(tmp_path)
+    picture, mask = (np.asarray(Image.open(p)) for p in paths)
     np.testing.assert_array_equal(picture, IMAGES[0])
     np.testing.assert_array_equal(mask == 255, MASKS[0, ..., 0] == 0)

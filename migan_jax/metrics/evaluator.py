@@ -1,8 +1,9 @@
 """Completions of a test set, looked at by every metric; resumable and in any pieces.
 
-Pictures are worked off in chunks, each of which leaves one file: what was done before
-an interruption is not done again. Of every picture some figures stay in memory, and its
-features, 16 kB; the pictures themselves do not.
+Pictures are worked off in chunks, each of which leaves one file for every method: what
+was done before an interruption is not done again, and no picture stays in memory. Then
+the files of a method are read as a table: some figures and 16 kB of features for each
+picture.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,22 +22,29 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from migan_jax.data.mask_sets import digest_of, digest_of_all
 from migan_jax.files import reason, write_whole
-from migan_jax.metrics.image import NAMES, image_metrics
+from migan_jax.metrics.image import image_metrics
 from migan_jax.metrics.inception import inception_features
 from migan_jax.metrics.lpips import lpips
 from migan_jax.metrics.table import Table
-from migan_jax.metrics.test_set import Pair, TestSet
-from migan_jax.models.inception import FEATURES
+from migan_jax.metrics.test_set import TestSet
 
 CHUNK = 128  # pictures
 # Chunks of other versions are not used; the first is that of what is in them.
-VERSION = 1
+VERSION = 2
+FIGURE = "figure."  # before their names, in a chunk's file
 PACKAGES = "jax", "numpy", "pillow", "dm-pix", "onnxruntime", "opencv-python-headless"
 
 logger = logging.getLogger(__name__)
 
 # Pictures uint8 [N, R, R, 3] and their holes bool [N, R, R] -> completed pictures.
 Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class Method(NamedTuple):
+    """What fills holes, and what tells it from all others."""
+
+    fill: Fill
+    identity: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -47,78 +55,124 @@ class Eyes:
     perceptual: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of each file
 
-    @property
-    def figures(self) -> tuple[str, ...]:
-        return *NAMES, *(f"lpips_{name}" for name in self.perceptual)
-
-    @property
-    def features(self) -> int:
-        return 0 if self.inception is None else FEATURES
-
-    def look(
+    def compare(
         self, truths: np.ndarray, results: np.ndarray, holes: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Figures and features of each pair."""
-        seen = dict(image_metrics(truths, results, holes))
-        truths, results = spread(truths), spread(results)
+        """Figures of each pair, [N] of each name."""
+        figures = dict(image_metrics(truths, results, holes))
         for name, (variables, weights) in self.perceptual.items():
-            distances = lpips(name, variables, weights, truths, results)
-            seen[f"lpips_{name}"] = np.asarray(distances, np.float64)
-        for name, pictures in (("real", truths), ("fake", results)):
-            seen[name] = (
-                np.zeros((len(pictures), 0), np.float32)
-                if self.inception is None
-                else np.asarray(inception_features(self.inception, pictures))
-            )
-        return seen
+            pairs = spread(truths), spread(results)
+            distances = np.asarray(lpips(name, variables, weights, *pairs), np.float64)
+            figures[f"lpips_{name}"] = distances[: len(truths)]
+        return figures
+
+    def features(self, pictures: np.ndarray) -> np.ndarray:
+        """Of each picture, [N, 2048]; [N, 0] without Inception."""
+        if self.inception is None:
+            return np.zeros((len(pictures), 0), np.float32)
+        features = inception_features(self.inception, spread(pictures))
+        return np.asarray(features)[: len(pictures)]
 
 
-def spread(pictures: np.ndarray) -> jax.Array:
-    """On all devices, a share of the pictures each."""
-    mesh = Mesh(jax.local_devices(), ("data",))
-    return jax.device_put(pictures, NamedSharding(mesh, PartitionSpec("data")))
+def spread(array: np.ndarray) -> jax.Array:
+    """On all devices of this process, as many rows each: more of the last fill up."""
+    more = -len(array) % jax.local_device_count()
+    array = np.concatenate([array, np.repeat(array[-1:], more, axis=0)])
+    return jax.device_put(array, _over_devices("data"))
 
 
-def evaluate(
-    test_set: TestSet,
-    fill: Fill,
-    eyes: Eyes,
-    folder: Path,
-    *,
-    identity: Mapping[str, Any],
-    batch_size: int,
-    advance: Callable[[int], object] = lambda count: None,
-) -> tuple[Table, str]:
-    """The table of all pictures, and the digest of all holes.
+def on_every_device(tree: Any) -> Any:
+    """Weights, for what is spread."""
+    return jax.device_put(tree, _over_devices())
 
-    Args:
-      folder: where chunks are kept; it exists.
-      identity: of what fills the holes; chunks of something else are not used.
-      batch_size: pictures at a time, rounded up to a multiple of the devices.
-      advance: called with the number of pictures just done.
-    """
-    devices = jax.local_device_count()
-    batch_size = -(-batch_size // devices) * devices  # each has as many
-    about = {
-        "version": VERSION,
-        "packages": versions(PACKAGES),
-        "test_set": test_set.identity,
-        "eyes": eyes.sources,
-        **identity,
-    }
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    tables, digests = [Table.empty(eyes.figures, eyes.features)], []
-    for start in range(0, len(test_set), CHUNK):
-        numbers = range(start, min(start + CHUNK, len(test_set)))
-        path = folder / f"{key[:16]}-{start:08d}.npz"
-        content = _read(path)
-        if content is None:
-            content = _chunk(test_set, numbers, fill, eyes, batch_size)
-            write_whole(path, lambda part, c=content: _save(part, c))
-        tables.append(_table_of(content, eyes))
-        digests += [str(digest) for digest in content["digests"]]
-        advance(len(numbers))
-    return Table.of(tables), digest_of_all(digests)
+
+def _over_devices(*axes: str) -> NamedSharding:
+    return NamedSharding(Mesh(jax.local_devices(), ("data",)), PartitionSpec(*axes))
+
+
+class Evaluation:
+    """Methods on one test set, with what is known of them in a folder that exists."""
+
+    def __init__(self, test_set: TestSet, eyes: Eyes, folder: Path):
+        self._test_set, self._eyes, self._folder = test_set, eyes, folder
+
+    def work_off(
+        self,
+        methods: Sequence[Method],
+        batch_size: int,
+        advance: Callable[[int], object] = lambda count: None,
+    ) -> None:
+        """Let every method fill every hole, and look at that.
+
+        Args:
+          batch_size: pictures at a time.
+          advance: called with the number of completions just done.
+        """
+        paths = [self._paths(method) for method in methods]
+        for number, chunk in enumerate(self._chunks()):
+            missing = {}
+            for method, path in zip(methods, (p[number] for p in paths), strict=True):
+                if _read(path) is None:
+                    missing[path] = method
+                else:
+                    advance(len(chunk))
+            for path, content in self._look(chunk, missing, batch_size, advance):
+                write_whole(path, lambda part, c=content: _save(part, c))
+
+    def table(self, method: Method) -> tuple[Table, str]:
+        """Of all pictures, once they are worked off; and the digest of all holes."""
+        contents = [_read(path) for path in self._paths(method)]
+        tables = [_table_of(content) for content in contents]
+        digests = [str(digest) for c in contents for digest in c["digests"]]
+        return Table.of(tables), digest_of_all(digests)
+
+    def _chunks(self) -> list[range]:
+        count = len(self._test_set)
+        return [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
+
+    def _paths(self, method: Method) -> list[Path]:
+        """One for each chunk. Those of anything else have other names."""
+        about = {
+            "version": VERSION,
+            "packages": versions(PACKAGES),
+            "test_set": self._test_set.identity,
+            "eyes": self._eyes.sources,
+            **method.identity,
+        }
+        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        starts = [chunk.start for chunk in self._chunks()]
+        return [self._folder / f"{key[:16]}-{start:08d}.npz" for start in starts]
+
+    def _look(
+        self,
+        chunk: range,
+        methods: Mapping[Path, Method],
+        batch_size: int,
+        advance: Callable[[int], object],
+    ) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
+        """All that is to be known about a chunk's pictures, by path of each method."""
+        parts: dict[Path, list[dict[str, np.ndarray]]] = {path: [] for path in methods}
+        for start in range(0, len(chunk) if methods else 0, batch_size):
+            pairs = self._test_set.batch(chunk[start : start + batch_size])
+            names, truths, holes = zip(*pairs, strict=True)
+            # A whole batch, of which repeats of the last one are dropped again.
+            repeats = batch_size - len(pairs)
+            truths, holes = (np.stack(x + x[-1:] * repeats) for x in (truths, holes))
+            shared = {
+                "names": np.array(names),
+                "ratios": holes.mean(axis=(1, 2)),
+                "digests": np.array([digest_of(pair.hole) for pair in pairs]),
+                "real": self._eyes.features(truths),
+            }
+            for path, method in methods.items():
+                results = method.fill(truths, holes)
+                seen = {**shared, "fake": self._eyes.features(results)}
+                for name, values in self._eyes.compare(truths, results, holes).items():
+                    seen[FIGURE + name] = values
+                parts[path].append({k: v[: len(pairs)] for k, v in seen.items()})
+                advance(len(pairs))
+        for path, seen in parts.items():
+            yield path, {k: np.concatenate([part[k] for part in seen]) for k in seen[0]}
 
 
 def versions(packages: Sequence[str]) -> dict[str, str | None]:
@@ -144,48 +198,16 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _chunk(
-    test_set: TestSet, numbers: range, fill: Fill, eyes: Eyes, batch_size: int
-) -> dict[str, np.ndarray]:
-    """Everything about some pictures, an array of each kind."""
-    parts: dict[str, list[np.ndarray]] = {}
-    for pairs in _batches(test_set, numbers, batch_size):
-        count = len(pairs)
-        truths, holes = (
-            _filled_up([getattr(pair, name) for pair in pairs], batch_size)
-            for name in ("truth", "hole")
-        )
-        seen = eyes.look(truths, fill(truths, holes), holes)
-        seen["names"] = np.array([pair.name for pair in pairs])
-        seen["ratios"] = holes.mean(axis=(1, 2))
-        seen["digests"] = np.array([digest_of(pair.hole) for pair in pairs])
-        for name, values in seen.items():
-            parts.setdefault(name, []).append(values[:count])
-    return {name: np.concatenate(values) for name, values in parts.items()}
-
-
-def _batches(
-    test_set: TestSet, numbers: range, batch_size: int
-) -> Iterator[list[Pair]]:
-    for start in range(0, len(numbers), batch_size):
-        yield test_set.batch(numbers[start : start + batch_size])
-
-
-def _filled_up(arrays: list[np.ndarray], count: int) -> np.ndarray:
-    """A whole batch, of which repeats of the last one are dropped again."""
-    return np.stack([*arrays, *[arrays[-1]] * (count - len(arrays))])
-
-
 def _save(path: Path, content: Mapping[str, np.ndarray]) -> None:
     with path.open("wb") as file:
         np.savez(file, **content)
 
 
-def _table_of(content: Mapping[str, np.ndarray], eyes: Eyes) -> Table:
-    return Table(
-        tuple(str(name) for name in content["names"]),
-        content["ratios"],
-        {name: content[name] for name in eyes.figures},
-        content["real"],
-        content["fake"],
-    )
+def _table_of(content: Mapping[str, np.ndarray]) -> Table:
+    figures = {
+        name.removeprefix(FIGURE): values
+        for name, values in content.items()
+        if name.startswith(FIGURE)
+    }
+    names = tuple(str(name) for name in content["names"])
+    return Table(names, content["ratios"], figures, content["real"], content["fake"])

@@ -13,10 +13,9 @@ from PIL import Image
 
 from migan_jax.data.sheets import with_hole
 from migan_jax.metrics.evaluator import Fill
+from migan_jax.metrics.table import MORE
 from migan_jax.metrics.test_set import TestSet
 
-# What is better: more of it, or less.
-MORE = "psnr", "hole_psnr", "ssim", "hole_ssim", "p_ids", "u_ids"
 PLOTTED = "hole_psnr", "hole_ssim", "hole_l1", "fid"  # those that are there
 FIRST = 6  # pictures of the gallery's beginning
 

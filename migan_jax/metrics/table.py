@@ -13,6 +13,8 @@ from migan_jax.metrics.kernel import kid
 # Shares of the picture that the hole takes, as papers divide them.
 BINS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 RESAMPLED, CONFIDENCE, SEED = 1000, 0.95, 0
+# What is better: more of it, or less.
+MORE = "psnr", "hole_psnr", "ssim", "hole_ssim", "p_ids", "u_ids"
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,7 @@ class Table:
         }
         if not self.real.shape[1]:
             return results
-        results[f"fid_{count}"] = {"value": self._fid(slice(None))}
-        results["kid"] = {"value": kid(self.real, self.fake)}
+        results |= {name: {"value": value} for name, value in self._of_sets().items()}
         if count >= 2:
             decisions = decide(self.real, self.fake)
             for index, name in enumerate(("p_ids", "u_ids")):
@@ -72,6 +73,15 @@ class Table:
                     lambda rows, i=index: decisions.scores(rows)[i], count
                 )
         return results
+
+    def values(self) -> dict[str, float]:
+        """The same, but for intervals and what a machine must be fitted for."""
+        means = {name: mean(values) for name, values in self.figures.items()}
+        return means | (self._of_sets() if self.real.shape[1] else {})
+
+    def _of_sets(self) -> dict[str, float]:
+        fid = self._fid(slice(None))
+        return {f"fid_{len(self.names)}": fid, "kid": kid(self.real, self.fake)}
 
     def by_hole_ratio(self) -> list[dict[str, Any]]:
         """Of the pictures of each bin that has any: means of figures, and FID."""

@@ -14,6 +14,7 @@ from migan_jax.config import require_at_least
 from migan_jax.data.mask_samplers import SAMPLERS
 from migan_jax.errors import UserError
 from migan_jax.losses.distillation import LOWEST_RESOLUTION
+from migan_jax.metrics import image
 from migan_jax.models import comodgan, discriminators, migan
 from migan_jax.models.channels import levels
 from migan_jax.models.layers import Reparam
@@ -34,6 +35,8 @@ NO_DISCRIMINATOR = (
     "run's workdir with --init-from, or set it to 0."
 )
 DTYPES = ("float32", "bfloat16")
+# Figures of held-out pictures, to choose checkpoints by.
+SCORES = *image.NAMES, "lpips_alex", "lpips_vgg", "fid", "kid"
 
 LEAST = {  # that settings may be
     "networks.channel_max": 1,
@@ -73,6 +76,10 @@ def check_settings(config: "ConfigDict") -> None:
     if config.networks.dtype not in DTYPES:
         kinds = " or ".join(DTYPES)
         raise UserError(f"networks.dtype is {kinds}, not {config.networks.dtype!r}.")
+    if config.best_by not in SCORES:
+        raise UserError(
+            f"best_by is one of {', '.join(SCORES)}, not {config.best_by!r}."
+        )
     try:
         levels(config.resolution)
     except ValueError as error:

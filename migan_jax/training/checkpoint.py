@@ -11,13 +11,14 @@ read is compared with its checksum; if it does not fit, the checkpoint before is
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,18 @@ from migan_jax.weights.workdir import CHECKPOINTS, located
 
 logger = logging.getLogger(__name__)
 
-SCORE = "hole_psnr"  # what the best checkpoints are the best by
+
+class Score(NamedTuple):
+    """The held-out figure that the best checkpoints are the best by."""
+
+    name: str
+    more_is_better: bool
+
+    def of(self, figures: Mapping[str, float]) -> float:
+        """The greater the better; the least where there is no such figure."""
+        value = figures.get(self.name, math.nan)
+        value = value if self.more_is_better else -value
+        return value if math.isfinite(value) else -math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,18 +75,18 @@ def summarise(state: TrainState) -> tuple[jax.Array, jax.Array]:
 class Checkpoints:
     """The checkpoints of one workdir. To be closed, or used in a `with`."""
 
-    def __init__(self, workdir: Path, keep_last: int, keep_best: int):
+    def __init__(self, workdir: Path, keep_last: int, keep_best: int, score: Score):
         policies = [preservation_policy.LatestN(keep_last)]
         if keep_best:
             best = preservation_policy.BestN(
-                get_metric_fn=lambda metrics: metrics[SCORE],
+                get_metric_fn=score.of,
                 n=keep_best,
                 keep_checkpoints_without_metrics=False,
             )
             policies.append(best)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-            best_fn=lambda metrics: metrics[SCORE],  # or else they are not written
+            best_fn=score.of,  # or else they are not written
             cleanup_tmp_directories=True,  # of a run that was killed while saving
             enable_async_checkpointing=True,
         )
@@ -90,13 +102,13 @@ class Checkpoints:
         state: TrainState,
         network: Network,
         run: dict[str, Any],
-        score: float | None,
+        figures: Mapping[str, float] | None,
     ) -> None:
         """Begin to save, unless the state is not finite.
 
         Args:
           run: what to note with it, as JSON.
-          score: the held-out hole PSNR, where it was measured.
+          figures: of the held-out pictures, where they were measured.
         """
         self.wait()
         step = int(state.step)
@@ -116,9 +128,8 @@ class Checkpoints:
             optimizer=ocp.args.StandardSave(state.opt_state),
             run=ocp.args.JsonSave(run),
         )
-        metrics = None if score is None else {SCORE: score}
         with self._explained():
-            self._manager.save(step, args=items, metrics=metrics, force=True)
+            self._manager.save(step, args=items, metrics=figures, force=True)
 
     def _check_room(self, state: TrainState) -> None:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint.multihost import get_barrier_sync_fn
 
 from migan_jax.errors import UserError
@@ -129,6 +131,20 @@ def meet(name: str) -> None:
     and it fails if one is half a minute late: so they meet before.
     """
     get_barrier_sync_fn()(key=name, timeout_ms=1000 * LONGEST_WAIT)
+
+
+def together(rows: np.ndarray, name: str) -> np.ndarray:
+    """Rows of all processes, one after the other; each name is for one meeting."""
+    if jax.process_count() == 1:
+        return rows
+    meet(name)
+    counts = multihost_utils.process_allgather(np.int32(len(rows)))
+    padded = np.zeros((counts.max(), *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)] = rows
+    # As bits: JAX makes float32 of float64.
+    bits = multihost_utils.process_allgather(padded.view(np.uint32))
+    parts = zip(np.asarray(bits).view(rows.dtype), counts, strict=True)
+    return np.concatenate([part[:count] for part, count in parts])
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ FREE = (
     "save_every_steps",
     "keep_last",
     "keep_best",
+    "best_by",
     "nonfinite_steps",
 )
 # Settings that decide which arrays there are: nothing can make another's fit.

@@ -21,8 +21,9 @@ from migan_jax.errors import UserError
 from migan_jax.files import write_json
 from migan_jax.training import building, overview, processes, resuming
 from migan_jax.training.building import Teacher
-from migan_jax.training.checkpoint import SCORE, Checkpoints
+from migan_jax.training.checkpoint import Checkpoints
 from migan_jax.training.curves import CURVES_FILE, save_curves
+from migan_jax.training.eyes import open_common_eyes
 from migan_jax.training.mesh import (
     everywhere,
     images_sharding,
@@ -31,7 +32,12 @@ from migan_jax.training.mesh import (
     rows_of_process,
 )
 from migan_jax.training.reporting import Reporter
-from migan_jax.training.samples import Samples, save_grid
+from migan_jax.training.samples import (
+    BY_MEAN_COLOUR,
+    Samples,
+    save_grid,
+    score_of,
+)
 from migan_jax.training.starting import start_from
 from migan_jax.training.step import Step, make_penalty_step, make_step
 from migan_jax.weights.workdir import CHECKPOINTS
@@ -73,11 +79,16 @@ class Run:
             config, self._source.fingerprint, held_out.fingerprint, teacher
         )
         self._samples = self._open_samples(held_out, teacher)
-        self._score: tuple[int, float] | None = None  # and the step that it is of
-        self._best: tuple[int, float] | None = None  # of all of them
+        # Of the last evaluation, and the best value of the score; with their steps.
+        self._figures: tuple[int, dict[str, float]] | None = None
+        self._best: tuple[int, float] | None = None
         self._step: Compiled | None = None
         self._penalty_step: Compiled | None = None
-        self._checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best)
+        count = len(self._samples) if self._samples is not None else 0
+        self._score = score_of(config.best_by, count)
+        self._checkpoints = Checkpoints(
+            workdir, config.keep_last, config.keep_best, self._score
+        )
         self._begin(init_from, force_resume)
         self.total_steps = max(building.total_steps(config), self.first_step)
         if self.is_stale(self.first_step):
@@ -94,7 +105,8 @@ class Run:
         if loaded is None:
             logger.warning("no pictures are held out: there will be no samples")
             return None
-        return Samples(self.system, loaded, teacher, self.config.seed)
+        eyes = open_common_eyes(self.config.best_by)
+        return Samples(self.system, loaded, teacher, eyes, self.config.seed)
 
     def _everywhere(self, tree: Any) -> Any:
         """The same arrays on every device of every process."""
@@ -132,7 +144,8 @@ class Run:
         self._earlier = None if saved is None else saved.run
         if saved is not None:
             self.state, self.first_step = saved.state, int(saved.state.step)
-            self._best = saved.run["best"]
+            if self._earlier["config"].get("best_by") == self.config.best_by:
+                self._best = self._earlier["best"]
             logger.info("resuming at step %s", f"{self.first_step:,}")
             if init_from is not None:
                 logger.info("--init-from is for a run's beginning: left aside")
@@ -257,21 +270,21 @@ class Run:
 
     def _show_samples(self, reporter: Reporter, step: int) -> None:
         figures, grid = self._samples.evaluate(self.state)
-        score, least = figures[f"eval/{SCORE}"], figures["eval/mean_colour_psnr"]
-        self._score = step, score
+        self._figures = step, figures
+        score = self._score.of(figures)
         if math.isfinite(score) and (self._best is None or score > self._best[1]):
             self._best = step, score
-        reporter.write(step, figures)
+        reporter.write(step, {f"eval/{name}": v for name, v in figures.items()})
         reporter.show(step, "samples", grid)
         if jax.process_index() == 0:
             path = save_grid(self.workdir, step, grid)
             reporter.say(
-                f"step {step:,}: held-out hole PSNR {score:.2f} dB, that of the mean "
-                f"colour {least:.2f} dB; {path}"
+                f"step {step:,}: held-out hole PSNR {figures['hole_psnr']:.2f} dB, "
+                f"that of the mean colour {figures[BY_MEAN_COLOUR]:.2f} dB; {path}"
             )
 
     def is_stale(self, step: int) -> bool:
-        """Whether the held-out hole PSNR has not risen for as long as is allowed.
+        """Whether the score has not improved for as long as is allowed.
 
         Only where it is measured at regular steps, so that stops between them do not
         matter.
@@ -289,11 +302,11 @@ class Run:
             return
         reporter.flush()
         run = {**self._identity, "reporter": reporter.position, "best": self._best}
-        scored, score = self._score or (None, None)
-        if scored != step or not math.isfinite(score):
-            score = None
+        measured, figures = self._figures or (None, {})
+        finite = {name: v for name, v in figures.items() if math.isfinite(v)}
+        figures = finite if measured == step and self._score.name in finite else None
         with reporter.aside():
-            self._checkpoints.save(self.state, self.system.generator, run, score)
+            self._checkpoints.save(self.state, self.system.generator, run, figures)
 
     def put(self, batch: dict[str, "np.ndarray"]) -> dict[str, jax.Array]:
         """A loaded batch on the devices, split."""
@@ -343,8 +356,8 @@ class Run:
         else:
             which = f"was step {best:,}'s, which is not kept"
         return (
-            f"the held-out hole PSNR has not risen for {self.config.patience_kimg} "
-            f"kimg: the best, {score:.2f} dB, {which}"
+            f"the held-out {self._score.name} has not improved for "
+            f"{self.config.patience_kimg} kimg: the best, {abs(score):.4g}, {which}"
         )
 
     def _farewell(self, step: int) -> str:

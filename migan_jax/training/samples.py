@@ -16,94 +16,148 @@ from PIL import Image
 from migan_jax.data.held_out import HeldOut
 from migan_jax.data.sheets import contact_sheet, with_hole
 from migan_jax.files import write_whole
-from migan_jax.systems.base import System, completed, composite, hole_psnr
+from migan_jax.metrics.evaluator import Eyes
+from migan_jax.metrics.fills import mean_colour
+from migan_jax.metrics.image import image_metrics
+from migan_jax.metrics.table import MORE, Table
+from migan_jax.systems.base import System, completed
+from migan_jax.training import processes
 from migan_jax.training.building import Teacher
+from migan_jax.training.checkpoint import Score
 from migan_jax.training.step import TrainState
 
 FOLDER = "samples"
-SHOWN = 8  # rows of a grid
+SHOWN = 8  # rows of a grid, and pictures that are completed at a time
 SMALLEST_SIDE, LARGEST_SIDE = 128, 512  # of a grid's pictures
+BY_MEAN_COLOUR, FINITE = "mean_colour_psnr", "finite"  # figures that have no network
 
 
 class Samples:
-    """Held-out pictures, and what is completed of them."""
+    """Held-out pictures, what is completed of them, and its figures.
+
+    Several processes take the batches in turns, and all get the figures of all.
+    """
 
     def __init__(
-        self, system: System, held_out: HeldOut, teacher: Teacher | None, seed: int
+        self,
+        system: System,
+        held_out: HeldOut,
+        teacher: Teacher | None,
+        eyes: Eyes,
+        seed: int,
     ):
-        self._held_out, self._key = held_out, jax.random.key(seed)
-        self._images = jnp.asarray(held_out.images, jnp.float32) * (2 / 255) - 1
-        self._masks = jnp.asarray(held_out.masks, jnp.float32)
+        self._held_out, self._eyes = held_out, eyes
+        self._holes = held_out.masks[..., 0] == 0
+        self._key = jax.random.key(seed)
         self._complete = jax.jit(system.inpaint)
-        self._psnr = jax.jit(hole_psnr)
-        filled = jax.jit(with_mean_colour)(self._images, self._masks)
-        self._by_mean_colour = float(self._psnr(self._images, filled, self._masks))
+        starts = range(0, len(held_out), SHOWN)
+        own = starts[jax.process_index() :: jax.process_count()] or starts[:1]
+        self._own = [slice(start, start + SHOWN) for start in own]
+        self._real = [eyes.features(held_out.images[rows]) for rows in self._own]
+        self._by_mean_colour = [self._least(rows) for rows in self._own]
         self._by_teacher: list[np.ndarray] = []
         if teacher is not None:
             network = teacher.network
             z = jax.random.normal(self._key, (SHOWN, network.z_dim))
-            images, masks = self._images[:SHOWN], self._masks[:SHOWN]
+            images, masks = self._inputs(self._own[0])
             pictures = jax.jit(completed, static_argnums=0)(
                 network, teacher.variables, images, masks, z[: len(images)]
             )
             self._by_teacher = list(_to_uint8(pictures))
 
+    def __len__(self) -> int:
+        return len(self._held_out)
+
     def evaluate(self, state: TrainState) -> tuple[dict[str, float], Image.Image]:
-        """The EMA's figures and grid."""
+        """The EMA's figures, and a grid of the first pictures of this process.
+
+        No figure is finite if a completion is not.
+        """
         # All devices hold the same weights: this process needs no others for it.
-        key = self._key
         ema, stats = jax.tree.map(
             lambda x: x.addressable_data(0), (state.ema, state.stats)
         )
-        parts = [
-            self._complete(
-                ema, stats, self._images[i : i + SHOWN], self._masks[i : i + SHOWN], key
-            )
-            for i in range(0, len(self._held_out), SHOWN)  # more need too much memory
-        ]
-        completions = jnp.concatenate(parts)
-        psnr = float(self._psnr(self._images, completions, self._masks))
-        figures = {
-            "eval/hole_psnr": psnr,
-            "eval/mean_colour_psnr": self._by_mean_colour,
-        }
-        return figures, self._grid(_to_uint8(completions))
+        tables, shown = [], []
+        for batch, rows in enumerate(self._own):
+            inputs = self._inputs(rows)
+            completions = np.asarray(self._complete(ema, stats, *inputs, self._key))
+            pictures = _to_uint8(completions)
+            shown = shown or list(pictures)
+            finite = np.isfinite(completions).all(axis=(1, 2, 3))
+            tables.append(self._table(batch, pictures, finite))
+        values = everyones(Table.of(tables), f"samples of step {state.step}").values()
+        if values.pop(FINITE) < 1:
+            values = dict.fromkeys(values, float("nan"))
+        return values, self._grid(shown)
+
+    def _inputs(self, rows: slice) -> tuple[jax.Array, jax.Array]:
+        """Images in [-1, 1] and masks, as networks take them."""
+        images = jnp.asarray(self._held_out.images[rows], jnp.float32) * (2 / 255) - 1
+        return images, jnp.asarray(self._held_out.masks[rows], jnp.float32)
+
+    def _least(self, rows: slice) -> np.ndarray:
+        truths, holes = self._held_out.images[rows], self._holes[rows]
+        return image_metrics(truths, mean_colour(truths, holes), holes)["hole_psnr"]
+
+    def _table(self, batch: int, pictures: np.ndarray, finite: np.ndarray) -> Table:
+        rows = self._own[batch]
+        truths, holes = self._held_out.images[rows], self._holes[rows]
+        return Table(
+            tuple(str(number) for number in range(len(self))[rows]),
+            holes.mean(axis=(1, 2)),
+            {
+                **self._eyes.compare(truths, pictures, holes),
+                BY_MEAN_COLOUR: self._by_mean_colour[batch],
+                FINITE: finite.astype(np.float64),
+            },
+            self._real[batch],
+            self._eyes.features(pictures),
+        )
 
     def save_example(self, workdir: Path) -> tuple[Path, Path]:
         """The first of the pictures and its mask, hole white, as files to try on."""
         folder = workdir / FOLDER
         paths = folder / "example.png", folder / "example_mask.png"
-        hole = 255 * (1 - self._held_out.masks[0, ..., 0])
-        for path, pixels in zip(paths, (self._held_out.images[0], hole), strict=True):
+        example = self._held_out.images[0], 255 * self._holes[0].astype(np.uint8)
+        for path, pixels in zip(paths, example, strict=True):
             picture = Image.fromarray(pixels)
             write_whole(path, functools.partial(picture.save, format="PNG"))
         return paths
 
-    def _grid(self, completions: np.ndarray) -> Image.Image:
+    def _grid(self, completions: list[np.ndarray]) -> Image.Image:
+        truths, holes = (x[self._own[0]] for x in (self._held_out.images, self._holes))
         columns = {
-            "input": [
-                with_hole(image, mask[..., 0] == 0)
-                for image, mask in zip(
-                    self._held_out.images, self._held_out.masks, strict=True
-                )
-            ],
-            "completion": list(completions),
+            "input": list(map(with_hole, truths, holes)),
+            "completion": completions,
             **({"teacher": self._by_teacher} if self._by_teacher else {}),
-            "truth": list(self._held_out.images),
+            "truth": list(truths),
         }
-        rows = min(SHOWN, len(self._held_out))
+        rows = len(completions)
         pictures = [column[row] for row in range(rows) for column in columns.values()]
-        size = completions.shape[1]
+        size = len(completions[0])
         side = min(max(size, SMALLEST_SIDE), LARGEST_SIDE)
         labels = list(columns) + [""] * (len(columns) * (rows - 1))
         return contact_sheet(pictures, side, len(columns), labels)
 
 
-def with_mean_colour(images: jax.Array, masks: jax.Array) -> jax.Array:
-    """Pictures whose holes have the mean colour of what is known of them."""
-    known = jnp.maximum(jnp.sum(masks, axis=(1, 2), keepdims=True), 1)
-    mean = jnp.sum(images * masks, axis=(1, 2), keepdims=True) / known
-    return composite(images, jnp.broadcast_to(mean, images.shape), masks)
+def score_of(best_by: str, count: int) -> Score:
+    """The figure of `count` held-out pictures, whose number is part of FID's name."""
+    name = f"fid_{count}" if best_by == "fid" else best_by
+    return Score(name, more_is_better=name.startswith(MORE))
+
+
+def everyones(table: Table, name: str) -> Table:
+    """One table of the rows of all processes; those that several have count once."""
+    figures = list(table.figures)
+    numbers = np.array([int(number) for number in table.names], np.float64)
+    columns = [numbers, table.ratios, *(table.figures[name] for name in figures)]
+    own = np.concatenate([np.stack(columns, axis=1), table.real, table.fake], axis=1)
+    rows = processes.together(own, name)
+    _, first = np.unique(rows[:, 0], return_index=True)
+    numbers, ratios, *values = rows[first, : len(columns)].T
+    real, fake = np.split(rows[first, len(columns) :].astype(np.float32), 2, axis=1)
+    names = tuple(str(int(number)) for number in numbers)
+    return Table(names, ratios, dict(zip(figures, values, strict=True)), real, fake)
 
 
 def save_grid(workdir: Path, step: int, grid: Image.Image) -> Path:
@@ -115,4 +169,4 @@ def save_grid(workdir: Path, step: int, grid: Image.Image) -> Path:
 
 def _to_uint8(images: jax.Array) -> np.ndarray:
     scaled = (np.asarray(images, np.float32) + 1) * 127.5
-    return np.clip(scaled, 0, 255).round().astype(np.uint8)
+    return np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8)

@@ -30,7 +30,7 @@ class Published(NamedTuple):
     size: int  # bytes
     sha256: str
     source: str
-    metrics: str  # that need it
+    metrics: tuple[str, ...]  # that need it
 
 
 FILES = {
@@ -39,35 +39,35 @@ FILES = {
         95_628_359,
         "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
         "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights",
-        "FID, KID, P-IDS and U-IDS",
+        ("fid", "kid", "p_ids", "u_ids"),
     ),
     "alex": Published(
         "alexnet-owt-7be5be79.pth",
         244_408_911,
         "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
         "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-        "lpips_alex",
+        ("lpips_alex",),
     ),
     "vgg": Published(
         "vgg16-397923af.pth",
         553_433_881,
         "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
         "https://download.pytorch.org/models/vgg16-397923af.pth",
-        "lpips_vgg",
+        ("lpips_vgg",),
     ),
     "alex_lpips": Published(
         "alex.pth",
         6_009,
         "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
         "https://github.com/richzhang/PerceptualSimilarity, lpips/weights/v0.1",
-        "lpips_alex",
+        ("lpips_alex",),
     ),
     "vgg_lpips": Published(
         "vgg.pth",
         7_289,
         "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
         "https://github.com/richzhang/PerceptualSimilarity, lpips/weights/v0.1",
-        "lpips_vgg",
+        ("lpips_vgg",),
     ),
 }
 
