@@ -106,6 +106,11 @@ def test_a_warm_up_without_anything_to_warm_up_for(monkeypatch, tmp_path):
     assert "name a run's workdir with --init-from" in message
 
 
+def test_a_figure_that_there_is_not(monkeypatch, tmp_path):
+    message = refused(monkeypatch, tmp_path, "--config.best_by=fud")
+    assert "best_by is one of psnr, hole_psnr" in message and "fid" in message
+
+
 def test_patience_that_is_none_at_all(monkeypatch, tmp_path):
     message = refused(monkeypatch, tmp_path, "--config.patience_kimg=0")
     assert "patience_kimg is 0.0, but must be above 0" in message
@@ -250,17 +255,19 @@ def test_a_run_without_progress_ends(cache, tmp_path, monkeypatch):
         "optimizer.learning_rate": 1e-30,
         "keep_last": 1,
         "keep_best": 1,
+        "best_by": "hole_l1",
     }
     ended = runs.train(workdir, 100, cache, **settings)
     assert ended.returncode == 0, ended.stderr
-    assert "has not risen for 0.02 kimg" in ended.stdout
-    assert "dB, was that of the beginning" in ended.stdout
+    best = runs.metrics(workdir)[0]["eval/hole_l1"]
+    sentence = f"hole_l1 has not improved for 0.02 kimg: the best, {best:.4g}, was that"
+    assert sentence in ended.stdout
     (step,) = {line["step"] for line in runs.metrics(workdir)[-1:]}
     assert step < 20
     best = workdir / "checkpoints" / str(runs.steps(workdir)[0])
     assert migan_jax.load(best).network.resolution == 8
     again = runs.train(workdir, 100, cache, **settings)
-    assert "has not risen" in again.stdout and runs.steps(workdir)[-1] == step
+    assert "has not improved" in again.stdout and runs.steps(workdir)[-1] == step
 
     command = again.stdout.partition("python -m migan_jax.inpaint")[2]
     arguments = command.replace("\\", "").split()

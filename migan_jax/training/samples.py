@@ -6,6 +6,7 @@ better than is a hole filled with the mean colour of the known pixels.
 """
 
 import functools
+import math
 from pathlib import Path
 
 import jax
@@ -85,7 +86,9 @@ class Samples:
             shown = shown or list(pictures)
             finite = np.isfinite(completions).all(axis=(1, 2, 3))
             tables.append(self._table(batch, pictures, finite))
-        values = everyones(Table.of(tables), f"samples of step {state.step}").values()
+        table = everyones(Table.of(tables), f"samples of step {state.step}")
+        # Without those that cannot be said, as of very small pictures.
+        values = {n: v for n, v in table.values().items() if not math.isnan(v)}
         if values.pop(FINITE) < 1:
             values = dict.fromkeys(values, float("nan"))
         return values, self._grid(shown)

@@ -104,8 +104,8 @@ def add_noise(x: Tensor, strength: Tensor, stored: Tensor, noise: Noise) -> Tens
 
 def tile(image: Tensor, height: int, width: int) -> Tensor:
     """Repeat an image from its top-left corner, cropped to height and width."""
-    rows = -(-height // image.shape[0])
-    columns = -(-width // image.shape[1])
+    rows = (height + image.shape[0] - 1) // image.shape[0]  # ONNX's // is C's
+    columns = (width + image.shape[1] - 1) // image.shape[1]
     return image.repeat(rows, columns)[:height, :width]
 
 
