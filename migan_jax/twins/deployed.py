@@ -9,7 +9,6 @@ that no convolution sees an image stuffed with zeros.
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
