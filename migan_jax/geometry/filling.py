@@ -234,7 +234,7 @@ def _paste(
         min(box.right + feather, crop.box.right),
     )
     for part, levels in _resized_back(completed, crop, reach):
-        weight = _falloff(feather)[distance[part.relative_to(crop.box).slices]]
+        weight = falloff(feather)[distance[part.relative_to(crop.box).slices]]
         pixels = result[part.slices]
         for c, level in enumerate(levels):
             before = pixels[..., c]
@@ -267,7 +267,7 @@ def squared_distance(hole: np.ndarray, feather: int) -> np.ndarray:
     return whole
 
 
-def _falloff(feather: int) -> np.ndarray:
+def falloff(feather: int) -> np.ndarray:
     """The weight at every squared distance: 1 at 0, a smooth step, 0 past `feather`."""
     distance = np.sqrt(np.arange(feather**2 + 2, dtype=np.float32))
     rest = np.clip(1 - distance / (feather + 1), 0, 1)

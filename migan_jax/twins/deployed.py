@@ -1,33 +1,41 @@
-"""MI-GAN's generator as it runs on phones: fused kernels, nothing computed that is known.
+"""MI-GAN's generator as it runs on phones: fused, and nothing computed twice.
 
 It equals the inference form (Sargsyan et al., ICCV 2023, supplementary Table S.4), with
 every constant where it costs nothing: the activations' gains of sqrt(2) in the kernels
 before them, since a leaky ReLU lets positive factors through; noise times its strength
-as one image. Sizes double by padding with zeros, bilinear resizing and cropping, so
-that no convolution sees an image stuffed with zeros.
+as one image; sizes doubled by repeating pixels and smoothing them, which is the same
+filter as over an image stuffed with zeros, on a quarter of the taps.
+
+The limit of activations is for training in 16 bits. It stands between convolutions and
+their leaky ReLUs, which runtimes otherwise compute as one, so it can be left out of
+networks that never come near it.
 """
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from migan_jax.twins.layers import (
-    ACTIVATION_LIMIT,
-    bilinear_up,
-    fir_down,
-    fir_taps,
-    tile,
-)
+from migan_jax.twins.layers import ACTIVATION_LIMIT, fir_down, fir_taps, tile
 from migan_jax.twins.migan import Generator
 from migan_jax.twins.separable import FusedConv, FusedSeparableConv
 
 GAIN = math.sqrt(2)
 
 
-def activation(x: Tensor) -> Tensor:
-    """Of what has its gain already."""
-    return F.leaky_relu(x, 0.2).clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+class Activation(nn.Module):
+    """A leaky ReLU of what has its gain already, and its limit if it has one."""
+
+    def __init__(self, limited: bool):
+        super().__init__()
+        self.limited = limited
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.leaky_relu(x, 0.2)
+        if self.limited:
+            x = x.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+        return x
 
 
 class Convolution(nn.Module):
@@ -46,42 +54,46 @@ class Convolution(nn.Module):
         )
 
 
-class SeparableConvolution(nn.Module):
-    """Depthwise and pointwise, with resampling and noise where the network has them."""
+class Halving(nn.Module):
+    """The FIR filter, at every second pixel."""
 
-    def __init__(self, fused: FusedSeparableConv, with_noise: bool):
+    def __init__(self, channels: int):
         super().__init__()
-        self.depthwise = Convolution(fused.conv1, GAIN)
-        self.pointwise = Convolution(fused.conv2, GAIN)
-        self.halves = fused.downsample is not None
-        self.doubles = fused.upsample is not None
-        taps = fir_taps().expand(fused.conv1.groups, 1, 4, 4).clone()
-        self.register_buffer("taps", taps if self.halves else None)
-        noise = None
-        if with_noise and fused.has_noise:
-            noise = GAIN * fused.noise_strength.detach() * fused.noise_const
-        self.register_buffer("noise", noise)
+        self.register_buffer("taps", fir_taps().repeat(channels, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = activation(self.depthwise(x))
-        if self.halves:
-            x = fir_down(x, self.taps)
-        x = self.pointwise(x)
-        if self.doubles:
-            x = bilinear_up(x)
-        if self.noise is not None:
-            x = x + self.noise_like(x)
-        return activation(x)
+        return fir_down(x, self.taps)
 
-    def noise_like(self, x: Tensor) -> Tensor:
-        """The stored image from the top left on, repeated where x is larger."""
-        return tile(self.noise, *x.shape[2:])
 
-    def fix_size(self, height: int, width: int) -> None:
-        """Keep as much noise as a picture of one size needs, so that none is cut."""
-        if self.noise is not None:
-            self.noise = tile(self.noise, height, width)
-            self.noise_like = lambda x: self.noise
+class Doubling(nn.Module):
+    """Each pixel four times, then [1, 2, 1] / 4 along rows and columns.
+
+    Of pixels a, b that becomes ..., (3a + b) / 4, (a + 3b) / 4, ...: what [1, 3, 3, 1]
+    makes of them with zeros in between, and as there zeros are beyond the border.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        row = torch.tensor([1.0, 2.0, 1.0]) / 4
+        taps = torch.outer(row, row).repeat(channels, 1, 1, 1)
+        self.register_buffer("taps", taps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return F.conv2d(x, self.taps, padding=1, groups=len(self.taps))
+
+
+class Noise(nn.Module):
+    """Adds a stored image to every channel: of one size, or repeated to any."""
+
+    def __init__(self, image: Tensor, size: tuple[int, int] | None):
+        super().__init__()
+        self.any_size = size is None
+        image = image if size is None else tile(image, *size)
+        self.register_buffer("image", image)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (tile(self.image, *x.shape[2:]) if self.any_size else self.image)
 
 
 class Deployed(nn.Module):
@@ -90,45 +102,63 @@ class Deployed(nn.Module):
     def __init__(
         self,
         twin: Generator,
-        with_noise: bool = True,
-        size: tuple[int, int] | None = None,
+        size: tuple[int, int] | None,
+        with_noise: bool,
+        limited: bool,
     ):
-        """From the inference form; for pictures of one size, or of any that fits it."""
+        """From the inference form.
+
+        Args:
+          size: height and width of all pictures; None for any that the network takes.
+          with_noise: keep its stored noise.
+          limited: keep the limit of activations.
+        """
         super().__init__()
+        self._size, self._resolution = size, twin.resolution
+        self._with_noise, self._limited = with_noise, limited
         encoder, synthesis = twin.encoder, twin.synthesis
         down, up = [*encoder.levels, 4], [4, *synthesis.levels]
-        first = getattr(encoder, f"b{encoder.levels[0]}")
-        self.from_rgb = Convolution(first.fromrgb, GAIN)
-
-        def pairs(part: nn.Module, levels: list[int]) -> nn.ModuleList:
-            blocks = [getattr(part, f"b{level}") for level in levels]
-            both = [
-                nn.ModuleList(
-                    SeparableConvolution(conv, with_noise)
-                    for conv in (block.conv1, block.conv2)
-                )
-                for block in blocks
-            ]
-            return nn.ModuleList(both)
-
-        self.encoder, self.synthesis = pairs(encoder, down), pairs(synthesis, up)
+        first = getattr(encoder, f"b{down[0]}")
+        self.from_rgb = nn.Sequential(
+            Convolution(first.fromrgb, GAIN), Activation(limited)
+        )
+        self.encoder = nn.ModuleList(
+            self._pair(getattr(encoder, f"b{level}"), level) for level in down
+        )
+        self.synthesis = nn.ModuleList(
+            self._pair(getattr(synthesis, f"b{level}"), level) for level in up
+        )
         self.to_rgb = nn.ModuleList(
             Convolution(getattr(synthesis, f"b{level}").torgb) for level in up
         )
-        if size is not None:
-            self._fix_size(*size, up, twin.resolution)
+        self.enlarge = Doubling(3)
+        self.eval().requires_grad_(False)
 
-    def _fix_size(
-        self, height: int, width: int, levels: list[int], resolution: int
-    ) -> None:
-        for level, convolutions in zip(levels, self.synthesis, strict=True):
-            for convolution in convolutions:
-                convolution.fix_size(
-                    height * level // resolution, width * level // resolution
-                )
+    def _pair(self, block: nn.Module, level: int) -> nn.ModuleList:
+        convolutions = block.conv1, block.conv2
+        return nn.ModuleList(self._separable(conv, level) for conv in convolutions)
+
+    def _separable(self, fused: FusedSeparableConv, level: int) -> nn.Sequential:
+        depthwise, pointwise = (
+            Convolution(fused.conv1, GAIN),
+            Convolution(fused.conv2, GAIN),
+        )
+        layers = [depthwise, Activation(self._limited)]
+        if fused.downsample is not None:
+            layers.append(Halving(len(depthwise.weight)))
+        layers.append(pointwise)
+        if fused.upsample is not None:
+            layers.append(Doubling(len(pointwise.weight)))
+        if fused.has_noise and self._with_noise:
+            image = GAIN * fused.noise_strength.detach() * fused.noise_const
+            size = self._size and tuple(
+                length * level // self._resolution for length in self._size
+            )
+            layers.append(Noise(image, size))
+        return nn.Sequential(*layers, Activation(self._limited))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = activation(self.from_rgb(x))
+        x = self.from_rgb(x)
         skipped = []
         for keep, halve in self.encoder:
             skipped.append(keep(x))
@@ -137,19 +167,21 @@ class Deployed(nn.Module):
         for (grow, keep), to_rgb in zip(self.synthesis, self.to_rgb, strict=True):
             x = keep(grow(x) + skipped.pop())
             rgb = to_rgb(x)
-            image = rgb if image is None else bilinear_up(image) + rgb
+            image = rgb if image is None else self.enlarge(image) + rgb
         return image
 
-
-def deployed(
-    twin: Generator, with_noise: bool = True, size: tuple[int, int] | None = None
-) -> Deployed:
-    """The same, ready to run."""
-    return Deployed(twin, with_noise, size).eval().requires_grad_(False)
-
-
-def export_network(
-    network: Deployed, sample: Tensor, opset: int, dynamic: bool
-) -> "object":
-    """ONNX of it."""
-    raise NotImplementedError
+    def largest_activation(self, x: Tensor) -> float:
+        """That any layer makes of some inputs, before a limit."""
+        seen = [0.0]
+        handles = [
+            layer.register_forward_hook(
+                lambda *call: seen.append(F.leaky_relu(call[1][0], 0.2).abs().max())
+            )
+            for layer in self.modules()
+            if isinstance(layer, Activation)
+        ]
+        with torch.no_grad():
+            self(x)
+        for handle in handles:
+            handle.remove()
+        return float(max(seen))
