@@ -1,9 +1,10 @@
-"""Eight CPU devices, and no silent broadcasting between arrays of different rank."""
+"""Eight CPU devices, no feature weights, no silent broadcasting between ranks."""
 
 import os
 import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["MIGAN_JAX_FEATURES"] = "none"  # those that this machine may have
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )

@@ -17,7 +17,7 @@ LEVELS = {
     **dict.fromkeys(("config", "ops", "geometry", "metadata"), 0),
     **dict.fromkeys(("models", "losses", "data"), 1),
     **dict.fromkeys(("systems", "metrics", "weights", "twins"), 2),
-    **dict.fromkeys(("training", "inpainting", "photos"), 3),
+    **dict.fromkeys(("training", "exporting", "inpainting", "photos"), 3),
 }
 VERBS = 4  # every other module at the root
 
@@ -30,7 +30,7 @@ FENCES = {
 }
 # Extras: not every installation has them, so they are imported when they are needed.
 # Nothing imports the twins unless it is about PyTorch.
-LATE = ("torch", "onnx", "onnxruntime", "tensorflow", "sklearn", "libtpu")
+LATE = ("torch", "onnx", "onnxruntime", "onnxscript", "tensorflow", "sklearn", "libtpu")
 
 
 def name_of(path):
@@ -45,12 +45,14 @@ def level_of(name):
 def imported_modules(path):
     """Every imported module with whether the import runs when the file is imported."""
     tree = ast.parse(path.read_text())
-    functions = [
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    not_now = [
         node
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if isinstance(node, functions)
+        or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     ]
-    late = {id(node) for function in functions for node in ast.walk(function)}
+    late = {id(node) for part in not_now for node in ast.walk(part)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:

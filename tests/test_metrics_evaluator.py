@@ -137,6 +137,23 @@ def test_chunks_of_something_else_are_not_used(photos, tmp_path):
     assert (table.figures["hole_l1"] > 0).all()
 
 
+def test_what_one_method_has_is_not_done_again_for_another(photos, tmp_path):
+    """Nor the same method by two names."""
+    test_set, done, calls = pictures_of(photos), [], []
+    alone, _ = measured(test_set, tmp_path)
+
+    def other(truths, holes):
+        calls.append(len(truths))
+        return truths
+
+    methods = [Method(f, {"a": n}) for f, n in ((None, "b"), (other, "c"), (None, "c"))]
+    evaluation = Evaluation(test_set, NO_EYES, tmp_path)
+    evaluation.work_off(methods, 8, done.append)
+    assert calls == [8, 8] and sum(done) == 36
+    assert_same(evaluation.table(methods[0])[0], alone)
+    assert (evaluation.table(methods[2])[0].figures["hole_l1"] == 0).all()
+
+
 def test_another_set_of_the_same_seed_is_not_taken_for_it(photos, tmp_path):
     """As after a change of what is drawn."""
     sets = []

@@ -73,6 +73,7 @@ def test_the_best_may_be_the_least_and_another_figure_than_before(tmp_path):
         checkpoints.save(state_at(5), NETWORK, {}, {"kid": 0.4})
         checkpoints.wait()
         assert checkpoints.steps() == [2, 5]
+        assert checkpoints.best() == (2, -0.1)
 
 
 @pytest.mark.parametrize("before, after", [(1, 1), (1, 8), (8, 2)])

@@ -1,5 +1,7 @@
 """What a run is watched by: its figures, and an example to try on."""
 
+import hashlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from migan_jax.metrics import evaluator
 from migan_jax.metrics.evaluator import Eyes
 from migan_jax.metrics.fills import mean_colour
 from migan_jax.metrics.image import image_metrics
-from migan_jax.training import eyes
+from migan_jax.metrics.table import Table
+from migan_jax.training import processes
 from migan_jax.training.eyes import open_common_eyes
-from migan_jax.training.samples import SHOWN, Samples, score_of
+from migan_jax.training.samples import SHOWN, Samples, everyones, score_of
+from migan_jax.weights.feature_networks import FILES, FOLDER
 
 RNG = np.random.default_rng(0)
 # A batch, and three more.
@@ -69,6 +73,7 @@ def test_figures_are_those_of_the_evaluator():
 
 def test_a_completion_that_is_no_number_has_no_figures():
     figures, _ = samples_of(Blind()).evaluate(State(colour=np.nan))
+    assert figures.pop("mean_colour_psnr") > 0
     assert figures and not any(np.isfinite(value) for value in figures.values())
 
 
@@ -85,16 +90,64 @@ def test_a_network_that_looks(monkeypatch):
     other, _ = samples_of(Blind(), looking).evaluate(State(colour=1.0))
     assert abs(same["fid_11"]) < 1e-3 * other["fid_11"]
     assert same["kid"] < 0 < other["kid"]
-    assert score_of("fid", 11).of(same) > score_of("fid", 11).of(other)
-    assert score_of("ssim", 11).of({"ssim": 0.9}) > score_of("ssim", 11).of({})
+    for name in ("fid", "kid"):
+        score = score_of(name, samples_of(Perfect()))
+        assert score.of(same) > score.of(other) > score.of({})
+    assert score_of("ssim", None).of({"ssim": 0.9}) > score_of("ssim", None).of({})
+    with pytest.raises(UserError, match="which 0 held-out pictures have not"):
+        score_of("kid", None)
+
+
+def test_processes_share_what_all_have_seen(monkeypatch):
+    """Two of three have done the first batch, and none knows of the others' rows."""
+    rng = np.random.default_rng(0)
+    figures = {"psnr": rng.normal(20, 3, 11), "l1": rng.random(11) / 3}
+    features = rng.normal(size=(2, 11, 5)).astype(np.float32)
+    ratios = rng.random(11)
+
+    def table(rows):
+        names = tuple(str(number) for number in range(11)[rows])
+        seen = {name: values[rows] for name, values in figures.items()}
+        return Table(names, ratios[rows], seen, *features[:, rows])
+
+    parts = [table(slice(8)), table(slice(8, 11)), table(slice(8))]
+    sent = []
+    monkeypatch.setattr(processes, "together", lambda rows, name: sent.append(rows))
+    for part in parts:
+        with pytest.raises(TypeError):
+            everyones(part, "step 1")
+    rows = np.concatenate(sent[::-1])
+    monkeypatch.setattr(processes, "together", lambda *_: rows)
+    for part in parts:
+        whole = everyones(part, "step 1")
+        assert whole.names == table(slice(11)).names
+        for name, values in figures.items():
+            np.testing.assert_array_equal(whole.figures[name], values)
+        np.testing.assert_array_equal([whole.real, whole.fake], features)
+        np.testing.assert_array_equal(whole.ratios, ratios)
 
 
 def test_weights_that_the_score_needs(monkeypatch):
-    absent = {"fid": "inception.pth was not found.", "lpips_vgg": "nor vgg.pth."}
-    monkeypatch.setattr(eyes, "open_eyes", lambda: (NO_EYES, absent))
-    assert open_common_eyes("hole_psnr") is NO_EYES
-    with pytest.raises(UserError, match=r"best_by is fid, but inception\.pth was not"):
+    assert open_common_eyes("hole_psnr") == NO_EYES
+    with pytest.raises(
+        UserError, match=r"best_by is fid, but pt_inception.* not found"
+    ):
         open_common_eyes("fid")
+
+
+def test_weights_that_cannot_be_read(monkeypatch, tmp_path):
+    """As by an installation without PyTorch: a run does without them."""
+    content = b"weights"
+    digest = hashlib.sha256(content).hexdigest()
+    file = FILES["inception"]._replace(size=len(content), sha256=digest)
+    monkeypatch.setitem(FILES, "inception", file)
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    (tmp_path / "inception.safetensors").write_bytes(content)
+    assert open_common_eyes("hole_psnr") == NO_EYES
+    with pytest.raises(
+        UserError, match=r"best_by is kid, but .*inception\.safetensors"
+    ):
+        open_common_eyes("kid")
 
 
 def test_an_example_to_try_on(tmp_path):

@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from migan_jax.data.mask_sets import digest_of, digest_of_all
+from migan_jax.errors import UserError
 from migan_jax.files import reason, write_whole
 from migan_jax.metrics.image import image_metrics
 from migan_jax.metrics.inception import inception_features
@@ -61,9 +62,13 @@ class Eyes:
         """Figures of each pair, [N] of each name."""
         figures = dict(image_metrics(truths, results, holes))
         for name, (variables, weights) in self.perceptual.items():
-            pairs = spread(truths), spread(results)
-            distances = np.asarray(lpips(name, variables, weights, *pairs), np.float64)
-            figures[f"lpips_{name}"] = distances[: len(truths)]
+            distances = [
+                lpips(
+                    name, variables, weights, spread(truths[few]), spread(results[few])
+                )
+                for few in _few_by_few(len(truths))
+            ]
+            figures[f"lpips_{name}"] = np.concatenate(distances)[: len(truths)]
         return figures
 
     def features(self, pictures: np.ndarray) -> np.ndarray:
@@ -72,6 +77,12 @@ class Eyes:
             return np.zeros((len(pictures), 0), np.float32)
         features = inception_features(self.inception, spread(pictures))
         return np.asarray(features)[: len(pictures)]
+
+
+def _few_by_few(count: int) -> Iterator[slice]:
+    """A picture for each device: of large ones VGG makes gigabytes."""
+    step = jax.local_device_count()
+    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def spread(array: np.ndarray) -> jax.Array:
@@ -112,16 +123,21 @@ class Evaluation:
         for number, chunk in enumerate(self._chunks()):
             missing = {}
             for method, path in zip(methods, (p[number] for p in paths), strict=True):
-                if _read(path) is None:
-                    missing[path] = method
-                else:
+                # Of the same weights by two names there is one.
+                if path in missing or _read(path) is not None:
                     advance(len(chunk))
+                else:
+                    missing[path] = method
             for path, content in self._look(chunk, missing, batch_size, advance):
                 write_whole(path, lambda part, c=content: _save(part, c))
 
     def table(self, method: Method) -> tuple[Table, str]:
         """Of all pictures, once they are worked off; and the digest of all holes."""
-        contents = [_read(path) for path in self._paths(method)]
+        contents = []
+        for path in self._paths(method):
+            if (content := _read(path)) is None:
+                raise UserError(f"{path} was changed meanwhile: run the command again.")
+            contents.append(content)
         tables = [_table_of(content) for content in contents]
         digests = [str(digest) for c in contents for digest in c["digests"]]
         return Table.of(tables), digest_of_all(digests)

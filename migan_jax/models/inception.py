@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 SIZE = 299  # of the pictures that it was trained on
-FEATURES = 2048
 
 
 class Unit(NamedTuple):

@@ -90,12 +90,21 @@ class Checkpoints:
             cleanup_tmp_directories=True,  # of a run that was killed while saving
             enable_async_checkpointing=True,
         )
-        self._folder = (workdir / CHECKPOINTS).absolute()
+        self._folder, self._score = (workdir / CHECKPOINTS).absolute(), score
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def steps(self) -> list[int]:
         """Steps of which there is a complete checkpoint."""
         return sorted(self._manager.all_steps())
+
+    def best(self) -> tuple[int, float] | None:
+        """Step and score of the best that there is."""
+        scores = {
+            step: self._score.of(self._manager.metrics(step) or {})
+            for step in self.steps()
+        }
+        scores = {step: score for step, score in scores.items() if score > -math.inf}
+        return max(scores.items(), key=lambda item: item[1], default=None)
 
     def save(
         self,

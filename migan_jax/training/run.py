@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from migan_jax.config import flat
+from migan_jax.config import base_config, flat
 from migan_jax.data.held_out import load_held_out
 from migan_jax.data.opening import open_parts
 from migan_jax.data.pipeline import Batches, batches_of
@@ -84,8 +84,7 @@ class Run:
         self._best: tuple[int, float] | None = None
         self._step: Compiled | None = None
         self._penalty_step: Compiled | None = None
-        count = len(self._samples) if self._samples is not None else 0
-        self._score = score_of(config.best_by, count)
+        self._score = score_of(config.best_by, self._samples)
         self._checkpoints = Checkpoints(
             workdir, config.keep_last, config.keep_best, self._score
         )
@@ -144,8 +143,11 @@ class Run:
         self._earlier = None if saved is None else saved.run
         if saved is not None:
             self.state, self.first_step = saved.state, int(saved.state.step)
-            if self._earlier["config"].get("best_by") == self.config.best_by:
+            before = flat(base_config()) | self._earlier["config"]
+            if before["best_by"] == self.config.best_by:
                 self._best = self._earlier["best"]
+            else:
+                self._best = self._checkpoints.best()
             logger.info("resuming at step %s", f"{self.first_step:,}")
             if init_from is not None:
                 logger.info("--init-from is for a run's beginning: left aside")
@@ -272,7 +274,9 @@ class Run:
         figures, grid = self._samples.evaluate(self.state)
         self._figures = step, figures
         score = self._score.of(figures)
-        if math.isfinite(score) and (self._best is None or score > self._best[1]):
+        if not math.isfinite(score):
+            logger.warning("step %d has no %s to choose by", step, self._score.name)
+        elif self._best is None or score > self._best[1]:
             self._best = step, score
         reporter.write(step, {f"eval/{name}": v for name, v in figures.items()})
         reporter.show(step, "samples", grid)
@@ -349,6 +353,7 @@ class Run:
 
     def _stale_sentence(self) -> str:
         best, score = self._best
+        value = score if self._score.more_is_better else -score
         if best == 0:
             which = "was that of the beginning"
         elif best in self._checkpoints.steps():
@@ -357,7 +362,7 @@ class Run:
             which = f"was step {best:,}'s, which is not kept"
         return (
             f"the held-out {self._score.name} has not improved for "
-            f"{self.config.patience_kimg} kimg: the best, {abs(score):.4g}, {which}"
+            f"{self.config.patience_kimg} kimg: the best, {value:.4g}, {which}"
         )
 
     def _farewell(self, step: int) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from migan_jax.data.held_out import HeldOut
 from migan_jax.data.sheets import contact_sheet, with_hole
+from migan_jax.errors import UserError
 from migan_jax.files import write_whole
 from migan_jax.metrics.evaluator import Eyes
 from migan_jax.metrics.fills import mean_colour
@@ -30,6 +31,7 @@ from migan_jax.training.step import TrainState
 FOLDER = "samples"
 SHOWN = 8  # rows of a grid, and pictures that are completed at a time
 SMALLEST_SIDE, LARGEST_SIDE = 128, 512  # of a grid's pictures
+OF_SETS = "fid", "kid"
 BY_MEAN_COLOUR, FINITE = "mean_colour_psnr", "finite"  # figures that have no network
 
 
@@ -72,7 +74,7 @@ class Samples:
     def evaluate(self, state: TrainState) -> tuple[dict[str, float], Image.Image]:
         """The EMA's figures, and a grid of the first pictures of this process.
 
-        No figure is finite if a completion is not.
+        If a completion holds NaN, so do they.
         """
         # All devices hold the same weights: this process needs no others for it.
         ema, stats = jax.tree.map(
@@ -87,10 +89,12 @@ class Samples:
             finite = np.isfinite(completions).all(axis=(1, 2, 3))
             tables.append(self._table(batch, pictures, finite))
         table = everyones(Table.of(tables), f"samples of step {state.step}")
+        values = agreed(table.values(), f"figures of step {state.step}")
         # Without those that cannot be said, as of very small pictures.
-        values = {n: v for n, v in table.values().items() if not math.isnan(v)}
+        values = {n: v for n, v in values.items() if not math.isnan(v)}
         if values.pop(FINITE) < 1:
-            values = dict.fromkeys(values, float("nan"))
+            nothing = dict.fromkeys(values.keys() - {BY_MEAN_COLOUR}, math.nan)
+            values |= nothing
         return values, self._grid(shown)
 
     def _inputs(self, rows: slice) -> tuple[jax.Array, jax.Array]:
@@ -143,8 +147,20 @@ class Samples:
         return contact_sheet(pictures, side, len(columns), labels)
 
 
-def score_of(best_by: str, count: int) -> Score:
-    """The figure of `count` held-out pictures, whose number is part of FID's name."""
+def agreed(values: dict[str, float], name: str) -> dict[str, float]:
+    """Those of the first process: what they decide on, no process may decide alone."""
+    rows = processes.together(np.array([list(values.values())]), name)
+    return dict(zip(values, map(float, rows[0]), strict=True))
+
+
+def score_of(best_by: str, samples: Samples | None) -> Score:
+    """The figure of held-out pictures, whose number is part of FID's name."""
+    count = 0 if samples is None else len(samples)
+    if best_by in OF_SETS and count < 2:
+        raise UserError(
+            f"best_by is {best_by}, which {count} held-out pictures have not: hold out "
+            f"more (data.held_out, data.validation), hundreds if you can."
+        )
     name = f"fid_{count}" if best_by == "fid" else best_by
     return Score(name, more_is_better=name.startswith(MORE))
 

@@ -40,13 +40,19 @@ def build_twin(network: object, upsampling: Upsampling = "efficient") -> nn.Modu
     return twin.eval()
 
 
+def load_twin(network: object, tensors: Mapping[str, np.ndarray]) -> nn.Module:
+    """Loaded strictly, in float32."""
+    twin = build_twin(network)
+    state = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in tensors.items()}
+    twin.load_state_dict(state, strict=True)
+    return twin
+
+
 def run_twin(
     network: object, tensors: Mapping[str, np.ndarray], *inputs: np.ndarray
 ) -> np.ndarray:
     """Output of a twin loaded strictly with `tensors`, in float32; images are NHWC."""
-    twin = build_twin(network)
-    state = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in tensors.items()}
-    twin.load_state_dict(state, strict=True)
+    twin = load_twin(network, tensors)
     images, *codes = (torch.from_numpy(array) for array in inputs)
     with torch.no_grad():
         output = twin(images.permute(0, 3, 1, 2), *codes)

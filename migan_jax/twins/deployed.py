@@ -13,11 +13,13 @@ networks that never come near it.
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from migan_jax.twins.layers import ACTIVATION_LIMIT, fir_down, fir_taps, tile
+from migan_jax.twins.layers import ACTIVATION_LIMIT as LIMIT
+from migan_jax.twins.layers import fir_down, fir_taps, tile
 from migan_jax.twins.migan import Generator
 from migan_jax.twins.separable import FusedConv, FusedSeparableConv
 
@@ -34,7 +36,7 @@ class Activation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.leaky_relu(x, 0.2)
         if self.limited:
-            x = x.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+            x = x.clamp(-LIMIT, LIMIT)
         return x
 
 
@@ -170,7 +172,7 @@ class Deployed(nn.Module):
             image = rgb if image is None else self.enlarge(image) + rgb
         return image
 
-    def largest_activation(self, x: Tensor) -> float:
+    def largest_activation(self, x: np.ndarray) -> float:
         """That any layer makes of some inputs, before a limit."""
         seen = [0.0]
         handles = [
@@ -181,7 +183,7 @@ class Deployed(nn.Module):
             if isinstance(layer, Activation)
         ]
         with torch.no_grad():
-            self(x)
+            self(torch.from_numpy(x))
         for handle in handles:
             handle.remove()
         return float(max(seen))

@@ -19,7 +19,7 @@ from migan_jax.models.inception import SIZE, Inception
 from migan_jax.models.perceptual import NETWORKS
 from migan_jax.weights.reading import Tensors, read_tensors
 
-FOLDER = "MIGAN_JAX_FEATURES"  # of the environment: where to look first
+FOLDER = "MIGAN_JAX_FEATURES"  # of the environment: the only place to look, if set
 _EPSILON = 1e-3  # of the batch norms
 
 
@@ -73,10 +73,11 @@ FILES = {
 
 
 def folders() -> list[Path]:
-    """Where to look: a folder of one's own choice, ours, and PyTorch's."""
-    chosen = [Path(os.environ[FOLDER])] if FOLDER in os.environ else []
+    """Where to look: a folder of one's own choice, or else ours and PyTorch's."""
+    if FOLDER in os.environ:
+        return [Path(os.environ[FOLDER])]
     cache = Path.home() / ".cache"
-    return [*chosen, cache / "migan_jax", cache / "torch" / "hub" / "checkpoints"]
+    return [cache / "migan_jax", cache / "torch" / "hub" / "checkpoints"]
 
 
 def find(name: str) -> Path:
