@@ -1,0 +1,195 @@
+"""The verb: files that are checked, with a report; refusals, and sentences."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+import onnx
+import onnxruntime
+from photo_folders import photo_folder
+from pictures import hole_in, picture
+from variables import saved_network
+from verbs import one_sentence, run_here
+
+import migan_jax
+from migan_jax import export
+from migan_jax.exporting import checking
+from migan_jax.exporting.checking import Picture, complaint, difference
+from migan_jax.metrics.onnx_fill import open_onnx
+from migan_jax.models import comodgan, migan
+
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+NARROW = {"channel_base": 128, "channel_max": 8}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "network"
+    return saved_network(migan.Generator(16, **NARROW), folder)
+
+
+def run(monkeypatch, checkpoint, output, *more, kind="network"):
+    monkeypatch.setattr(checking, "REPEATS", 1)
+    level = logging.getLogger("migan_jax.inpainting").level
+    given = f"--checkpoint={checkpoint}", f"--output={output}", f"--kind={kind}"
+    try:
+        return run_here(monkeypatch, export, *given, *more)
+    finally:
+        logging.getLogger("migan_jax.inpainting").setLevel(level)
+
+
+def session_of(path):
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def described(path):
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+def test_a_network(monkeypatch, checkpoint, tmp_path, capsys):
+    path = tmp_path / "network.onnx"
+    assert run(monkeypatch, checkpoint, path) == 0
+    out = capsys.readouterr().out
+    assert "from Flax" in out and str(path) in out
+    model = migan_jax.load(checkpoint)
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 4)).astype(np.float32)
+    (actual,) = session_of(path).run(None, {"input": np.moveaxis(x, -1, 1)})
+    expected = np.asarray(model.forward(x))
+    worst = np.abs(np.moveaxis(actual, 1, -1) - expected).max()
+    assert worst <= 2e-4 * (expected.max() - expected.min())
+    about = described(path)
+    assert about["checkpoint_sha256"] == model.checkpoint.digest
+    assert about["resolution"] == "16" and "mask" in about["tensors"]
+    assert json.loads(about["config"])["channel_base"] == 128
+    report = json.loads((tmp_path / "network.json").read_text())
+    assert report["from_flax"]["largest"] <= 2e-4 * report["from_flax"]["range"]
+    assert report["graphs"]["float32"]["bytes"] == path.stat().st_size
+    assert report["metadata"] == about
+    assert [entry.name for entry in tmp_path.iterdir() if "part" in entry.name] == []
+
+
+def test_a_pipeline(monkeypatch, checkpoint, tmp_path):
+    path = tmp_path / "pipeline.onnx"
+    assert run(monkeypatch, checkpoint, path, kind="pipeline") == 0
+    model, photo = migan_jax.load(checkpoint), picture(40, 50)
+    hole = hole_in((40, 50), (10, 10, 30, 33))
+    fill, size = open_onnx(path)
+    assert size is None
+    expected = model.inpaint(photo, hole, crops="one")
+    apart = np.abs(fill(photo[None], hole[None])[0].astype(int) - expected)
+    assert apart.max() <= 3 and np.mean(apart > 1) <= 1e-3
+    assert (expected[hole] != photo[hole]).any()
+    assert "255 known" in described(path)["tensors"]
+
+
+@pytest.mark.parametrize("kind", ["network", "pipeline"])
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_smaller_numbers(precision, kind, monkeypatch, checkpoint, tmp_path, capsys):
+    """Inputs and outputs stay; what random weights lose is forced through."""
+    photos = photo_folder(tmp_path / "photos")
+    path = tmp_path / "small.onnx"
+    more = f"--precision={precision}", f"--images={photos}", "--force"
+    assert run(monkeypatch, checkpoint, path, *more, kind=kind) == 0
+    assert "holes" in capsys.readouterr().out
+    graph = onnx.load(path).graph
+    kinds = {tensor.data_type for tensor in graph.initializer}
+    inside = {"float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}
+    assert inside[precision] in kinds
+    types = {x.type for x in session_of(path).get_inputs()}
+    assert types == {"tensor(float)" if kind == "network" else "tensor(uint8)"}
+    report = json.loads((tmp_path / "small.json").read_text())
+    assert report["graphs"].keys() == {precision, "float32"}
+    assert 15 < report["from_float32"]["psnr"] < 100
+
+
+def test_any_size_and_number_without_noise(monkeypatch, checkpoint, tmp_path):
+    path = tmp_path / "any.onnx"
+    more = "--resolution=any", "--batch=any", "--noise=dropped"
+    assert run(monkeypatch, checkpoint, path, *more) == 0
+    x = np.zeros((2, 4, 8, 24), np.float32)
+    assert session_of(path).run(None, {"input": x})[0].shape == (2, 3, 8, 24)
+    assert described(path)["noise"] == "dropped"
+
+
+def test_what_differs_too_much_is_not_written(monkeypatch, checkpoint, tmp_path):
+    monkeypatch.setattr(checking, "NETWORK_TOLERANCE", 0.0)
+    path = tmp_path / "network.onnx"
+    message = run(monkeypatch, checkpoint, path, "--resolution=8x12")
+    one_sentence(message, "Nothing was written", "--force")
+    assert list(tmp_path.iterdir()) == []
+
+
+def reported(kind, precision, **figures):
+    same = {"largest": 0.0, "mean": 0.0, "range": 2.0, "stepped": 0.0, "psnr": 90.0}
+    both = {"from_flax": same | figures, "from_float32": same | figures}
+    return {"kind": kind, "precision": precision, **both}
+
+
+def test_what_is_too_much():
+    for kind, precision, figures in (
+        ("network", "float32", {"largest": 5e-4}),
+        ("network", "float32", {"largest": float("nan")}),
+        ("pipeline", "float32", {"largest": 4.0}),
+        ("pipeline", "float32", {"largest": 2.0, "stepped": 0.002}),
+        ("network", "float16", {"psnr": 49.0}),
+        ("pipeline", "int8", {"psnr": 34.9}),
+    ):
+        assert complaint(reported(kind, precision)) is None
+        assert complaint(reported(kind, precision, **figures)) is not None
+
+
+def test_a_difference_is_of_everything_and_its_psnr_of_the_hole():
+    hole = hole_in((4, 4), (0, 0, 2, 4))
+    expected = np.zeros((4, 4, 3))
+    expected[3, 3, 0] = 10.0
+    actual = expected + np.where(hole, 0.5, 2.0)[..., None]
+    found = difference([actual], [expected], [Picture(None, hole)], white=50.0)
+    assert found.largest == 2.0 and found.mean == 1.25 and found.stepped == 0.5
+    assert found.range == 10.0
+    assert found.psnr == pytest.approx(40.0)
+
+
+def test_mistakes(monkeypatch, checkpoint, tmp_path):
+    def refused(source=checkpoint, output="a.onnx", *more, **kind):
+        message = run(monkeypatch, source, tmp_path / output, *more, **kind)
+        one_sentence(message)
+        return message
+
+    text = tmp_path / "README.md"
+    text.write_text("no network")
+    assert str(text) in refused(text)
+    assert "nothing.pt" in refused(tmp_path / "nothing.pt")
+    assert "does not end in .onnx" in refused(output="a.pt")
+    assert "no folder" in refused(output="nowhere/a.onnx")
+    assert "multiples of 4" in refused(checkpoint, "a.onnx", "--resolution=10x12")
+    more = "--batch=2"
+    assert "--batch is for" in refused(checkpoint, "a.onnx", more, kind="pipeline")
+    there = tmp_path / "there.onnx"
+    there.write_bytes(b"precious")
+    assert "exists already" in refused(output="there.onnx")
+    assert there.read_bytes() == b"precious"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert str(empty) in refused(checkpoint, "a.onnx", f"--images={empty}")
+    one = photo_folder(tmp_path / "one", count=1)
+    assert "two at least" in refused(checkpoint, "a.onnx", f"--images={one}")
+    teacher = comodgan.Generator(16, **NARROW, z_dim=4, w_dim=4, encoder_dim=4)
+    path = saved_network(teacher, tmp_path / "teacher")
+    assert "is a comodgan" in refused(path)
+
+
+@pytest.mark.parametrize("wrong", ["--resolution=big", "--batch=0", "--precision=int4"])
+def test_usage(wrong, monkeypatch, checkpoint, tmp_path, capsys):
+    assert run(monkeypatch, checkpoint, tmp_path / "a.onnx", wrong) == 2
+    assert wrong.partition("=")[0] in capsys.readouterr().err

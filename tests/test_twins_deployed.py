@@ -1,0 +1,153 @@
+"""What is exported computes the same as the inference form, with less."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+import jax
+import onnxruntime
+import torch
+from parity import relative_l2
+from variables import random_variables
+
+from migan_jax.models import migan
+from migan_jax.twins.build import load_twin
+from migan_jax.twins.deployed import LIMIT, Deployed
+from migan_jax.twins.onnx_network import to_onnx
+from migan_jax.weights.checkpoint import Checkpoint, to_form, to_tensors
+
+pytestmark = pytest.mark.torch
+
+NARROW = {"channel_base": 128, "channel_max": 8}
+# Operators with which a graph of one size says all that it does.
+PLAIN = {"Conv", "LeakyRelu", "Add", "Resize", "Clip"}
+
+
+def checkpoint_of(resolution, **widths):
+    """Random weights in the inference form."""
+    network = migan.Generator(resolution, **widths)
+    variables = random_variables(network)
+    return to_form(
+        Checkpoint(network, variables["params"], variables["stats"]), "fused"
+    )
+
+
+def twin_of(checkpoint):
+    return load_twin(checkpoint.network, to_tensors(checkpoint))
+
+
+def flax(checkpoint, x):
+    return np.asarray(jax.jit(checkpoint.network.apply)(checkpoint.variables, x)[0])
+
+
+def inputs(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal((*shape, 4), np.float32)
+
+
+def channels_first(x):
+    return np.ascontiguousarray(np.moveaxis(x, -1, 1))
+
+
+def in_torch(network, x):
+    with torch.no_grad():
+        return np.moveaxis(network(torch.from_numpy(channels_first(x))).numpy(), 1, -1)
+
+
+def in_onnxruntime(model, x):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return np.moveaxis(session.run(None, {"input": channels_first(x)})[0], 1, -1)
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    return checkpoint_of(16, **NARROW)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (8, 24), (32, 20)])
+def test_the_same_as_flax(size, narrow):
+    x, twin = inputs(2, *size), twin_of(narrow)
+    expected = flax(narrow, x)
+    for fixed in (size, None):
+        for limited in (True, False):
+            actual = in_torch(Deployed(twin, fixed, True, limited), x)
+            assert relative_l2(actual, expected) < 1e-5
+    without = in_torch(Deployed(twin, size, False, False), x)
+    assert relative_l2(without, expected) > 1e-3
+
+
+def test_dropped_noise_is_no_noise(narrow):
+    x = inputs(1, 16, 16)
+    actual = in_torch(Deployed(twin_of(narrow), (16, 16), False, False), x)
+    nothing = jax.tree.map(np.zeros_like, narrow.stats)
+    silent = Checkpoint(narrow.network, narrow.params, nothing)
+    assert relative_l2(actual, flax(silent, x)) < 1e-5
+
+
+def test_the_limit_of_activations(narrow):
+    """Pictures a thousand times too bright reach it; it can be left out of others."""
+    twin, x = twin_of(narrow), inputs(1, 16, 16)
+    limited, free = (Deployed(twin, None, True, limited) for limited in (True, False))
+    assert limited.largest_activation(channels_first(x)) < LIMIT / 4
+    assert limited.largest_activation(channels_first(1000 * x)) > LIMIT
+    expected = flax(narrow, 1000 * x)
+    assert relative_l2(in_torch(limited, 1000 * x), expected) < 1e-5
+    assert relative_l2(in_torch(free, 1000 * x), expected) > 1e-2
+
+
+@pytest.fixture(scope="module")
+def for_any_size(narrow):
+    return to_onnx(Deployed(twin_of(narrow), None, True, True), 16, None, None)
+
+
+def test_a_graph_of_one_size_has_no_chatter(narrow):
+    """Nothing asks for shapes, and no convolution sees zeros in between."""
+    network = Deployed(twin_of(narrow), (16, 16), True, False)
+    model = to_onnx(network, 16, (16, 16), 1)
+    nodes = model.graph.node
+    assert {node.op_type for node in nodes} == PLAIN - {"Clip"}
+    sizes = [entry.type.tensor_type.shape.dim for entry in model.graph.input]
+    assert [d.dim_value for d in sizes[0]] == [1, 4, 16, 16]
+    resized = [n for n in nodes if n.op_type == "Resize"]
+    modes = [a.s for n in resized for a in n.attribute if a.name == "mode"]
+    assert len(resized) == 4 and set(modes) == {b"nearest"}
+    x = inputs(1, 16, 16)
+    assert relative_l2(in_onnxruntime(model, x), flax(narrow, x)) < 1e-5
+    external = [t.name for t in model.graph.initializer if t.external_data]
+    assert not external  # one file
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 8, 24), (2, 32, 20), (1, 4, 4)])
+def test_a_graph_of_any_size(shape, narrow, for_any_size):
+    entry = for_any_size.graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in entry] == [
+        "batch",
+        4,
+        "height",
+        "width",
+    ]
+    x = inputs(*shape)
+    assert relative_l2(in_onnxruntime(for_any_size, x), flax(narrow, x)) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "resolution, size", [(256, (256, 256)), (256, (384, 640)), (512, (512, 512))]
+)
+def test_full_width(resolution, size):
+    """Random weights; what the verb makes of them."""
+    checkpoint = checkpoint_of(resolution)
+    model = to_onnx(
+        Deployed(twin_of(checkpoint), size, True, False), resolution, size, 1
+    )
+    x = inputs(1, *size)
+    expected = flax(checkpoint, x)
+    worst = np.abs(in_onnxruntime(model, x) - expected).max()
+    assert worst <= 2e-4 * (expected.max() - expected.min())
