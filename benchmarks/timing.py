@@ -7,10 +7,14 @@ every alternative once, and the minimum over repeats is what is compared.
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+# This folder comes after the packages: onnx.py in it is not onnx.
+sys.path.append(sys.path.pop(0))
 
 
 def benchmark_parser(documentation: str, repeats: int) -> argparse.ArgumentParser:

@@ -21,6 +21,7 @@ TINY = {
     "operations": ["--shapes", "2x8x8x4"],
     "inpaint": ["--photos", "900x700", "--resolution", "16"],
     "data": ["--sizes", "16", "--batches", "2"],
+    "onnx": "--resolutions 16 --width=0.03125 --photos 40x30".split(),
     "evaluate": ["--size=32", "--batch=2", "--batches=3"],
     # Not `compiled`, which takes minutes at any size.
     "train_step": "--resolution=32 --width=0.03125 --variants ours eager".split(),

@@ -15,6 +15,7 @@ DOCUMENTS = (
     "docs/data.md",
     "docs/training.md",
     "docs/healthy.md",
+    "docs/app.md",
 )
 
 

@@ -59,6 +59,10 @@ def _with_scales_of_their_own(network: "onnx.ModelProto") -> "onnx.ModelProto":
             copy = result.graph.initializer.add()
             copy.CopyFrom(constants[node.input[2]])
             copy.name = node.input[2] = f"{node.name}_scales"
+    used = {name for node in result.graph.node for name in node.input}
+    kept = [tensor for tensor in result.graph.initializer if tensor.name in used]
+    del result.graph.initializer[:]
+    result.graph.initializer.extend(kept)
     return result
 
 

@@ -37,7 +37,7 @@ def to_onnx(
         free |= {
             axis: step * torch.export.Dim(f"{AXES[axis]}_steps") for axis in (2, 3)
         }
-    with _quietly():
+    with quietly():
         program = torch.onnx.export(
             network,
             (example,),
@@ -66,7 +66,7 @@ def _name_axes(model: onnx.ModelProto, free: dict[int, object]) -> None:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without what the exporter tells about itself."""
     before = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
