@@ -156,7 +156,7 @@ def open_checkpoints(
     """Methods by name, and the size that they are for."""
     import migan_jax
     from migan_jax.inpainting import Model
-    from migan_jax.metrics.evaluator import Method, on_every_device
+    from migan_jax.metrics.evaluator import Method, on_every_device, spread
     from migan_jax.metrics.fills import network_fill
     from migan_jax.metrics.onnx_fill import open_onnx
     from migan_jax.weights.feature_networks import sha256_of
@@ -175,9 +175,9 @@ def open_checkpoints(
         else:
             checkpoint = migan_jax.load(path).checkpoint
             digest, size = checkpoint.digest, checkpoint.network.resolution
-            spread = {n: on_every_device(getattr(checkpoint, n)) for n in WEIGHTS}
-            model = Model(dataclasses.replace(checkpoint, **spread))
-            fill = network_fill(model.complete)
+            weights = {n: on_every_device(getattr(checkpoint, n)) for n in WEIGHTS}
+            model = Model(dataclasses.replace(checkpoint, **weights))
+            fill = network_fill(lambda x, m=model: m.complete(spread(x)))
         methods[name] = Method(fill, {"weights": digest})
         if size is not None:  # else it takes any
             sizes[name] = size

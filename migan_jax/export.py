@@ -109,8 +109,6 @@ def _batch(text: str) -> int | str:
 def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(format="%(message)s")
-    # The holes of its checks are drawn, and meant as they are.
-    logging.getLogger("migan_jax.inpainting").setLevel(logging.ERROR)
     check_output(arguments)
     from migan_jax.exporting.building import import_tools
 

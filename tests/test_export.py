@@ -1,7 +1,6 @@
 """The verb: files that are checked, with a report; refusals, and sentences."""
 
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -41,12 +40,8 @@ def checkpoint(tmp_path_factory):
 
 def run(monkeypatch, checkpoint, output, *more, kind="network"):
     monkeypatch.setattr(checking, "REPEATS", 1)
-    level = logging.getLogger("migan_jax.inpainting").level
     given = f"--checkpoint={checkpoint}", f"--output={output}", f"--kind={kind}"
-    try:
-        return run_here(monkeypatch, export, *given, *more)
-    finally:
-        logging.getLogger("migan_jax.inpainting").setLevel(level)
+    return run_here(monkeypatch, export, *given, *more)
 
 
 def session_of(path):

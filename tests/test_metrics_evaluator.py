@@ -99,8 +99,8 @@ def test_one_device_is_eight(photos, tmp_path, monkeypatch):
     weights = rng.normal(size=(4, 3)).astype(np.float32)
 
     def complete(x):
-        assert len(x.devices()) == jax.local_device_count()
-        return jax.numpy.tanh(x @ weights)
+        assert len(evaluator.spread(x).devices()) == jax.local_device_count()
+        return jax.numpy.tanh(evaluator.spread(x) @ weights)
 
     test_set, fill = pictures_of(photos), network_fill(complete)
     on_eight, _ = measured(test_set, tmp_path / "eight", fill=fill)

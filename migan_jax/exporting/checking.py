@@ -11,6 +11,7 @@ import numpy as np
 from migan_jax.data.sources import open_source
 from migan_jax.errors import UserError
 from migan_jax.exporting.building import Exported, Wanted, session_of
+from migan_jax.geometry.filling import fill_holes
 from migan_jax.metrics.test_set import TestSet
 
 if TYPE_CHECKING:
@@ -60,11 +61,12 @@ def pictures_of(source: str, size: tuple[int, int], count: int) -> list[Picture]
 class Reference(Protocol):
     """The Flax network, as `migan_jax.load` gives it."""
 
+    @property
+    def network(self) -> Any: ...
+
     def forward(self, x: np.ndarray) -> Any: ...
 
-    def inpaint(
-        self, image: np.ndarray, mask: np.ndarray, *, crops: str
-    ) -> np.ndarray: ...
+    def complete(self, x: np.ndarray) -> np.ndarray: ...
 
 
 class Difference(NamedTuple):
@@ -199,7 +201,9 @@ def _pipeline(session: Any, picture: Picture) -> np.ndarray:
 
 
 def _inpainted(model: Reference) -> Callable[[Picture], np.ndarray]:
-    return lambda picture: model.inpaint(*picture, crops="one")
+    """What `inpaint` does, without its doubts about holes, which are drawn here."""
+    size = model.network.resolution
+    return lambda picture: fill_holes(*picture, model.complete, size, crops="one")
 
 
 def _cost(model: "onnx.ModelProto") -> dict[str, Any]:

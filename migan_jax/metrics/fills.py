@@ -2,28 +2,27 @@
 
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from jax.typing import ArrayLike
 
 from migan_jax.errors import UserError
-from migan_jax.metrics.evaluator import Fill, spread
+from migan_jax.metrics.evaluator import Fill
 
 GREY = 128
 RADIUS = 3  # pixels around a hole that OpenCV's methods look at
 
 
-def network_fill(complete: Callable[[jax.Array], ArrayLike]) -> Fill:
+def network_fill(complete: Callable[[np.ndarray], ArrayLike]) -> Fill:
     """Of a network's input [N, R, R, 4] -> whole pictures [N, R, R, 3] in [-1, 1].
 
-    Known pixels stay as they are, bit for bit.
+    Known pixels stay as they are, bit for bit. What comes after N pictures is left out.
     """
 
     def fill(truths: np.ndarray, holes: np.ndarray) -> np.ndarray:
         known = (~holes).astype(np.float32)[..., None]
         images = truths.astype(np.float32) / 127.5 - 1
         x = np.concatenate([known - 0.5, images * known], axis=-1)
-        rgb = np.asarray(complete(spread(x)), np.float32)[: len(x)]
+        rgb = np.asarray(complete(x), np.float32)[: len(x)]
         if not np.isfinite(rgb).all():
             raise UserError("A checkpoint makes up NaN or infinity: it has diverged.")
         made = np.clip(np.rint((rgb + 1) * 127.5), 0, 255).astype(np.uint8)
