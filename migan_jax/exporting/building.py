@@ -9,7 +9,8 @@ import numpy as np
 
 import migan_jax
 from migan_jax.errors import UserError, missing_extra
-from migan_jax.exporting.precision import Precision, in_precision
+from migan_jax.exporting.float16 import to_float16
+from migan_jax.exporting.int8 import to_int8
 from migan_jax.weights.checkpoint import Checkpoint, to_form, to_tensors
 from migan_jax.weights.families import describe, family_of
 from migan_jax.weights.reading import import_torch
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 Kind = Literal["network", "pipeline"]
+Precision = Literal["float32", "float16", "int8"]
 # The limit of activations is left out where none comes nearer to it than this.
 SAFE_SHARE = 0.25
 
@@ -102,9 +104,8 @@ def build(
     trial = Deployed(twin, None, wanted.noise, limited=True)
     largest = max(map(trial.largest_activation, inputs))
     limited = largest > SAFE_SHARE * LIMIT
-    network = to_onnx(
-        Deployed(twin, size, wanted.noise, limited), resolution, size, batch
-    )
+    deployed = Deployed(twin, size, wanted.noise, limited)
+    network = to_onnx(deployed, resolution, size, batch)
     about = {
         **_description(checkpoint, wanted),
         "activation_limit": str(LIMIT) if limited else "none",
@@ -114,7 +115,13 @@ def build(
         model = to_pipeline(network, resolution) if whole else network
         return _with_metadata(model, about)
 
-    smaller = in_precision(network, wanted.precision, inputs)
+    smaller = network
+    if wanted.precision == "float16":
+        smaller = to_float16(network)
+    elif wanted.precision == "int8":
+        if not limited:
+            deployed.equalise(inputs)
+        smaller = to_int8(to_onnx(deployed, resolution, size, batch), inputs)
     return Exported(finished(smaller), finished(network), largest, limited)
 
 

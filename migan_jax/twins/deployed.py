@@ -12,6 +12,7 @@ networks that never come near it.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from migan_jax.twins.migan import Generator
 from migan_jax.twins.separable import FusedConv, FusedSeparableConv
 
 GAIN = math.sqrt(2)
+SMALLEST_SHARE = 0.01  # of what another channel reaches
 
 
 class Activation(nn.Module):
@@ -172,6 +174,58 @@ class Deployed(nn.Module):
             image = rgb if image is None else self.enlarge(image) + rgb
         return image
 
+    def equalise(self, inputs: Sequence[np.ndarray]) -> None:
+        """Let the channels of an activation reach equally far; nothing else changes.
+
+        For 8 bits, which an activation's channels share: a channel is made larger by
+        the convolution before it and smaller by the one after it, which leaky ReLUs let
+        through (Nagel et al., ICCV 2019, section 4.1). Not where noise or a skip
+        connection joins in. For networks without the limit of activations.
+        """
+        places = self._equalisable()
+        reached = self._reached([activation for activation, *_ in places], inputs)
+        for reach, (_, before, after) in zip(reached, places, strict=True):
+            share = (reach / reach.max()).clamp(min=SMALLEST_SHARE)
+            before.weight /= share.reshape(-1, 1, 1, 1)
+            if before.bias is not None:
+                before.bias /= share
+            axis = (-1, 1, 1, 1) if after.groups > 1 else (1, -1, 1, 1)
+            after.weight *= share.reshape(axis)
+
+    def _equalisable(self) -> list[tuple[Activation, Convolution, Convolution]]:
+        """Activations between two convolutions, in the order in which they come."""
+        found = []
+        source, activation = self.from_rgb
+        for keep, halve in self.encoder:
+            found.append((activation, source, keep[0]))
+            for separable in (keep, halve):
+                depthwise, pointwise = _convolutions(separable)
+                found.append((separable[1], depthwise, pointwise))
+            source, activation = _convolutions(halve)[1], halve[-1]
+        for pair in self.synthesis:
+            for separable in pair:
+                depthwise, pointwise = _convolutions(separable)
+                found.append((separable[1], depthwise, pointwise))
+        return found
+
+    def _reached(
+        self, activations: Sequence[Activation], inputs: Sequence[np.ndarray]
+    ) -> list[Tensor]:
+        """How far each channel goes."""
+        seen: dict[Activation, Tensor] = {}
+
+        def look(activation: Activation, _: object, x: Tensor) -> None:
+            here = x.abs().amax(dim=(0, 2, 3))
+            seen[activation] = torch.maximum(seen.get(activation, here), here)
+
+        handles = [layer.register_forward_hook(look) for layer in activations]
+        with torch.no_grad():
+            for x in inputs:
+                self(torch.from_numpy(x))
+        for handle in handles:
+            handle.remove()
+        return [seen[activation] for activation in activations]
+
     def largest_activation(self, x: np.ndarray) -> float:
         """That any layer makes of some inputs, before a limit."""
         seen = [0.0]
@@ -187,3 +241,8 @@ class Deployed(nn.Module):
         for handle in handles:
             handle.remove()
         return float(max(seen))
+
+
+def _convolutions(separable: nn.Sequential) -> list[Convolution]:
+    """The depthwise and the pointwise one."""
+    return [layer for layer in separable if isinstance(layer, Convolution)]
