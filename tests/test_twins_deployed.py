@@ -14,6 +14,7 @@ import torch
 from parity import relative_l2
 from variables import random_variables
 
+from migan_jax.exporting.building import Wanted, build
 from migan_jax.models import migan
 from migan_jax.twins.build import load_twin
 from migan_jax.twins.deployed import LIMIT, Deployed
@@ -158,12 +159,11 @@ def test_a_graph_of_any_size(shape, narrow, for_any_size):
     "resolution, size", [(256, (256, 256)), (256, (384, 640)), (512, (512, 512))]
 )
 def test_full_width(resolution, size):
-    """Random weights; what the verb makes of them."""
-    checkpoint = checkpoint_of(resolution)
-    model = to_onnx(
-        Deployed(twin_of(checkpoint), size, True, False), resolution, size, 1
-    )
-    x = inputs(1, *size)
+    """Random weights, whose activations reach the limit: so it is kept."""
+    checkpoint, x = checkpoint_of(resolution), inputs(1, *size)
+    exported = build(checkpoint, Wanted("network", size, 1), [x])
     expected = flax(checkpoint, x)
-    worst = np.abs(in_onnxruntime(model, x) - expected).max()
+    worst = np.abs(in_onnxruntime(exported.model, x) - expected).max()
     assert worst <= 2e-4 * (expected.max() - expected.min())
+    kinds = {node.op_type for node in exported.model.graph.node}
+    assert ("Clip" in kinds) == (exported.largest_activation > LIMIT / 4)
