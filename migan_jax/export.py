@@ -162,11 +162,13 @@ def export(arguments: argparse.Namespace, model: "Model", wanted: "Wanted") -> N
     check_exportable(model.checkpoint, wanted)
     side = model.network.resolution
     size = wanted.size or (side, side)
-    pictures = pictures_of(arguments.images, size, TYPICAL + CHECKED)
-    typical = pictures[: max(1, len(pictures) * TYPICAL // (TYPICAL + CHECKED))]
+    count = TYPICAL + CHECKED
+    pictures = pictures_of(arguments.images, size, count)
+    typical = pictures[: max(1, len(pictures) * TYPICAL // count)]
     checked = pictures[len(typical) :]
     if wanted.kind == "pipeline":  # photos are larger than what the network takes
-        checked += pictures_of(arguments.images, (side + side // 2,) * 2, CHECKED)
+        larger = pictures_of(arguments.images, (side + side // 2,) * 2, count)
+        checked += larger[len(typical) :]
     exported = build(model.checkpoint, wanted, [p.network_input for p in typical])
     reference = model if wanted.noise else without_noise(model)
     result = report(reference, exported, wanted, checked, available_cores())

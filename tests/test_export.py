@@ -1,5 +1,6 @@
 """The verb: files that are checked, with a report; refusals, and sentences."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -70,6 +71,7 @@ def test_a_network(monkeypatch, checkpoint, tmp_path, capsys):
     report = json.loads((tmp_path / "network.json").read_text())
     assert report["from_flax"]["largest"] <= 2e-4 * report["from_flax"]["range"]
     assert report["graphs"]["float32"]["bytes"] == path.stat().st_size
+    assert report["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert report["metadata"] == about
     assert [entry.name for entry in tmp_path.iterdir() if "part" in entry.name] == []
 
@@ -101,6 +103,8 @@ def test_smaller_numbers(precision, kind, monkeypatch, checkpoint, tmp_path, cap
     kinds = {tensor.data_type for tensor in graph.initializer}
     inside = {"float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}
     assert inside[precision] in kinds
+    assert onnx.load(path).ir_version == 8  # what onnxruntime 1.15 reads
+    assert [o.version for o in onnx.load(path).opset_import] == [18]
     types = {x.type for x in session_of(path).get_inputs()}
     assert types == {"tensor(float)" if kind == "network" else "tensor(uint8)"}
     report = json.loads((tmp_path / "small.json").read_text())

@@ -91,7 +91,7 @@ def build(
     """
     from migan_jax.twins.build import load_twin
     from migan_jax.twins.deployed import LIMIT, Deployed
-    from migan_jax.twins.onnx_network import to_onnx
+    from migan_jax.twins.onnx_network import FILE_VERSION, to_onnx
     from migan_jax.twins.onnx_pipeline import to_pipeline
 
     fused = to_form(checkpoint, "fused")
@@ -113,7 +113,9 @@ def build(
 
     def finished(network: "onnx.ModelProto") -> "onnx.ModelProto":
         model = to_pipeline(network, resolution) if whole else network
-        return _with_metadata(model, about)
+        described = _with_metadata(model, about)
+        described.ir_version = FILE_VERSION  # which converters raise again
+        return described
 
     smaller = network
     if wanted.precision == "float16":
@@ -158,6 +160,10 @@ def _with_metadata(
     result.producer_version = migan_jax.__version__
     del result.metadata_props[:]
     onnx.helper.set_model_props(result, dict(about))
+    used = {node.domain for node in result.graph.node}
+    opsets = [opset for opset in result.opset_import if opset.domain in used]
+    del result.opset_import[:]  # which converters fill with what is too new for many
+    result.opset_import.extend(opsets)
     for node in result.graph.node:
         node.ClearField("doc_string")
         del node.metadata_props[:]

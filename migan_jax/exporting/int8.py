@@ -27,8 +27,8 @@ def to_int8(
 
     Two parts stay in float32. The picture itself, of three channels, from level to
     level: it costs next to nothing there, and 256 steps on each level are visible. And
-    the encoder's way from its first level to its second: what is rounded there moves
-    everything after it (benchmarks/onnx.py has what both are worth).
+    the encoder's way from its first level to its second, whose channels differ most:
+    what is rounded there moves everything after it.
 
     Args:
       inputs: typical ones, [1, 4, H, W], from which the ranges are.

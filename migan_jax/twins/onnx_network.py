@@ -11,8 +11,8 @@ import torch
 
 from migan_jax.twins.deployed import Deployed
 
-# Of ONNX's operators; what onnxruntime 1.14 and later run, of March 2023.
-OPSET = 18
+# Of ONNX's operators, and of the file: what onnxruntime 1.15 and later read.
+OPSET, FILE_VERSION = 18, 8
 INPUT, OUTPUT = "input", "output"
 AXES = {0: "batch", 2: "height", 3: "width"}
 
@@ -49,6 +49,7 @@ def to_onnx(
             verbose=False,
         )
     model = program.model_proto
+    model.ir_version = FILE_VERSION  # the exporter's own is for later ones
     _name_axes(model, free)
     onnx.checker.check_model(model)
     return model
