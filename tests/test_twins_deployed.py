@@ -108,12 +108,12 @@ def test_equalised_channels_compute_the_same(narrow):
     network = Deployed(twin_of(narrow), (16, 16), True, False)
     xs = [channels_first(inputs(1, 16, 16, seed=seed)) for seed in range(3)]
     expected = [network(torch.from_numpy(x)).numpy() for x in xs]
-    activations = [activation for activation, *_ in network._equalisable()]
-    before = network._reached(activations, xs)
+    takers = [takers for _, takers, _ in network._equalisable()]
+    before = network._reached(takers, xs)
     network.equalise(xs)
     for x, result in zip(xs, expected, strict=True):
         assert relative_l2(network(torch.from_numpy(x)).numpy(), result) < 1e-5
-    after = network._reached(activations, xs)
+    after = network._reached(takers, xs)
     for ours, theirs in zip(after, before, strict=True):
         assert ours.max() == pytest.approx(float(theirs.max()), rel=1e-4)
         assert ours.min() > 0.9 * ours.max() or theirs.min() < 0.01 * theirs.max()

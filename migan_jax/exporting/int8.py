@@ -8,13 +8,15 @@ of float32 (bias correction: Nagel et al., ICCV 2019, section 4.2, here over hol
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from migan_jax.config import progress
+from migan_jax.exporting.activations import hole_of_level, values_inside
+from migan_jax.exporting.ranges import ranges_of
 
 if TYPE_CHECKING:
     import onnx
@@ -25,10 +27,8 @@ def to_int8(
 ) -> "onnx.ModelProto":
     """Static QDQ, weights by channel.
 
-    Two parts stay in float32. The picture itself, of three channels, from level to
-    level: it costs next to nothing there, and 256 steps on each level are visible. And
-    the encoder's way from its first level to its second, whose channels differ most:
-    what is rounded there moves everything after it.
+    The picture itself, of three channels, stays in float32 from level to level: it
+    costs next to nothing there, and 256 steps on each level are visible.
 
     Args:
       inputs: typical ones, [1, 4, H, W], from which the ranges are.
@@ -77,6 +77,10 @@ def _quantised(
             x = next(self._inputs, None)
             return None if x is None else {prepared.graph.input[0].name: x}
 
+    ranges = {
+        name: [{"rmin": np.float32(low), "rmax": np.float32(high)}]
+        for name, (low, high) in ranges_of(prepared, inputs).items()
+    }
     path, result = folder / "with_biases.onnx", folder / "int8.onnx"
     onnx.save(prepared, path)
     before = logging.getLogger().level
@@ -90,10 +94,8 @@ def _quantised(
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            nodes_to_exclude=[
-                *_picture_nodes(prepared.graph),
-                *_first_steps(prepared.graph),
-            ],
+            nodes_to_exclude=_picture_nodes(prepared.graph),
+            extra_options={"TensorQuantOverrides": ranges},
         )
     finally:
         logging.getLogger().setLevel(before)
@@ -111,16 +113,6 @@ def _picture_nodes(graph: "onnx.GraphProto") -> list[str]:
             if not any(name.startswith("to_rgb.") for name in node.input):
                 open_values += node.input
     return names
-
-
-def _first_steps(graph: "onnx.GraphProto") -> list[str]:
-    """Names from the first level's second convolution to the second level's first."""
-    starts = {}
-    for place, node in enumerate(graph.node):
-        if node.op_type == "Conv":
-            starts.setdefault(".".join(node.input[1].split(".")[:3]), place)
-    first, end = starts["encoder.0.1"], starts["encoder.1.1"]
-    return [node.name for node in graph.node][first:end]
 
 
 def _correct_biases(
@@ -178,38 +170,11 @@ def _means(
     model: "onnx.ModelProto", outputs: Sequence[str], inputs: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
     """Of every channel of some values, over the holes of all inputs."""
-    import onnx
-    import onnxruntime
-
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    del shown.graph.output[:]
-    kind = onnx.TensorProto.FLOAT
-    shown.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, kind, None) for name in outputs
-    )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        shown.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
     sums: list[Any] = [0.0] * len(outputs)
     counts = [0] * len(outputs)
-    for x in inputs:
-        values = session.run(outputs, {session.get_inputs()[0].name: x})
-        for index, (total, count) in enumerate(_over_holes(x, values)):
-            sums[index] = sums[index] + total
-            counts[index] += count
+    for x, values in values_inside(model, outputs, inputs):
+        for index, value in enumerate(values):
+            hole = hole_of_level(x, *value.shape[1:])
+            sums[index] = sums[index] + value[:, hole].sum(axis=1, dtype=np.float64)
+            counts[index] += int(hole.sum())
     return [total / max(count, 1) for total, count in zip(sums, counts, strict=True)]
-
-
-def _over_holes(
-    x: np.ndarray, values: Sequence[np.ndarray]
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Sum of each channel, and how many pixels; where most of what they see is hole."""
-    hole = x[0, 0] < 0
-    for (value,) in values:
-        _, height, width = value.shape
-        cells = hole.reshape(height, -1, width, hole.shape[1] // width)
-        inside = cells.mean(axis=(1, 3)) > 0.5
-        yield value[:, inside].sum(axis=1, dtype=np.float64), int(inside.sum())

@@ -26,6 +26,9 @@ from migan_jax.twins.separable import FusedConv, FusedSeparableConv
 
 GAIN = math.sqrt(2)
 SMALLEST_SHARE = 0.01  # of what another channel reaches
+# What a value below zero counts for when channels are compared. Before a leaky ReLU it
+# is five times as far from zero as after it, and both are rounded: so, in between.
+BELOW_ZERO = math.sqrt(5)
 
 
 class Activation(nn.Module):
@@ -100,6 +103,17 @@ class Noise(nn.Module):
         return x + (tile(self.image, *x.shape[2:]) if self.any_size else self.image)
 
 
+class Scaling(nn.Module):
+    """Every channel times a number of its own."""
+
+    def __init__(self, factors: Tensor):
+        super().__init__()
+        self.register_buffer("factors", factors.reshape(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factors
+
+
 class Deployed(nn.Module):
     """`concat(mask - 0.5, image * mask)`, (N, 4, H, W) -> the picture, (N, 3, H, W)."""
 
@@ -135,6 +149,7 @@ class Deployed(nn.Module):
         self.to_rgb = nn.ModuleList(
             Convolution(getattr(synthesis, f"b{level}").torgb) for level in up
         )
+        self.to_skipped = nn.ModuleList(nn.Identity() for _ in up)
         self.enlarge = Doubling(3)
         self.eval().requires_grad_(False)
 
@@ -168,8 +183,9 @@ class Deployed(nn.Module):
             skipped.append(keep(x))
             x = halve(skipped[-1])
         image = None
-        for (grow, keep), to_rgb in zip(self.synthesis, self.to_rgb, strict=True):
-            x = keep(grow(x) + skipped.pop())
+        levels = zip(self.synthesis, self.to_skipped, self.to_rgb, strict=True)
+        for (grow, keep), to_skipped, to_rgb in levels:
+            x = keep(to_skipped(grow(x)) + skipped.pop())
             rgb = to_rgb(x)
             image = rgb if image is None else self.enlarge(image) + rgb
         return image
@@ -178,53 +194,69 @@ class Deployed(nn.Module):
         """Let the channels of an activation reach equally far; nothing else changes.
 
         For 8 bits, which an activation's channels share: a channel is made larger by
-        the convolution before it and smaller by the one after it, which leaky ReLUs let
-        through (Nagel et al., ICCV 2019, section 4.1). Not where noise or a skip
-        connection joins in. For networks without the limit of activations.
+        the convolution before it and smaller by those after it, which leaky ReLUs let
+        through (Nagel et al., ICCV 2019, section 4.1). A feature that skips to the
+        other side is larger there too, so what it is added to is made so before. Not
+        where noise joins in. For networks without the limit of activations.
         """
         places = self._equalisable()
-        reached = self._reached([activation for activation, *_ in places], inputs)
-        for reach, (_, before, after) in zip(reached, places, strict=True):
+        reached = self._reached([takers for _, takers, _ in places], inputs)
+        for reach, (maker, takers, level) in zip(reached, places, strict=True):
             share = (reach / reach.max()).clamp(min=SMALLEST_SHARE)
-            before.weight /= share.reshape(-1, 1, 1, 1)
-            if before.bias is not None:
-                before.bias /= share
-            axis = (-1, 1, 1, 1) if after.groups > 1 else (1, -1, 1, 1)
-            after.weight *= share.reshape(axis)
+            maker.weight /= share.reshape(-1, 1, 1, 1)
+            if maker.bias is not None:
+                maker.bias /= share
+            for taker in takers:
+                axis = (-1, 1, 1, 1) if taker.groups > 1 else (1, -1, 1, 1)
+                taker.weight *= share.reshape(axis)
+            if level is not None:
+                self.to_skipped[level] = Scaling(1 / share)
 
-    def _equalisable(self) -> list[tuple[Activation, Convolution, Convolution]]:
-        """Activations between two convolutions, in the order in which they come."""
+    def _equalisable(self) -> list[tuple[Convolution, list[Convolution], int | None]]:
+        """What makes and what takes channels, and where they skip to."""
         found = []
-        source, activation = self.from_rgb
-        for keep, halve in self.encoder:
-            found.append((activation, source, keep[0]))
-            for separable in (keep, halve):
-                depthwise, pointwise = _convolutions(separable)
-                found.append((separable[1], depthwise, pointwise))
-            source, activation = _convolutions(halve)[1], halve[-1]
-        for pair in self.synthesis:
-            for separable in pair:
-                depthwise, pointwise = _convolutions(separable)
-                found.append((separable[1], depthwise, pointwise))
+        source = self.from_rgb[0]
+        for depth, (keep, halve) in enumerate(self.encoder):
+            level = len(self.encoder) - 1 - depth
+            first, second, third, fourth = *_convolutions(keep), *_convolutions(halve)
+            other_side = _convolutions(self.synthesis[level][1])[0]
+            found += [
+                (source, [first], None),
+                (first, [second], None),
+                (second, [third, other_side], level),
+                (third, [fourth], None),
+            ]
+            source = fourth
+        for separable in (separable for pair in self.synthesis for separable in pair):
+            depthwise, pointwise = _convolutions(separable)
+            found.append((depthwise, [pointwise], None))
         return found
 
     def _reached(
-        self, activations: Sequence[Activation], inputs: Sequence[np.ndarray]
+        self, places: Sequence[Sequence[Convolution]], inputs: Sequence[np.ndarray]
     ) -> list[Tensor]:
-        """How far each channel goes."""
-        seen: dict[Activation, Tensor] = {}
+        """How far each channel goes that some convolutions take."""
+        seen: dict[Convolution, Tensor] = {}
 
-        def look(activation: Activation, _: object, x: Tensor) -> None:
-            here = x.abs().amax(dim=(0, 2, 3))
-            seen[activation] = torch.maximum(seen.get(activation, here), here)
+        def look(convolution: Convolution, arguments: tuple[Tensor]) -> None:
+            (x,) = arguments
+            here = torch.maximum(x, -BELOW_ZERO * x).amax(dim=(0, 2, 3))
+            seen[convolution] = torch.maximum(seen.get(convolution, here), here)
 
-        handles = [layer.register_forward_hook(look) for layer in activations]
+        handles = [
+            convolution.register_forward_pre_hook(look)
+            for takers in places
+            for convolution in takers
+        ]
         with torch.no_grad():
             for x in inputs:
                 self(torch.from_numpy(x))
         for handle in handles:
             handle.remove()
-        return [seen[activation] for activation in activations]
+        return [
+            torch.stack([seen[convolution] for convolution in takers]).amax(dim=0)
+            for takers in places
+        ]
 
     def largest_activation(self, x: np.ndarray) -> float:
         """That any layer makes of some inputs, before a limit."""
