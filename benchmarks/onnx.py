@@ -161,18 +161,20 @@ def pipelines(resolution: int, arguments: Any) -> Iterable[dict[str, Any]]:
 
 def quality(arguments: Any) -> Iterable[dict[str, Any]]:
     import migan_jax
+    from migan_jax.export import CHECKED, TYPICAL
     from migan_jax.exporting.building import Wanted, build
     from migan_jax.exporting.checking import pictures_of, report
 
     model = migan_jax.load(arguments.trained)
     size = (model.network.resolution,) * 2
-    pictures = pictures_of("scenes", size, 24)
+    pictures = pictures_of("scenes", size, TYPICAL + CHECKED)
     for precision in ("float16", "int8"):
         wanted = Wanted("network", size, 1, precision=precision)
         exported = build(
-            model.checkpoint, wanted, [p.network_input for p in pictures[:16]]
+            model.checkpoint, wanted, [p.network_input for p in pictures[:TYPICAL]]
         )
-        result = report(model, exported, wanted, pictures[16:], arguments.threads)
+        checked = pictures[TYPICAL:]
+        result = report(model, exported, wanted, checked, arguments.threads)
         psnr = result["from_float32"]["psnr"]
         yield {
             "": f"{precision} of {arguments.trained}, dB",

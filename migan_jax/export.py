@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = "float32", "float16", "int8"
 # Pictures that decide on ranges, and others that the file is checked with.
-TYPICAL, CHECKED = 16, 8
+TYPICAL, CHECKED = 24, 8
 ANY = "any"
 
 
