@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("pytorch_fid")
+
+import migan_jax
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -28,16 +31,28 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_benchmark_runs(name, tmp_path):
-    path = tmp_path / "table.json"
-    options = [*TINY[name], "--repeats=1", "--threads=1", f"--json={path}"]
+def run(name, *options):
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *options]
     # What is compiled takes longer than what is measured.
     environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_benchmark_runs(name, tmp_path):
+    path = tmp_path / "table.json"
+    run(name, *TINY[name], "--repeats=1", "--threads=1", f"--json={path}")
     rows = json.loads(path.read_text())
     assert rows
     for row in rows:
         assert all(value > 0 for value in row.values() if isinstance(value, float))
+
+
+def test_a_taught_network_can_be_loaded(tmp_path):
+    path = tmp_path / "taught.safetensors"
+    tiny = "--resolution=32", "--width=0.03125", "--steps=4", "--scenes=3"
+    run("teach", str(path), *tiny)
+    model = migan_jax.load(path)
+    assert model.network.resolution == 32
+    assert np.isfinite(model.forward(np.zeros((1, 32, 32, 4), np.float32))).all()
