@@ -88,6 +88,7 @@ def networks(resolution: int, arguments: Any) -> Iterable[dict[str, Any]]:
             "ms": ms,
             "ratio": ms / best["exported"],
             "MB": models[name].ByteSize() / 1e6,
+            "dB": "-",
         }
 
 
@@ -156,7 +157,8 @@ def pipelines(resolution: int, arguments: Any) -> Iterable[dict[str, Any]]:
             feed = {"image": photo, "mask": mask}
             runs[name] = lambda feed=feed: session.run(None, feed)
         for name, ms in minimum_ms(runs, arguments.repeats).items():
-            yield {"": f"pipeline {text}, {name}", "ms": ms, "ratio": "-", "MB": "-"}
+            about = f"pipeline {text}, {name}"
+            yield {"": about, "ms": ms, "ratio": "-", "MB": "-", "dB": "-"}
 
 
 def quality(arguments: Any) -> Iterable[dict[str, Any]]:
@@ -177,10 +179,11 @@ def quality(arguments: Any) -> Iterable[dict[str, Any]]:
         result = report(model, exported, wanted, checked, arguments.threads)
         psnr = result["from_float32"]["psnr"]
         yield {
-            "": f"{precision} of {arguments.trained}, dB",
-            "ms": psnr,
+            "": f"{precision} of {arguments.trained}",
+            "ms": "-",
             "ratio": "-",
             "MB": "-",
+            "dB": psnr,
         }
 
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from migan_jax.config import available_cores, run_verb, verb_parser
 from migan_jax.errors import UserError
-from migan_jax.files import reason, write_json, write_whole
+from migan_jax.files import write_json, write_whole
 
 if TYPE_CHECKING:
     from migan_jax.exporting.building import Wanted
@@ -174,16 +174,12 @@ def export(arguments: argparse.Namespace, model: "Model", wanted: "Wanted") -> N
     result = report(reference, exported, wanted, checked, available_cores())
     result["checkpoint"] = str(arguments.checkpoint)
     print(table(result))
-    if (why := complaint(result)) and not arguments.force:
+    result["complaint"] = why = complaint(result)  # None: all is well
+    if why and not arguments.force:
         raise UserError(f"Nothing was written: {why}. --force writes it all the same.")
     content = exported.model.SerializeToString()
-    try:
-        write_whole(arguments.output, lambda part: part.write_bytes(content))
-        write_json(arguments.output.with_suffix(".json"), result)
-    except OSError as error:
-        raise UserError(
-            f"{arguments.output} cannot be written: {reason(error)}."
-        ) from error
+    write_whole(arguments.output, lambda part: part.write_bytes(content))
+    write_json(arguments.output.with_suffix(".json"), result)
     print(f"wrote {arguments.output} and {arguments.output.with_suffix('.json')}")
 
 

@@ -112,6 +112,15 @@ def test_smaller_numbers(precision, kind, monkeypatch, checkpoint, tmp_path, cap
     assert 15 < report["from_float32"]["psnr"] < 100
 
 
+def test_int8_of_several_pictures_at_a_time(monkeypatch, checkpoint, tmp_path):
+    path = tmp_path / "two.onnx"
+    more = "--precision=int8", "--batch=2", "--force"
+    assert run(monkeypatch, checkpoint, path, *more) == 0
+    x = np.zeros((2, 4, 16, 16), np.float32)
+    assert session_of(path).run(None, {"input": x})[0].shape == (2, 3, 16, 16)
+    assert "complaint" in json.loads((tmp_path / "two.json").read_text())
+
+
 def test_any_size_and_number_without_noise(monkeypatch, checkpoint, tmp_path):
     path = tmp_path / "any.onnx"
     more = "--resolution=any", "--batch=any", "--noise=dropped"
@@ -131,8 +140,9 @@ def test_what_differs_too_much_is_not_written(monkeypatch, checkpoint, tmp_path)
 
 def reported(kind, precision, **figures):
     same = {"largest": 0.0, "mean": 0.0, "range": 2.0, "stepped": 0.0, "psnr": 90.0}
-    both = {"from_flax": same | figures, "from_float32": same | figures}
-    return {"kind": kind, "precision": precision, **both}
+    names = "from_flax", "from_float32", "float32_from_flax"
+    all_of_them = dict.fromkeys(names, same | figures)
+    return {"kind": kind, "precision": precision, **all_of_them}
 
 
 def test_what_is_too_much():
@@ -142,6 +152,8 @@ def test_what_is_too_much():
         ("pipeline", "float32", {"largest": 4.0}),
         ("pipeline", "float32", {"largest": 2.0, "stepped": 0.002}),
         ("network", "float16", {"psnr": 49.0}),
+        ("network", "float16", {"psnr": float("nan")}),
+        ("network", "int8", {"largest": 5e-4}),
         ("pipeline", "int8", {"psnr": 34.9}),
     ):
         assert complaint(reported(kind, precision)) is None

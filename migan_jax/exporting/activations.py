@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 def values_inside(
     model: "onnx.ModelProto", names: Sequence[str], inputs: Sequence[np.ndarray]
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Each input [1, 4, H, W], and these of its values, [C, h, w] each."""
+    """Each input [1, 4, H, W], and these of its values, [C, h, w] each.
+
+    A graph of a larger batch is given the same picture so many times.
+    """
     import onnx
     import onnxruntime
 
@@ -29,8 +32,15 @@ def values_inside(
         shown.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     for x in inputs:
-        values = session.run(names, {session.get_inputs()[0].name: x})
-        yield x, [value for (value,) in values]
+        values = session.run(names, feed_of(model, x))
+        yield x, [value[0] for value in values]
+
+
+def feed_of(model: "onnx.ModelProto", x: np.ndarray) -> dict[str, np.ndarray]:
+    """What a graph takes in place of one picture, [1, 4, H, W]."""
+    entry = model.graph.input[0]
+    batch = entry.type.tensor_type.shape.dim[0].dim_value or 1  # 0 where any will do
+    return {entry.name: np.repeat(x, batch, axis=0)}
 
 
 def hole_of_level(x: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from migan_jax.config import progress
-from migan_jax.exporting.activations import hole_of_level, values_inside
+from migan_jax.exporting.activations import feed_of, hole_of_level, values_inside
 from migan_jax.exporting.ranges import ranges_of
 
 if TYPE_CHECKING:
     import onnx
+
+PICTURES_REACH = -1.0, 1.0
 
 
 def to_int8(
@@ -71,15 +73,16 @@ def _quantised(
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self):
-            self._inputs = iter(inputs)
+            self._feeds = iter([feed_of(prepared, inputs[0])])  # ranges are given
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            x = next(self._inputs, None)
-            return None if x is None else {prepared.graph.input[0].name: x}
+            return next(self._feeds, None)
 
+    found = {prepared.graph.input[0].name: PICTURES_REACH}
+    found |= ranges_of(prepared, inputs)
     ranges = {
         name: [{"rmin": np.float32(low), "rmax": np.float32(high)}]
-        for name, (low, high) in ranges_of(prepared, inputs).items()
+        for name, (low, high) in found.items()
     }
     path, result = folder / "with_biases.onnx", folder / "int8.onnx"
     onnx.save(prepared, path)
