@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 import migan_jax
+from migan_jax.config import progress
 from migan_jax.errors import UserError, missing_extra
 from migan_jax.exporting.float16 import to_float16
 from migan_jax.exporting.int8 import to_int8
@@ -102,7 +103,11 @@ def build(
     batch = None if whole else wanted.batch
     inputs = [np.ascontiguousarray(np.moveaxis(x, -1, 1)) for x in inputs]
     trial = Deployed(twin, None, wanted.noise, limited=True)
-    largest = max(map(trial.largest_activation, inputs))
+    largest = 0.0
+    with progress(len(inputs), "picture") as advance:
+        for x in inputs:
+            largest = max(largest, trial.largest_activation(x))
+            advance(1)
     limited = largest > SAFE_SHARE * LIMIT
     deployed = Deployed(twin, size, wanted.noise, limited)
     network = to_onnx(deployed, resolution, size, batch)
