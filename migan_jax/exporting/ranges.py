@@ -25,14 +25,8 @@ SHARES = np.geomspace(0.02, 1, 80)  # of how far values go
 STEPS = 255
 # For one of rounding: what is cut off is so at all of a bright place alike.
 CUT_OFF_COUNTS = 4
-LAYERS = {
-    "Conv",
-    "LeakyRelu",
-    "Clip",
-    "Add",
-    "Mul",
-    "Resize",
-}  # of which networks consist
+# What networks consist of; graphs of any size also compute sizes.
+LAYERS = {"Conv", "LeakyRelu", "Clip", "Add", "Mul", "Resize"}
 
 
 def ranges_of(
