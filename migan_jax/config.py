@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import functools
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
+# Where the authors' weights are.
+RELEASED = "https://github.com/Picsart-AI-Research/MI-GAN"
+
+
 def base_config() -> "ConfigDict":
     """Every setting that there is; a recipe changes some of them.
 
     Sizes in kimg are thousands of training images.
     """
     from ml_collections import ConfigDict
-    from ml_collections.config_dict import placeholder
+    from ml_collections.config_dict import FieldReference, placeholder
 
     return ConfigDict(
         {
@@ -40,7 +45,9 @@ def base_config() -> "ConfigDict":
             "networks": {
                 "channel_base": 32768,  # channels at resolution r: base / r ...
                 "channel_max": 512,  # ... but no more than these
-                "dtype": "bfloat16",  # of activations; parameters are float32
+                # Of activations; parameters are float32. "auto" is bfloat16 where the
+                # devices have it, else float32; a run keeps what it began with.
+                "dtype": "auto",
                 "remat": False,  # compute activations twice, to save memory
             },
             "reparam": {  # MI-GAN's kernels
@@ -61,7 +68,11 @@ def base_config() -> "ConfigDict":
             },
             "optimizer": _optimizer_settings(),
             "parts": 1,  # of a batch, that are used in turns, to save memory
-            "mesh": {"space": 1},  # devices that share an image, by rows
+            "mesh": {
+                # Devices that share an image, by rows; "auto" is as few as let all
+                # devices have some of the batch.
+                "space": FieldReference("auto", field_type=object),
+            },
             "data": _data_settings(),
             "log_every_steps": 100,
             "save_every_steps": 2500,  # checkpoint, sample grid, held-out figures
@@ -115,15 +126,19 @@ def _data_settings() -> dict[str, Any]:
     }
 
 
-def smoke(config: "ConfigDict") -> None:
-    """Shrink a recipe to two steps of tiny networks on scenes: does it run at all?"""
+def smoke(config: "ConfigDict", devices: int = 1) -> None:
+    """Shrink a recipe to two steps of tiny networks on scenes: does it run at all?
+
+    The batch is one that can be split over so many devices, however odd their number.
+    """
+    batch_size = math.lcm(8 if 8 % devices == 0 else 4, devices)
     config.update(
         {
-            "resolution": 32,
-            "batch_size": 8,
+            "resolution": 16,
+            "batch_size": batch_size,
             "parts": 1,
-            "mesh": {"space": 1},
-            "total_kimg": 0.016,
+            "mesh": {"space": "auto"},
+            "total_kimg": 2 * batch_size / 1000,
             "networks": {"channel_base": 256, "channel_max": 8},
             "comodgan": {"z_dim": 8, "w_dim": 8, "encoder_dim": 8},
             "optimizer": {"warmup_kimg": 0, "frozen_levels": 0},
@@ -141,7 +156,9 @@ def smoke(config: "ConfigDict") -> None:
         config.update_from_flattened_dict({key: None})
 
 
-def load_config(recipe: str, settings: Sequence[str], tiny: bool) -> "ConfigDict":
+def load_config(
+    recipe: str, settings: Sequence[str], tiny: bool, devices: int = 1
+) -> "ConfigDict":
     """A recipe's configuration, with settings "key=value" put over it.
 
     Args:
@@ -149,6 +166,7 @@ def load_config(recipe: str, settings: Sequence[str], tiny: bool) -> "ConfigDict
         is the recipe's argument.
       settings: "key=value", nested keys with dots.
       tiny: shrink the recipe before the settings are applied.
+      devices: how many a tiny recipe is for.
     """
     location, _, argument = recipe.partition(":")
     path = _recipe_path(location)
@@ -163,12 +181,12 @@ def load_config(recipe: str, settings: Sequence[str], tiny: bool) -> "ConfigDict
     except Exception as error:  # a recipe is a program, in which anything may fail
         unknown = re.search('Key "(.*?)" does not exist', str(error))
         what = f"there is no setting {unknown[1]}" if unknown else reason(error)
-        near = _nearest(unknown[1], flat(base_config())) if unknown else ""
+        near = nearest(unknown[1], flat(base_config())) if unknown else ""
         raise UserError(f"{path} makes no configuration: {what}{near}.") from error
     if not isinstance(config, type(base_config())):
         raise UserError(f"{path} makes no configuration: get_config returns none.")
     if tiny:
-        smoke(config)
+        smoke(config, devices)
     for setting in settings:
         _apply(config, setting)
     return config
@@ -195,12 +213,13 @@ def _recipe_path(location: str) -> Path:
     if location in names:
         return _recipe_folder() / f"{location}.py"
     raise UserError(
-        f"There is no recipe {location!r}{_nearest(location, names)}: name a file "
+        f"There is no recipe {location!r}{nearest(location, names)}: name a file "
         f"that ends in .py, or one of {', '.join(names)}."
     )
 
 
-def _nearest(word: str, words: Iterable[str]) -> str:
+def nearest(word: str, words: Iterable[str]) -> str:
+    """What to add to a sentence on a misspelt word: the most similar one, if any."""
     found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f" (did you mean {found[0]}?)" if found else ""
 
@@ -233,7 +252,7 @@ def _apply(config: "ConfigDict", setting: str) -> None:
     key, _, text = setting.partition("=")
     keys = flat(config)
     if key not in keys:
-        near = _nearest(key, keys) or _nearest(key.rpartition(".")[2], keys)
+        near = nearest(key, keys) or nearest(key.rpartition(".")[2], keys)
         raise UserError(f"--config.{key}: there is no such setting{near}.")
     *path, last = key.split(".")
     inner = functools.reduce(getitem, path, config)
@@ -251,12 +270,23 @@ def _read_bool(text: str) -> bool:
     return text.lower() == "true"
 
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+def _read_int(text: str) -> int:
+    return int(text.replace("_", ""))
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    object: "auto or a whole number",
+}
 _READERS = {
     bool: _read_bool,
-    int: lambda text: int(text.replace("_", "")),
+    int: _read_int,
     float: float,
     str: str,
+    object: lambda text: text if text == "auto" else _read_int(text),
 }
 
 
@@ -267,14 +297,47 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+class _VerbParser(argparse.ArgumentParser):
+    """Names a misspelt flag before anything else that is wrong, such as a missing one.
+
+    argparse would complain of what is missing, which often is what was misspelt.
+    """
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        args = sys.argv[1:] if args is None else args
+        known = [flag for action in self._actions for flag in action.option_strings]
+        for word in args:
+            flag = word.partition("=")[0]
+            if word == "--":
+                break
+            if flag.startswith("--") and flag not in known:
+                self.error(f"there is no flag {flag}{nearest(flag, known)}")
+        return super().parse_known_args(args, namespace)
+
+
 def verb_parser(verb: str, documentation: str) -> argparse.ArgumentParser:
     """A parser whose --help is the verb's own module docstring."""
-    return argparse.ArgumentParser(
+    return _VerbParser(
         prog=f"python -m migan_jax.{verb}",
         description=documentation,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """What reads an argument that is a whole number, and not below `least`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no whole number from {least} up"
+            )
+        return int(text)
+
+    return read
 
 
 def run_verb(main: Callable[[], None]) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from migan_jax.config import run_verb, verb_parser
 from migan_jax.errors import UserError
+from migan_jax.weights.locations import check_checkpoint
 
 if TYPE_CHECKING:
     from migan_jax.weights.checkpoint import Checkpoint
@@ -54,6 +55,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    check_checkpoint(arguments.input)
     from migan_jax.files import remove
     from migan_jax.weights.checkpoint import (
         is_file_name,

@@ -1,5 +1,8 @@
 """The one exception that stands for a user's mistake rather than for a bug."""
 
+import importlib.metadata
+import re
+
 
 class UserError(Exception):
     """Bad input, in one sentence: what is wrong, where, and what to do about it."""
@@ -19,8 +22,30 @@ def _printable(text: str) -> str:
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> UserError:
-    """The sentence for a library that belongs to an extra and is not installed."""
+    """The sentence for a library that belongs to an extra and is not installed.
+
+    It names the libraries themselves, which pip finds whether this package was
+    installed from a checkout or from a wheel: this package itself is on no index.
+    """
     return UserError(
         f"{purpose} needs {package}, which is not installed: "
-        f"pip install 'migan_jax[{extra}]'."
+        f"pip install {' '.join(requirements(extra)) or package} (the extra {extra})."
+    )
+
+
+def requirements(extra: str) -> list[str]:
+    """An extra's libraries, quoted for a shell; none if we are not installed."""
+    try:
+        stated = importlib.metadata.requires("migan_jax") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    ours = re.compile(rf"""extra == ["']{re.escape(extra)}["']""")
+    return [f"'{one.partition(';')[0].strip()}'" for one in stated if ours.search(one)]
+
+
+def missing_here(package: str, purpose: str) -> UserError:
+    """The sentence for a library that has no build for some platforms."""
+    return UserError(
+        f"{purpose} needs {package}, which is not installed: pip install {package}, or "
+        f"where there is no build of it, as on Windows, use Linux, WSL or a Mac."
     )

@@ -32,10 +32,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from migan_jax.config import progress, run_verb, verb_parser
+from migan_jax.config import progress, run_verb, verb_parser, whole_number
 from migan_jax.data.masks import MaskHole
 from migan_jax.errors import UserError
-from migan_jax.files import reason, write_json, write_whole
+from migan_jax.files import read_json, reason, write_json, write_whole
+from migan_jax.weights.locations import CONFIG_FILE, check_checkpoint, located
 
 if TYPE_CHECKING:
     from migan_jax.metrics.evaluator import Eyes, Method
@@ -63,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--resolution",
         metavar="R",
-        type=_positive,
+        type=whole_number(1),
         help="the size of the pictures, for .onnx files that take any "
         "(default: the network's)",
     )
@@ -77,7 +78,8 @@ def parse_arguments() -> argparse.Namespace:
         "--masks",
         metavar="DIR",
         help="a folder or zip with a mask of each picture's name, or a set that "
-        "prepare --masks has drawn (default: the free-form set of seed 0)",
+        "prepare --masks has drawn (default: drawn ones of seed 0, of the kind that "
+        "the first checkpoint was trained with, if it is a run's, else free-form)",
     )
     parser.add_argument(
         "--mask-hole",
@@ -89,28 +91,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--samples",
         metavar="N",
-        type=_positive,
+        type=whole_number(1),
         help="the first N pictures only (default: all)",
     )
     parser.add_argument(
         "--batch-size",
         metavar="N",
-        type=_positive,
+        type=whole_number(1),
         default=8,
         help="pictures at a time (default: 8)",
     )
     return parser.parse_args()
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number from 1 on")
-    return int(text)
-
-
 def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(format="%(message)s")
+    for path in arguments.checkpoint:
+        check_checkpoint(path, more_endings=(".onnx",))
     check_output(arguments.output)
     from migan_jax.metrics.evaluator import Method
     from migan_jax.metrics.fills import classical_fills
@@ -178,7 +176,7 @@ def open_checkpoints(
             weights = {n: on_every_device(getattr(checkpoint, n)) for n in WEIGHTS}
             model = Model(dataclasses.replace(checkpoint, **weights))
             fill = network_fill(lambda x, m=model: m.complete(spread(x)))
-        methods[name] = Method(fill, {"weights": digest})
+        methods[name] = Method(fill, {"weights": digest}, size)
         if size is not None:  # else it takes any
             sizes[name] = size
     if not sizes and resolution is None:
@@ -208,7 +206,28 @@ def open_test_set(arguments: argparse.Namespace, resolution: int) -> "TestSet":
     if arguments.images.startswith("scenes") and arguments.samples is None:
         raise UserError("Scenes have no end: say how many with --samples.")
     masks = MaskSet(Path(arguments.masks)) if drawn else None
-    return TestSet(source, resolution=resolution, masks=masks, count=arguments.samples)
+    more = {}
+    if arguments.masks is None and (kind := trained_with(arguments.checkpoint[0])):
+        logger.warning(
+            "masks: %s, which %s was trained with (others: --masks)",
+            kind,
+            arguments.checkpoint[0],
+        )
+        more["kind"] = kind
+    return TestSet(
+        source, resolution=resolution, masks=masks, count=arguments.samples, **more
+    )
+
+
+def trained_with(checkpoint: Path) -> str | None:
+    """The kind of masks that were drawn in a run's training; None if it had its own."""
+    workdir, _ = located(checkpoint)
+    path = workdir / CONFIG_FILE
+    if not path.is_file():
+        return None
+    key = "data.mask_kind"
+    settings = read_json(path, "name the masks with --masks", **{key: str})
+    return None if settings.get("data.masks") else settings[key]
 
 
 def measure(
@@ -230,6 +249,7 @@ def measure(
         table, digest = evaluation.table(method)
         results[name] = {
             **method.identity,
+            "resolution": method.resolution,
             "metrics": table.compute(),
             "by_hole_ratio": table.by_hole_ratio(),
             **table.extremes(SHOWN),

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from migan_jax.config import available_cores, run_verb, verb_parser
 from migan_jax.errors import UserError
 from migan_jax.files import write_json, write_whole
+from migan_jax.weights.locations import check_checkpoint
 
 if TYPE_CHECKING:
     from migan_jax.exporting.building import Wanted
@@ -109,6 +110,7 @@ def _batch(text: str) -> int | str:
 def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(format="%(message)s")
+    check_checkpoint(arguments.checkpoint)
     check_output(arguments)
     from migan_jax.exporting.building import import_tools
 

@@ -1,9 +1,9 @@
 """Writing files whole or not at all, reading our own, and saying why it failed."""
 
 import contextlib
-import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,18 +57,61 @@ def read_json(path: Path, remedy: str, **types: type | tuple) -> dict[str, Any]:
 def held(folder: Path) -> Iterator[None]:
     """Keep other runs out of a folder; the lock ends with the process, however."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be opened: {reason(error)}.") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        descriptor = _locked(folder)
     except BlockingIOError as error:
         raise UserError(
             f"{folder} is in use by another run: wait for it, or name another folder."
         ) from error
+    except OSError as error:
+        raise UserError(f"{folder} cannot be opened: {reason(error)}.") from error
+    try:
+        yield
     finally:
         os.close(descriptor)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor that holds a folder's lock; BlockingIOError if another one does."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows, which locks files only
+        return _locked_on_windows(folder / ".lock")
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _locked_on_windows(path: Path) -> int:
+    import msvcrt
+
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
+    try:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    except PermissionError as error:  # what it raises for a lock that is taken
+        os.close(descriptor)
+        raise BlockingIOError from error
+    return descriptor
+
+
+def refuse_bucket(location: str | Path) -> None:
+    """UserError for an address such as gs://bucket/folder: only folders can be used."""
+    # pathlib makes one slash of two; of one letter it is a drive.
+    found = re.match(r"(\w{2,}):/+([^/]*)(/.*)?", str(location))
+    if found is None:
+        return
+    scheme, bucket, rest = found.groups(default="")
+    folder = f"/mnt/{bucket}"
+    how = "for example with s3fs"
+    if scheme == "gs":
+        how = f"gcsfuse --implicit-dirs {bucket} {folder}"
+    raise UserError(
+        f"{scheme}://{bucket}{rest} is a bucket, and only folders can be used: mount "
+        f"it ({how}), and name {folder}{rest} instead."
+    )
 
 
 def remove(path: Path) -> None:

@@ -28,12 +28,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from migan_jax.config import run_verb, verb_parser
+from migan_jax.config import run_verb, verb_parser, whole_number
 from migan_jax.data.masks import MaskHole, doubt_about
 from migan_jax.errors import UserError
 from migan_jax.files import write_whole
 from migan_jax.geometry.crops import Box
-from migan_jax.geometry.filling import DEFAULT_FEATHER, check_feather, fill_holes
+from migan_jax.geometry.filling import (
+    DEFAULT_FEATHER,
+    check_feather,
+    fill_holes,
+    grown,
+)
+from migan_jax.weights.locations import check_checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +64,8 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE|DIR",
         type=Path,
         required=True,
-        help="a photo (JPEG, PNG, WebP, TIFF, BMP, ...), or a folder of them",
+        help="a photo (JPEG, PNG, WebP, TIFF, BMP, and HEIC with the extra heif), or a "
+        "folder of them",
     )
     parser.add_argument(
         "--mask",
@@ -92,6 +99,14 @@ def parse_arguments() -> argparse.Namespace:
         f"network's size; 0 changes no known pixel (default: {DEFAULT_FEATHER})",
     )
     parser.add_argument(
+        "--grow",
+        metavar="N",
+        type=whole_number(0),
+        default=0,
+        help="widen the hole by N pixels first: masks drawn tight leave a rim of what "
+        "was to go (default: 0)",
+    )
+    parser.add_argument(
         "--raw",
         action="store_true",
         help="also write OUTPUT.raw.png: the network's own output over each crop, "
@@ -121,6 +136,7 @@ class Job:
 def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(format="%(message)s")
+    check_checkpoint(arguments.checkpoint)
     for flag, path in (("image", arguments.image), ("mask", arguments.mask)):
         if not os.path.exists(path):  # unlike Path.exists, False for forbidden folders
             raise UserError(f"--{flag}: there is nothing at {path}.")
@@ -145,7 +161,7 @@ def complete_file(arguments: argparse.Namespace) -> None:
             raise UserError(f"{path} would be overwritten: choose another --output.")
         if os.path.lexists(path) and not arguments.force:
             raise UserError(f"{path} exists: choose another name, or add --force.")
-    photo, hole = read_pair(job, arguments.mask_hole)
+    photo, hole = read_pair(job, arguments)
     complete(job, photo, hole, migan_jax.load(arguments.checkpoint), arguments)
     print(f"wrote {output}")
 
@@ -164,12 +180,12 @@ def complete_folder(arguments: argparse.Namespace) -> None:
     if todo:
         model = migan_jax.load(arguments.checkpoint)
         check_feather(arguments.feather, model.network.resolution)
-    completed = 0
+    completed, tell = 0, once(logger.warning)
     with logging_redirect_tqdm():
         for job in (bar := tqdm(todo, unit="photo", disable=None)):
             try:
-                photo, hole = read_pair(job, arguments.mask_hole)
-                complete(job, photo, hole, model, arguments)
+                photo, hole = read_pair(job, arguments)
+                complete(job, photo, hole, model, arguments, tell)
             except UserError as error:
                 failures.append(str(error))
                 logger.warning(error)
@@ -183,6 +199,18 @@ def complete_folder(arguments: argparse.Namespace) -> None:
     )
     if failures:
         raise UserError(f"photos left out, as said above: {len(failures)}.")
+
+
+def once(tell: Callable[[str], object]) -> Callable[[str], object]:
+    """What passes the first sentence on: those of a batch are alike."""
+    told: list[str] = []
+
+    def first(sentence: str) -> None:
+        if not told:
+            tell(sentence)
+        told.append(sentence)
+
+    return first
 
 
 # What belongs together.
@@ -272,8 +300,9 @@ def masks_by_name(masks: Path) -> Callable[[str], Path]:
 # One photo.
 
 
-def read_pair(job: Job, mask_hole: MaskHole) -> tuple["Photo", "np.ndarray"]:
+def read_pair(job: Job, arguments: argparse.Namespace) -> tuple["Photo", "np.ndarray"]:
     """A photo and its hole, when they fit each other and the output's format."""
+    mask_hole: MaskHole = arguments.mask_hole
     from migan_jax.photos import check_writable, read_mask, read_photo
 
     photo = read_photo(job.image)
@@ -292,7 +321,7 @@ def read_pair(job: Job, mask_hole: MaskHole) -> tuple["Photo", "np.ndarray"]:
     remedy = "make the other part transparent" if from_alpha else f"--mask-hole={other}"
     if doubt := doubt_about(hole, remedy):
         logger.warning("%s: %s", job.mask, doubt)
-    return photo, hole
+    return photo, grown(hole, arguments.grow)
 
 
 def complete(
@@ -301,6 +330,7 @@ def complete(
     hole: "np.ndarray",
     model: "Model",
     arguments: argparse.Namespace,
+    tell: Callable[[str], object] = logger.warning,
 ) -> None:
     """Fill the hole and write the results, of which the photo's is the last."""
     import numpy as np
@@ -317,6 +347,7 @@ def complete(
         arguments.feather,
         raw=raw,
         track=lambda boxes: _progress(boxes, job.image.name),
+        tell=lambda sentence: tell(f"{job.mask}: {sentence}"),
     )
     if raw is not None:
         picture = Image.fromarray(raw)

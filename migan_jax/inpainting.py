@@ -13,7 +13,12 @@ from jax.typing import ArrayLike
 from migan_jax.data.masks import MaskHole, doubt_about, hole_of
 from migan_jax.errors import UserError
 from migan_jax.geometry.crops import Crops
-from migan_jax.geometry.filling import DEFAULT_FEATHER, check_arguments, fill_holes
+from migan_jax.geometry.filling import (
+    DEFAULT_FEATHER,
+    check_arguments,
+    fill_holes,
+    grown,
+)
 from migan_jax.weights.checkpoint import Checkpoint, load_checkpoint
 from migan_jax.weights.families import GENERATORS, Network, family_of
 
@@ -69,6 +74,7 @@ class Model:
         mask_hole: MaskHole = "white",
         feather: int = DEFAULT_FEATHER,
         crops: Crops = "auto",
+        grow: int = 0,
     ) -> np.ndarray:
         """Make up the hole of a photo of any size; `geometry.filling` says how.
 
@@ -82,6 +88,7 @@ class Model:
             all known pixels as they are.
           crops: "auto" fills holes that are far apart, or long and thin, in crops of
             their own, unshrunk where it can; "one" takes a single crop.
+          grow: widens the hole by so many pixels first, for masks drawn too tight.
 
         Returns uint8 [H, W, 3]. Pixels farther than `feather` from the hole are those
         of the photo, bit for bit.
@@ -92,6 +99,7 @@ class Model:
         other = "black" if mask_hole == "white" else "white"
         if doubt := doubt_about(hole, f"mask_hole={other!r}"):
             logger.warning(doubt)
+        hole = grown(hole, grow)
         return fill_holes(image, hole, self.complete, size, feather, crops)
 
     def complete(self, x: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ into OUTPUT/masks.
 
 import argparse
 import contextlib
+import importlib.util
 import logging
 import os
 import shutil
@@ -28,10 +29,16 @@ import warnings
 from pathlib import Path
 from typing import get_args
 
-from migan_jax.config import available_cores, progress, run_verb, verb_parser
+from migan_jax.config import (
+    available_cores,
+    progress,
+    run_verb,
+    verb_parser,
+    whole_number,
+)
 from migan_jax.data.masks import MaskHole
-from migan_jax.errors import UserError
-from migan_jax.files import readable_size
+from migan_jax.errors import UserError, missing_here
+from migan_jax.files import readable_size, refuse_bucket
 
 # As migan_jax.data.mask_samplers.SAMPLERS, which would import JAX here.
 KINDS = ("free_form", "brush", "thin_brush", "box", "cellular_automaton")
@@ -59,14 +66,14 @@ def _add_picture_options(pictures: argparse._ArgumentGroup) -> None:
     pictures.add_argument(
         "--size",
         metavar="N",
-        type=_positive,
+        type=whole_number(1),
         help="shrink pictures to a shorter side of N (JPEG, quality 95), smaller ones "
         "stay as they are. Default: all stay as they are",
     )
     pictures.add_argument(
         "--smallest-side",
         metavar="N",
-        type=_positive,
+        type=whole_number(1),
         default=64,
         help="leave out pictures with a shorter side below N (default: 64)",
     )
@@ -92,14 +99,16 @@ def _add_picture_options(pictures: argparse._ArgumentGroup) -> None:
     pictures.add_argument(
         "--workers",
         metavar="N",
-        type=_positive,
+        type=whole_number(1),
         default=available_cores(),
         help="threads that decode (default: one per core)",
     )
 
 
 def _add_mask_options(masks: argparse._ArgumentGroup) -> None:
-    masks.add_argument("--masks", metavar="N", type=_positive, help="draw N masks")
+    masks.add_argument(
+        "--masks", metavar="N", type=whole_number(1), help="draw N masks"
+    )
     masks.add_argument(
         "--kind",
         choices=KINDS,
@@ -110,31 +119,17 @@ def _add_mask_options(masks: argparse._ArgumentGroup) -> None:
     masks.add_argument(
         "--resolution",
         metavar="N",
-        type=_positive,
+        type=whole_number(1),
         default=512,
         help="of the masks (default: 512)",
     )
     masks.add_argument(
         "--seed",
         metavar="N",
-        type=_not_negative,
+        type=whole_number(0),
         default=0,
         help="of the masks (default: 0)",
     )
-
-
-def _positive(text: str) -> int:
-    return _at_least(1, text)
-
-
-def _not_negative(text: str) -> int:
-    return _at_least(0, text)
-
-
-def _at_least(least: int, text: str) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} up")
-    return int(text)
 
 
 def _share(text: str) -> float:
@@ -147,6 +142,8 @@ def _share(text: str) -> float:
 def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(format="%(message)s")
+    for location in filter(None, (arguments.source, arguments.output)):
+        refuse_bucket(location)
     masks = arguments.output
     if arguments.source is not None:
         prepare_pictures(arguments)
@@ -168,6 +165,8 @@ def prepare_pictures(arguments: argparse.Namespace) -> None:
         has_shards,
     )
 
+    if importlib.util.find_spec("array_record") is None:
+        raise missing_here("array_record", "Preparing pictures")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what it can do without
     if has_shards(arguments.source):
         raise UserError(f"{arguments.source} holds shards, which are prepared already.")

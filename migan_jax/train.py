@@ -1,14 +1,14 @@
 """Train MI-GAN, or its teacher.
 
   # A recipe that comes with the package, or a file of your own:
-  python -m migan_jax.train --config=places512 --workdir=runs/a
+  python -m migan_jax.train --config=places512
   python -m migan_jax.train --config=my_recipe.py --workdir=runs/b
   # With other settings, and another variant of the recipe:
-  python -m migan_jax.train --config=places256:baseline --workdir=runs/c \
+  python -m migan_jax.train --config=places256:baseline --workdir=runs/c \\
       --config.batch_size=16 --config.data.source=photos
   # From weights that there are already:
-  python -m migan_jax.train --config=places512 --workdir=runs/d \
-      --init-from=migan_512_places2.pt
+  python -m migan_jax.train --config=finetune512 --workdir=runs/d \\
+      --init-from=migan_512_places2.pt --config.data.source=photos
 
 The same command again goes on where the run was stopped: by SIGTERM or Ctrl-C, which
 save first, or by force. On several hosts, run it on each; TPU slices and SLURM are
@@ -22,26 +22,23 @@ rejected.json with pictures that cannot be used.
 
 import argparse
 import contextlib
+import importlib.util
 import logging
+import re
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from migan_jax.config import load_config, recipe_names, run_verb, verb_parser
-from migan_jax.errors import UserError
+from migan_jax.errors import UserError, missing_here
 
 if TYPE_CHECKING:
     from migan_jax.training.run import Run
+    from migan_jax.training.stopping import Stopping
 
-logger = logging.getLogger(__name__)
-
-
-class _SettingWithoutName(argparse.Action):
-    """--config.KEY stands for all settings in the help; it is none itself."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.error("--config.KEY=VALUE: name a setting instead of KEY")
+logger = logging.getLogger("migan_jax.train")  # also where this module is __main__
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -53,12 +50,14 @@ def parse_arguments() -> argparse.Namespace:
         help=f"a file, or one of {', '.join(recipe_names())}",
     )
     parser.add_argument(
-        "--workdir", metavar="DIR", type=Path, required=True, help="the run's folder"
+        "--workdir",
+        metavar="DIR",
+        type=Path,
+        help="the run's folder (default: runs/RECIPE[-VARIANT][-smoke])",
     )
     parser.add_argument(
         "--config.KEY",
         metavar="VALUE",
-        action=_SettingWithoutName,
         help="another value for a setting, such as --config.batch_size=16; "
         "migan_jax/config.py lists all",
     )
@@ -76,8 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--smoke",
         action="store_true",
-        help="two steps of a tiny version of the recipe on drawn scenes: does it run? "
-        "In a workdir of its own",
+        help="two steps of a tiny version of the recipe on drawn scenes: does it run?",
     )
     several = parser.add_argument_group(
         "several processes, where nothing tells of them"
@@ -96,19 +94,45 @@ def parse_arguments() -> argparse.Namespace:
         default=300,
         help="how long to wait for the others (default: 300)",
     )
-    arguments, others = parser.parse_known_args()
-    prefix = "--config."
-    for other in others:
-        if not other.startswith(prefix) or "=" not in other:
-            parser.error(f"unknown argument {other}; settings are --config.KEY=VALUE")
-    arguments.settings = [other.removeprefix(prefix) for other in others]
+    settings, others = split_settings(sys.argv[1:])
+    arguments = parser.parse_args(others)
+    arguments.settings = settings
+    if arguments.workdir is None:
+        arguments.workdir = default_workdir(arguments.config, arguments.smoke)
     return arguments
+
+
+def split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Settings as "KEY=VALUE", whether given with "=" or a space, and other words."""
+    settings, others = [], []
+    remaining = iter(words)
+    for word in remaining:
+        if not word.startswith("--config."):
+            others.append(word)
+        elif "=" in word:
+            settings.append(word.removeprefix("--config."))
+        else:
+            settings.append(f"{word.removeprefix('--config.')}={next(remaining, '')}")
+    return settings, others
+
+
+def default_workdir(recipe: str, smoke: bool) -> Path:
+    """runs/RECIPE[-VARIANT][-smoke]."""
+    location, _, variant = recipe.partition(":")
+    names = [Path(location).stem, *([variant] if variant else [])]
+    names += ["smoke"] if smoke else []
+    return Path("runs") / re.sub(r"[^\w.=,-]", "_", "-".join(names))
 
 
 def main() -> None:
     arguments = parse_arguments()
     config = load_config(arguments.config, arguments.settings, arguments.smoke)
+    if importlib.util.find_spec("grain") is None:
+        raise missing_here("grain", "Training")
+    import jax
+
     from migan_jax.training import processes
+    from migan_jax.training.stopping import Stopping
 
     processes.connect(
         arguments.coordinator,
@@ -116,19 +140,27 @@ def main() -> None:
         arguments.process_id,
         arguments.connect_timeout,
     )
+    if arguments.smoke:
+        # Again, since now it is known over how many devices a batch is to be split.
+        devices = jax.device_count()
+        config = load_config(arguments.config, arguments.settings, True, devices)
+        # So small programs take longer to compile than to run.
+        jax.config.update("jax_disable_most_optimizations", True)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what it can do without
     workdir, source = arguments.workdir, arguments.init_from
     with (
         logs_of_one_process(),
         processes.ended_together(),
+        Stopping() as stopping,
         processes.workdir_held(workdir),
     ):
+        logger.info("workdir: %s", workdir)
         from migan_jax.training.run import Run
 
         with contextlib.closing(
             Run(config, workdir, source, arguments.force_resume)
         ) as run:
-            train(run)
+            train(run, stopping)
 
 
 @contextlib.contextmanager
@@ -146,17 +178,15 @@ def logs_of_one_process() -> Iterator[None]:
         yield
 
 
-def train(run: "Run") -> None:
+def train(run: "Run", stopping: "Stopping") -> None:
     """The loop. Its order matters: evaluate, save, next batch, step, report.
 
     A step's metrics are waited for when the next step is on its way.
     """
-    from migan_jax.training.stopping import Stopping
-
     run.announce()
     if run.first_step < run.total_steps:
         run.compile()
-    with Stopping() as stopping, run.batches() as batches, run.reporter() as reporter:
+    with run.batches() as batches, run.reporter() as reporter:
         pending = None
         for step in range(run.first_step, run.total_steps + 1):
             last = step == run.total_steps
@@ -184,6 +214,7 @@ def train(run: "Run") -> None:
                         reporter.take(step, pending)
                     run.save(reporter, step)
                 break
+            stopping.hold_back()
             metrics = run.advance(step, batch)
             if pending is not None:
                 reporter.take(step, pending)

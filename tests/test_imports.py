@@ -83,12 +83,3 @@ def test_models_do_not_know_the_configuration():
     for path in (PACKAGE / "models").glob("*.py"):
         modules = [module for module, _ in imported_modules(path)]
         assert not any(module.startswith("migan_jax.config") for module in modules)
-
-
-def test_files_and_functions_stay_small():
-    for path in FILES:
-        lines = path.read_text().splitlines()
-        assert len(lines) <= 400, path
-        for node in ast.walk(ast.parse("\n".join(lines))):
-            if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"

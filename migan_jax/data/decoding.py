@@ -12,14 +12,18 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from migan_jax.data.masks import MaskHole, hole_of
-from migan_jax.errors import UserError
+from migan_jax.errors import UserError, missing_extra
 from migan_jax.files import reason
 
 # What may be opened. Pillow reads more, some of it by running other programs (EPS).
 READABLE = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 READABLE_ENDINGS = (
-    *(".avif", ".bmp", ".gif", ".jpg", ".jpeg", ".jp2", ".mpo", ".png"),
-    *(".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp"),
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jpg", ".jpeg", ".jp2", ".mpo"),
+    *(".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+)
+# How files of HEIF begin, from the fifth byte on.
+HEIF_STARTS = tuple(
+    b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1")
 )
 
 # Modes read as another one that holds all of their pixels.
@@ -33,7 +37,7 @@ TIFF_PHOTOMETRIC = 262  # 0: white is zero, which Pillow turns round for 8 bits 
 def open_image(file: BinaryIO, name: object) -> Iterator[Image.Image]:
     """An image whose header has been read; what is wrong with it becomes a sentence."""
     try:
-        image = Image.open(file, formats=READABLE)
+        image = _opened(file, name)
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":
             raise UserError(
@@ -55,6 +59,24 @@ def open_image(file: BinaryIO, name: object) -> Iterator[Image.Image]:
         ) from error
     except Exception as error:  # decoders fail in any way on damaged files
         raise unreadable(name, error) from error
+
+
+def _opened(file: BinaryIO, name: object) -> Image.Image:
+    """By Pillow, which reads HEIF, what iPhones save, with the help of an extra."""
+    try:
+        return Image.open(file, formats=READABLE)
+    except UnidentifiedImageError:
+        file.seek(0)
+        start = file.read(12)
+        file.seek(0)
+        if start[4:] not in HEIF_STARTS:
+            raise
+    try:
+        import pillow_heif
+    except ModuleNotFoundError as error:
+        raise missing_extra("pillow-heif", "heif", f"Reading {name}") from error
+    pillow_heif.register_heif_opener()
+    return Image.open(file, formats=["HEIF"])
 
 
 def unreadable(name: object, error: Exception) -> UserError:
@@ -98,6 +120,35 @@ def to_rgb(pixels: np.ndarray, mode: str) -> np.ndarray:
     return np.repeat(grey[..., None].astype(np.uint8), 3, axis=-1)
 
 
+# Of a mask, levels between these shares of its largest are neither black nor white ...
+_DARK, _BRIGHT = 1 / 8, 7 / 8
+# ... as soft edges are, but no larger part of a mask, and even less of a coloured one.
+_SOFT_SHARE, _SOFT_SHARE_IN_COLOUR = 1 / 3, 1 / 10
+# Channels farther apart than this share of the largest level are a colour; fewer pixels
+# than this share of all are none.
+_COLOURED, _FEW = 1 / 4, 1e-3
+
+
+def _is_picture(values: np.ndarray) -> bool:
+    """Whether a mask's values [H, W] or [H, W, 3] look like a photo, or a painted one.
+
+    A mask is of two levels, but for soft edges. It may be painted in colours on black;
+    if something else is bright too, either of them may be meant.
+    """
+    if not values.size or values.dtype == np.bool_ or values.max() <= 0:
+        return False
+    levels = values if values.ndim == 2 else values.max(axis=-1)
+    largest = levels.max()
+    soft = np.mean((levels > _DARK * largest) & (levels < _BRIGHT * largest))
+    if values.ndim == 2:
+        return bool(soft > _SOFT_SHARE)
+    coloured = levels - values.min(axis=-1) > _COLOURED * largest
+    if np.mean(coloured) <= _FEW:
+        return bool(soft > _SOFT_SHARE)
+    white = (levels > largest / 2) & ~coloured
+    return bool(soft > _SOFT_SHARE_IN_COLOUR or np.mean(white) > _FEW)
+
+
 class Mask(NamedTuple):
     """What a mask's file says: the hole, bool [H, W], and which part of it said so."""
 
@@ -109,6 +160,8 @@ def mask_of(image: Image.Image, mask_hole: MaskHole, name: object) -> Mask:
     """The mask that an upright image shows, by the rule of `data.masks.hole_of`.
 
     Where the image has a transparent part, that is the hole, whatever its colours.
+    What looks like a picture rather than a mask is refused: its brightness says nothing
+    about a hole.
     """
     if image.mode in ("1", "I", "F"):
         values, mode = np.asarray(image), image.mode
@@ -120,6 +173,13 @@ def mask_of(image: Image.Image, mask_hole: MaskHole, name: object) -> Mask:
         if transparent.any():
             return Mask(transparent, from_alpha=True)
         values = values[..., :-1]
+    if _is_picture(values):
+        raise UserError(
+            f"{name} is a picture and no mask, which is black and white: paint what is "
+            f"to be made up in white on a black picture of the same size, or erase it "
+            f"in a copy of the photo, so that it is transparent there, and save that "
+            f"as PNG."
+        )
     if values.ndim == 3:
         values = values.max(axis=-1)  # a hole may be painted in any colour
     try:

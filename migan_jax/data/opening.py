@@ -11,6 +11,7 @@ from migan_jax.data.held_out import Part, hold_out
 from migan_jax.data.mask_samplers import SAMPLERS
 from migan_jax.data.sources import Source, open_source
 from migan_jax.errors import UserError
+from migan_jax.files import refuse_bucket
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -20,6 +21,7 @@ def open_parts(config: "ConfigDict") -> tuple[Source, Source]:
     """What to train on, and what is held out."""
     check_settings(config)
     data = config.data
+    _check_is_there(data.source, config.resolution)
     options = {"resolution": config.resolution, "seed": config.seed}
     source = open_source(
         data.source, masks=data.masks, mask_hole=data.mask_hole, **options
@@ -37,6 +39,18 @@ def open_parts(config: "ConfigDict") -> tuple[Source, Source]:
         count = min(data.held_out, len(validation))
         return source, Part(validation, np.arange(count))
     return hold_out(source, data.held_out, config.seed)
+
+
+def _check_is_there(source: str, resolution: int) -> None:
+    """Say how pictures get to where a recipe expects them."""
+    if source.startswith(("scenes", "tfds:")) or os.path.lexists(source):
+        return
+    refuse_bucket(source)
+    raise UserError(
+        f"data.source: there is nothing at {source!r}: bring pictures there (python -m "
+        f"migan_jax.prepare PHOTOS {source} --size={resolution}), or name a folder or "
+        f"zip with some (--config.data.source=PHOTOS)."
+    )
 
 
 def _overlap(one: str, other: str) -> bool:

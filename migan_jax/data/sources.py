@@ -28,8 +28,8 @@ from migan_jax.data.containers import Files, open_files
 from migan_jax.data.examples import Encoded, Example, decode
 from migan_jax.data.masks import MaskHole, doubt_about
 from migan_jax.data.scenes import FAMILIES, draw_scene
-from migan_jax.errors import UserError, missing_extra
-from migan_jax.files import read_json, reason
+from migan_jax.errors import UserError, missing_here
+from migan_jax.files import read_json, reason, refuse_bucket
 
 if TYPE_CHECKING:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -257,8 +257,10 @@ def _read_index(location: Path) -> dict[str, Any]:
 
 
 def _open_records(location: Path, names: list[str]) -> "ArrayRecordDataSource | None":
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
+    try:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+    except ModuleNotFoundError as error:
+        raise missing_here("array_record", f"Reading {location}") from error
     folder = location if location.is_dir() else location.parent
     try:
         return (
@@ -276,12 +278,8 @@ class TfdsSource(Source):
 
     def __init__(self, dataset: str, split: str):
         """`dataset`: NAME[/CONFIG][:VERSION], or a folder with dataset_info.json."""
-        try:
-            import tensorflow_datasets as tfds
-        except ImportError as error:
-            raise missing_extra(
-                "tensorflow-datasets", "tfds", f"Reading tfds:{dataset}"
-            ) from error
+        import tensorflow_datasets as tfds
+
         try:
             is_folder = os.path.isdir(dataset)
             open_builder = tfds.builder_from_directory if is_folder else tfds.builder
@@ -292,10 +290,15 @@ class TfdsSource(Source):
             stored = builder.info.splits[re.split(r"[\[+]", split)[0]]
         except UserError:
             raise
+        except NotImplementedError as error:  # of other formats, and of nothing at all
+            raise UserError(
+                f"tfds:{dataset} is not prepared as ArrayRecord: run `tfds build "
+                f"{dataset} --file_format=array_record` once, which needs TensorFlow "
+                f"(the extra tf)."
+            ) from error
         except Exception as error:  # builders are anyone's code and fail in any way
             raise UserError(
-                f"tfds:{dataset}[{split}] cannot be opened: {reason(error)}. It must "
-                f"be prepared beforehand, with file_format='array_record'."
+                f"tfds:{dataset}[{split}] cannot be opened: {reason(error)}."
             ) from error
         self._label = f"tfds:{builder.info.full_name}[{split}]"
         self.fingerprint = Fingerprint(
@@ -369,6 +372,9 @@ def open_source(
         raise UserError("data.source is empty: name a folder, a zip or scenes.")
     kind, _, rest = source.partition(":")
     path = Path(source)
+    for location in filter(None, (source, masks)):
+        if kind != "tfds":
+            refuse_bucket(location)
     if kind == "scenes":
         found: Source = SceneSource(resolution, seed, rest or None)
     elif kind == "tfds":

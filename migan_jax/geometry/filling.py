@@ -16,6 +16,7 @@ Later crops take what earlier ones have filled as known. Resizing and pasting go
 strips of rows: beside the photo there are only a few bytes for each pixel of a crop.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import get_args
 
@@ -33,6 +34,8 @@ from migan_jax.geometry.crops import (
     tight_box,
 )
 
+logger = logging.getLogger(__name__)
+
 Network = Callable[[np.ndarray], np.ndarray]  # [1, S, S, 4] -> [1, S, S, 3]
 
 DEFAULT_FEATHER = 2
@@ -40,6 +43,9 @@ DEFAULT_FEATHER = 2
 # A resized pixel counts as known while less of it than this comes from unknown ones:
 # zero, but for rounding.
 UNKNOWN_SHARE = 1e-6
+
+# A hole of more than this share of the square is far from what networks learn from.
+FAR_SHARE = 0.5
 
 # Pixels handled at once where a crop is larger than the network.
 STRIP_PIXELS = 1 << 20
@@ -54,6 +60,7 @@ def fill_holes(
     crops: Crops = "auto",
     raw: np.ndarray | None = None,
     track: Callable[[list[Box]], Iterable[Box]] = iter,
+    tell: Callable[[str], object] = logger.warning,
 ) -> np.ndarray:
     """Complete the hole of a photo of any size.
 
@@ -68,6 +75,7 @@ def fill_holes(
       raw: an array like `image`, which receives what the network makes of each crop as
         a whole, known pixels included, before it is pasted.
       track: wraps the list of boxes to be filled, for a progress display.
+      tell: takes a sentence on a hole that leaves the network little to go by.
 
     Returns the completed photo; without a hole, an equal one.
     """
@@ -78,11 +86,19 @@ def fill_holes(
         raw[:] = image
     if not hole.any():
         return result
-    unfilled = hole.copy()
+    unfilled, largest = hole.copy(), FAR_SHARE
     for box in track(plan(hole, size, crops)):
         crop = crop_around(box, hole.shape, size)
         distance = squared_distance(unfilled[crop.box.slices], feather)
         x = network_input(result[crop.box.slices], distance <= feather**2, crop)
+        share = float(np.mean(x[..., 0] < 0))
+        if share > largest:
+            largest = 1.0  # said once
+            tell(
+                f"The hole takes {share:.0%} of the square of {size} pixels that the "
+                f"network sees: it has learnt to fill holes with more around them, so "
+                f"expect little of it; a network for larger pictures may do better."
+            )
         output = np.asarray(network(x), np.float32)
         if not np.isfinite(output).all():
             raise UserError(
@@ -131,6 +147,20 @@ def check_feather(feather: int, size: int) -> None:
             f"feather is a whole number of pixels from 0 to {largest} with a network "
             f"of {size} pixels, not {feather!r}."
         )
+
+
+def grown(hole: np.ndarray, pixels: int) -> np.ndarray:
+    """The hole and all that is within so many pixels of it.
+
+    Masks drawn tight leave a rim of what was to go: its blurred edge, its shadow.
+    """
+    whole = isinstance(pixels, int | np.integer) and not isinstance(pixels, bool)
+    if not (whole and pixels >= 0):
+        raise UserError(f"grow is a whole number of pixels from 0 up, not {pixels!r}.")
+    if pixels == 0 or not hole.any():
+        return hole
+    pixels = min(int(pixels), max(hole.shape))
+    return squared_distance(hole, pixels) <= pixels**2
 
 
 # To the network and back.

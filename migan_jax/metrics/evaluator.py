@@ -46,6 +46,7 @@ class Method(NamedTuple):
 
     fill: Fill
     identity: Mapping[str, str]
+    resolution: int | None = None  # that it was made for; None for any
 
 
 @dataclass(frozen=True)

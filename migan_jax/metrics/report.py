@@ -60,7 +60,7 @@ def table_of(
     """Titles; and rows of cells, each with whether it is the best of its column."""
     methods = result["methods"]
     names = list(next(iter(methods.values()))["metrics"])
-    rows = [[(method, False)] for method in methods]
+    rows = [[(_label(*method), False)] for method in methods.items()]
     for name in names:
         values = [content["metrics"][name]["value"] for content in methods.values()]
         said = [value for value in values if value is not None]
@@ -72,6 +72,12 @@ def table_of(
     arrows = ["↑" if name.startswith(MORE) else "↓" for name in names]
     titles = [f"{name} {arrow}" for name, arrow in zip(names, arrows, strict=True)]
     return ["", *titles], rows
+
+
+def _label(name: str, content: Mapping[str, Any]) -> str:
+    """A method and the size that it was made for, if it was for one."""
+    size = content.get("resolution")
+    return name if size is None else f"{name}, {size} px"
 
 
 def cell(metric: Mapping[str, float | None]) -> str:

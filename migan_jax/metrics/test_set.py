@@ -11,7 +11,7 @@ from migan_jax.data.masks import MaskHole
 from migan_jax.data.sources import Source
 from migan_jax.errors import UserError
 
-KIND, SEED = "free_form", 0  # of masks, where none are given
+KIND, SEED = "free_form", 0  # of masks, where nothing is said of them
 RESIZING = "bicubic; a hole takes every pixel that it touches"
 
 
@@ -29,7 +29,7 @@ class TestSet:
     The central ones, moved where that is needed to have some of an own hole inside.
 
     Holes are the pictures' own, or those of a set that `prepare --masks` has drawn, by
-    number; or else free-form ones, as such a set of seed 0 would have.
+    number; or else those of a kind that such a set of seed 0 would have.
     """
 
     __test__ = False  # pytest looks for classes of such names
@@ -41,9 +41,10 @@ class TestSet:
         resolution: int,
         crop: CropKind = "square",
         masks: MaskSet | None = None,
+        kind: str = KIND,
         count: int | None = None,
     ):
-        self._source = source
+        self._source, self._kind = source, kind
         self._crop = Crop(resolution, crop)
         self._masks = masks
         self._count = len(source) if count is None else min(count, len(source))
@@ -76,7 +77,7 @@ class TestSet:
         if self._masks is not None:
             return Pair(name, example.image, self._masks[number] == 0)
         rng = np.random.default_rng((SEED, number))
-        known = mask_on_host(SAMPLERS[KIND], rng, self._crop.resolution)
+        known = mask_on_host(SAMPLERS[self._kind], rng, self._crop.resolution)
         return Pair(name, example.image, known == 0)
 
     @property
@@ -84,7 +85,7 @@ class TestSet:
         """What decides which pictures and holes these are."""
         fingerprint = self._source.fingerprint
         own: MaskHole | None = None
-        drawn: dict[str, Any] | None = {"kind": KIND, "seed": SEED}
+        drawn: dict[str, Any] | None = {"kind": self._kind, "seed": SEED}
         if self._source.has_masks:
             own, drawn = self._source.mask_hole, None
         elif self._masks is not None:

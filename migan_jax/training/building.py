@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from migan_jax.config import require_at_least
+from migan_jax.config import RELEASED, require_at_least
 from migan_jax.data.mask_samplers import SAMPLERS
 from migan_jax.errors import UserError
 from migan_jax.losses.distillation import LOWEST_RESOLUTION
@@ -21,6 +21,7 @@ from migan_jax.models.layers import Reparam
 from migan_jax.systems.base import System
 from migan_jax.systems.comodgan import CoModGAN
 from migan_jax.systems.migan import MIGAN
+from migan_jax.training.devices import resolved_dtype
 from migan_jax.training.optimizer import lazy_adam, without_levels
 from migan_jax.training.step import Optimizers, TrainState, init_state
 from migan_jax.weights.checkpoint import load_checkpoint
@@ -34,7 +35,9 @@ NO_DISCRIMINATOR = (
     "optimizer.frozen_levels keeps levels of a discriminator that has learned: name a "
     "run's workdir with --init-from, or set it to 0."
 )
-DTYPES = ("float32", "bfloat16")
+# Recipes for teachers of a resolution.
+TEACHERS = {64: "scenes64:teacher"} | {n: f"comodgan_places{n}" for n in (256, 512)}
+DTYPES = ("auto", "float32", "bfloat16")
 # Figures of held-out pictures, to choose checkpoints by.
 SCORES = *image.NAMES, "lpips_alex", "lpips_vgg", "fid", "kid"
 
@@ -74,8 +77,10 @@ def check_settings(config: "ConfigDict") -> None:
     if config.system not in SYSTEMS:
         raise UserError(f"system is {' or '.join(SYSTEMS)}, not {config.system!r}.")
     if config.networks.dtype not in DTYPES:
-        kinds = " or ".join(DTYPES)
-        raise UserError(f"networks.dtype is {kinds}, not {config.networks.dtype!r}.")
+        kinds = ", ".join(DTYPES)
+        raise UserError(
+            f"networks.dtype is one of {kinds}, not {config.networks.dtype!r}."
+        )
     if config.best_by not in SCORES:
         raise UserError(
             f"best_by is one of {', '.join(SCORES)}, not {config.best_by!r}."
@@ -139,9 +144,13 @@ def load_teacher(config: "ConfigDict") -> Teacher | None:
     try:
         loaded = load_checkpoint(config.teacher)
     except UserError as error:
+        own = "runs/teacher" if Path(config.teacher).suffix else config.teacher
+        recipe = TEACHERS.get(config.resolution, "comodgan_folder256")
         raise UserError(
-            f"The teacher cannot be loaded: {error} Train one with a comodgan recipe, "
-            f"or train without: --config.teacher=none."
+            f"The teacher cannot be loaded: {error} Get the authors' from {RELEASED}, "
+            f"or train one (python -m migan_jax.train --config={recipe} "
+            f"--workdir={own}) and name it (--config.teacher={own}), or do without "
+            f"(--config.teacher=none)."
         ) from error
     network = loaded.network
     if family_of(network) != "comodgan":
@@ -163,7 +172,7 @@ def load_teacher(config: "ConfigDict") -> Teacher | None:
 
 def build_system(config: "ConfigDict", teacher: Teacher | None) -> System:
     """The networks and losses that a configuration describes."""
-    dtype = jnp.dtype(config.networks.dtype)
+    dtype = jnp.dtype(resolved_dtype(config.networks.dtype))
     shared = {
         "resolution": config.resolution,
         "channel_base": config.networks.channel_base,
@@ -213,7 +222,8 @@ def build_optimizers(config: "ConfigDict", system: System) -> Optimizers:
         for player, interval in intervals.items()
     }
     if count := config.optimizer.frozen_levels:
-        frozen = [f"b{level}" for level in levels(config.resolution)[:count]]
+        largest_first = levels(config.resolution)[::-1]
+        frozen = [f"b{level}" for level in largest_first[:count]]
         optimizers["discriminator"] = without_levels(
             optimizers["discriminator"], frozen
         )

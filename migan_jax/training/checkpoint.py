@@ -31,7 +31,7 @@ from migan_jax.files import readable_size, reason
 from migan_jax.training.processes import meet
 from migan_jax.training.step import TrainState
 from migan_jax.weights.families import Network, describe
-from migan_jax.weights.workdir import CHECKPOINTS, located
+from migan_jax.weights.locations import CHECKPOINTS, located
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """Networks that metrics look at pictures with: those whose public weights are here."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,9 @@ from migan_jax.training import processes
 from migan_jax.weights.feature_networks import (
     FILES,
     find,
-    folders,
     load_inception,
     load_perceptual,
 )
-
-logger = logging.getLogger(__name__)
 
 Missing = dict[str, str]  # by metric, why it cannot be had
 
@@ -29,7 +25,10 @@ def open_eyes() -> tuple[Eyes, Missing]:
 
 
 def open_common_eyes(best_by: str) -> Eyes:
-    """Of a run: those that all its processes have, `best_by`'s among them."""
+    """Of a run: those that all its processes have, `best_by`'s among them.
+
+    The others are done without, and nothing is said of them: nobody asked.
+    """
     paths, missing = _find_all()
     here = np.array([[name in paths for name in FILES]], np.uint32)
     everywhere = processes.together(here, "feature weights are looked for").all(axis=0)
@@ -39,13 +38,6 @@ def open_common_eyes(best_by: str) -> Eyes:
     eyes = _load_all(paths, missing)
     if best_by in missing:
         raise UserError(f"best_by is {best_by}, but {missing[best_by]}")
-    if missing:
-        logger.info(
-            "held-out pictures: without %s, whose networks' weights are not in %s; "
-            "evaluate says which they are",
-            ", ".join(missing),
-            folders()[0],
-        )
     return eyes
 
 

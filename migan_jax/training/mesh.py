@@ -15,33 +15,63 @@ from migan_jax.ops.minibatch_std import GROUP_SIZE
 from migan_jax.ops.partition import DATA, SPACE
 
 
-def make_mesh(space: int, resolution: int, batch_size: int, parts: int) -> Mesh:
-    """All devices, of which `space` at a time share an image; UserError for misfits."""
+def make_mesh(space: int | str, resolution: int, batch_size: int, parts: int) -> Mesh:
+    """All devices, of which `space` at a time share an image; UserError for misfits.
+
+    "auto" is as few as let all devices have some of the batch, which then stays what it
+    is, and with it what is learnt.
+    """
     # A process's devices stand together, so that it loads as few images as can be.
     devices = sorted(
         jax.devices(), key=lambda device: (device.process_index, device.id)
     )
     count = len(devices)
+    fitting = [
+        n
+        for n in range(1, count + 1)
+        if count % n == 0
+        and resolution % n == 0
+        and batch_size % _batch_multiple(count // n, batch_size, parts) == 0
+    ]
+    automatic = space == "auto"
+    if automatic:
+        space = next(iter(fitting), 1)
     if space < 1 or count % space or resolution % space:
         raise UserError(
             f"mesh.space is {space}, but must divide the {count} devices and the "
             f"{resolution} rows of an image."
         )
-    lines = count // space
-    group = GROUP_SIZE if parts > 1 or batch_size > GROUP_SIZE else 1
-    multiple = parts * math.lcm(lines, group)
-    if batch_size % multiple:
-        shared = f", {space} to an image" if space > 1 else ""
-        turns = f" in {parts} parts" if parts > 1 else ""
-        compared = f", in groups of {GROUP_SIZE} that are compared" if group > 1 else ""
-        # Above a group's size only whole groups will do.
-        least = math.lcm(multiple, GROUP_SIZE) if batch_size > multiple else multiple
-        raise UserError(
-            f"batch_size {batch_size} cannot be split over {count} devices{shared}"
-            f"{turns}{compared}: make it a multiple of {least}."
-        )
-    shape = np.array(devices).reshape(lines, space)
+    if space not in fitting:
+        raise _misfit(count, space, batch_size, parts, fitting)
+    shape = np.array(devices).reshape(count // space, space)
     return Mesh(shape, (DATA, SPACE), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _batch_multiple(lines: int, batch_size: int, parts: int) -> int:
+    """What a batch must be a multiple of; a large one also consists of whole groups."""
+    group = GROUP_SIZE if parts > 1 or batch_size > GROUP_SIZE else 1
+    return parts * math.lcm(lines, group)
+
+
+def _misfit(
+    count: int, space: int, batch_size: int, parts: int, fitting: list[int]
+) -> UserError:
+    multiple = _batch_multiple(count // space, batch_size, parts)
+    shared = f", {space} to an image" if space > 1 else ""
+    turns = f" in {parts} parts" if parts > 1 else ""
+    grouped = parts > 1 or batch_size > GROUP_SIZE
+    compared = f", in groups of {GROUP_SIZE} that are compared" if grouped else ""
+    keeping = ""
+    if fitting:
+        several = fitting[0] > 1
+        sharing = f"{fitting[0]} devices share" if several else "each have"
+        keeping = f"let {sharing} an image (mesh.space={fitting[0]}), or "
+    # Above a group's size only whole groups will do.
+    least = math.lcm(multiple, GROUP_SIZE) if batch_size > multiple else multiple
+    return UserError(
+        f"batch_size {batch_size} cannot be split over {count} devices{shared}{turns}"
+        f"{compared}: {keeping}make it a multiple of {least}."
+    )
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:

@@ -4,9 +4,7 @@ JAX must know of the other processes before it is used in any way.
 """
 
 import contextlib
-import importlib.util
 import os
-import re
 import sys
 import tempfile
 import threading
@@ -20,9 +18,12 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.multihost import get_barrier_sync_fn
 
 from migan_jax.errors import UserError
-from migan_jax.files import held, reason
-from migan_jax.weights.workdir import CHECKPOINTS
+from migan_jax.files import held, reason, refuse_bucket
+from migan_jax.training.devices import on_tpu
+from migan_jax.weights.locations import CHECKPOINTS
 
+# Variables that tell of other processes begin like this.
+_TELLING = "TPU_", "CLOUD_TPU_", "MEGASCALE_", "SLURM_STEP_N", "OMPI_COMM_", "JAX_C"
 LONGEST_WAIT = 3600  # seconds; a host that is gone is noticed by JAX, and sooner
 
 
@@ -54,15 +55,44 @@ def connect(
     try:
         # JAX would abort the process with a stack trace, so it gets more time.
         jax.distributed.initialize(*named, initialization_timeout=timeout + 60)
-    except (RuntimeError, ValueError, IndexError) as error:
-        if coordinator is None and not environment_asks():
-            return  # a TPU that is no part of a slice of several hosts
+    # OSError: the machine's metadata, which JAX asks, cannot be reached.
+    except (RuntimeError, ValueError, IndexError, OSError) as error:
+        if coordinator is None and not environment_asks() and _is_alone():
+            return
         raise UserError(
-            f"The processes of the run cannot be connected: {reason(error)}. Name "
-            f"--coordinator, --processes and --process-id on each host."
+            f"The processes of the run cannot be connected: {reason(error)}. The "
+            f"environment has {_found()}. Name --coordinator, --processes and "
+            f"--process-id on each host."
         ) from error
     finally:
         waiting.cancel()
+
+
+def _is_alone() -> bool:
+    """Whether a TPU host is no part of a slice of several: one alone, as in Colab.
+
+    The environment may say so; if it does not, TPUs know how many processes they are
+    used by. Going on alone where there are others would train as many networks.
+    """
+    environment = os.environ
+    lists = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+    numbers = ("TPU_WORKER_ID", "CLOUD_TPU_TASK_ID", "MEGASCALE_SLICE_ID")
+    several = (
+        any("," in environment.get(name, "") for name in lists)
+        or any(environment.get(name, "0") != "0" for name in numbers)
+        or environment.get("MEGASCALE_NUM_SLICES", "1") != "1"
+    )
+    return not several and jax.process_count() == 1
+
+
+def _found() -> str:
+    """The variables that tell of other processes, for a sentence."""
+    named = [
+        f"{name}={value}"
+        for name, value in sorted(os.environ.items())
+        if name.startswith(_TELLING)
+    ]
+    return ", ".join(named) or "nothing that tells of others"
 
 
 def _give_up(timeout: int, coordinator: str | None) -> None:
@@ -86,21 +116,10 @@ def environment_asks() -> bool:
     return bool(environment.get("JAX_COORDINATOR_ADDRESS"))
 
 
-def on_tpu() -> bool:
-    """Whether this host has TPUs, of which JAX asks the machine's metadata."""
-    wanted = os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
-    devices = any(Path("/dev").glob("accel[0-9]*")) or Path("/dev/vfio/0").exists()
-    return wanted and devices and importlib.util.find_spec("libtpu") is not None
-
-
 @contextlib.contextmanager
 def workdir_held(workdir: Path) -> Iterator[None]:
     """Keep other runs out of a workdir that all processes of this one see."""
-    if re.match(r"\w+:/", str(workdir)):  # pathlib makes one slash of two
-        raise UserError(
-            f"--workdir={workdir} is no folder: mount the bucket, for example with "
-            f"gcsfuse, and name the folder where it is."
-        )
+    refuse_bucket(workdir)
     first, several = jax.process_index() == 0, jax.process_count() > 1
     with contextlib.ExitStack() as stack:
         if first:

@@ -20,6 +20,7 @@ FREE = (
     "total_kimg",
     "patience_kimg",
     "teacher",
+    "networks.dtype",
     "networks.remat",
     "parts",
     "mesh.space",

@@ -1,6 +1,5 @@
 """Everything that a run holds: what is trained, on what data, and its programs."""
 
-import functools
 import logging
 import math
 import sys
@@ -13,16 +12,20 @@ import jax
 import numpy as np
 
 from migan_jax.config import base_config, flat
-from migan_jax.data.held_out import load_held_out
+from migan_jax.data.held_out import HeldOut, load_held_out
 from migan_jax.data.opening import open_parts
 from migan_jax.data.pipeline import Batches, batches_of
-from migan_jax.data.sources import Source
 from migan_jax.errors import UserError
 from migan_jax.files import write_json
 from migan_jax.training import building, overview, processes, resuming
 from migan_jax.training.building import Teacher
 from migan_jax.training.checkpoint import Checkpoints
 from migan_jax.training.curves import CURVES_FILE, save_curves
+from migan_jax.training.devices import (
+    describe_dtype,
+    idle_accelerator,
+    resolved_dtype,
+)
 from migan_jax.training.eyes import open_common_eyes
 from migan_jax.training.mesh import (
     everywhere,
@@ -34,13 +37,19 @@ from migan_jax.training.mesh import (
 from migan_jax.training.reporting import Reporter
 from migan_jax.training.samples import (
     BY_MEAN_COLOUR,
+    Beginning,
     Samples,
     save_grid,
     score_of,
 )
-from migan_jax.training.starting import start_from
-from migan_jax.training.step import Step, make_penalty_step, make_step
-from migan_jax.weights.workdir import CHECKPOINTS
+from migan_jax.training.starting import Start, begin_with, read_start
+from migan_jax.training.step import (
+    Step,
+    TrainState,
+    make_penalty_step,
+    make_step,
+)
+from migan_jax.weights.locations import CHECKPOINTS, CONFIG_FILE
 
 if TYPE_CHECKING:
     from jax.stages import Compiled
@@ -48,7 +57,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE, REJECTS_FILE = "config.json", "rejected.json"
+REJECTS_FILE = "rejected.json"
 
 
 class Run:
@@ -62,33 +71,37 @@ class Run:
         force_resume: bool = False,
     ):
         building.check_settings(config)
-        self.config, self.workdir = config, workdir
+        self.workdir = workdir
         self.mesh = make_mesh(
             config.mesh.space, config.resolution, config.batch_size, config.parts
         )
         self._source, held_out = open_parts(config)
+        pictures = load_held_out(held_out, config)
+        self._score = score_of(config.best_by, len(pictures or ()))
+        self._checkpoints = Checkpoints(
+            workdir, config.keep_last, config.keep_best, self._score
+        )
+        self._earlier = self._checkpoints.newest_run()
+        self.config = config = self._with_dtype(config)
         teacher = building.load_teacher(config)
         self.system = building.build_system(config, teacher)
         self._optimizers = building.build_optimizers(config, self.system)
-        self._frozen = self._everywhere(
-            {"teacher": teacher.variables} if teacher else {}
-        )
-        self._rows = rows_of_process(self.mesh, config.batch_size, config.resolution)
-        self._key = self._everywhere(jax.random.key(config.seed))
         self._identity = resuming.identity(
             config, self._source.fingerprint, held_out.fingerprint, teacher
         )
-        self._samples = self._open_samples(held_out, teacher)
+        start = self._check_start(init_from, force_resume)
+        self._rows = rows_of_process(self.mesh, config.batch_size, config.resolution)
+        self._frozen = self._everywhere(
+            {"teacher": teacher.variables} if teacher else {}
+        )
+        self._key = self._everywhere(jax.random.key(config.seed))
+        self._samples = self._open_samples(pictures, teacher, start)
         # Of the last evaluation, and the best value of the score; with their steps.
         self._figures: tuple[int, dict[str, float]] | None = None
         self._best: tuple[int, float] | None = None
         self._step: Compiled | None = None
         self._penalty_step: Compiled | None = None
-        self._score = score_of(config.best_by, self._samples)
-        self._checkpoints = Checkpoints(
-            workdir, config.keep_last, config.keep_best, self._score
-        )
-        self._begin(init_from, force_resume)
+        self._begin(start)
         self.total_steps = max(building.total_steps(config), self.first_step)
         if self.is_stale(self.first_step):
             self.total_steps = self.first_step
@@ -97,15 +110,43 @@ class Run:
         """Wait for what is being saved."""
         self._checkpoints.close()
 
+    def _with_dtype(self, config: "ConfigDict") -> "ConfigDict":
+        """The configuration with the dtype that the run keeps from its beginning on."""
+        earlier = self._earlier and self._earlier["config"]["networks.dtype"]
+        config = config.copy_and_resolve_references()
+        config.networks.dtype = resolved_dtype(config.networks.dtype, earlier)
+        return config
+
+    def _check_start(self, init_from: Path | None, force_resume: bool) -> Start | None:
+        """Weights to begin with, read and found to fit before anything is computed."""
+        if self._earlier is not None:
+            resuming.check(self._identity, self._earlier, force_resume)
+            if init_from is not None:
+                logger.info("--init-from is for a run's beginning: left aside")
+            return None
+        building.check_start(self.config, init_from)
+        if init_from is None:
+            return None
+        levels_stay = self.config.optimizer.frozen_levels > 0
+        shapes = jax.eval_shape(self._first_state)
+        return read_start(init_from, self.system, shapes, levels_stay)
+
+    def _first_state(self) -> TrainState:
+        return building.first_state(self.config, self.system, self._optimizers)
+
     def _open_samples(
-        self, held_out: Source, teacher: Teacher | None
+        self, pictures: HeldOut | None, teacher: Teacher | None, start: Start | None
     ) -> Samples | None:
-        loaded = load_held_out(held_out, self.config)
-        if loaded is None:
+        eyes = open_common_eyes(self.config.best_by)
+        if pictures is None:
             logger.warning("no pictures are held out: there will be no samples")
             return None
-        eyes = open_common_eyes(self.config.best_by)
-        return Samples(self.system, loaded, teacher, eyes, self.config.seed)
+        beginning = Beginning(
+            self.workdir, is_new=self._earlier is None, is_shown=start is not None
+        )
+        return Samples(
+            self.system, pictures, teacher, eyes, self.config.seed, beginning
+        )
 
     def _everywhere(self, tree: Any) -> Any:
         """The same arrays on every device of every process."""
@@ -122,13 +163,10 @@ class Run:
 
         return jax.tree.map(put, tree)
 
-    def _begin(self, init_from: Path | None, force_resume: bool) -> None:
+    def _begin(self, start: Start | None) -> None:
         """The state to begin with: the newest checkpoint's, or the first."""
-        make = functools.partial(
-            building.first_state, self.config, self.system, self._optimizers
-        )
         with jax.set_mesh(self.mesh):
-            make = jax.jit(make, out_shardings=everywhere(self.mesh))
+            make = jax.jit(self._first_state, out_shardings=everywhere(self.mesh))
             shapes = jax.eval_shape(make)
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
@@ -136,9 +174,6 @@ class Run:
             ),
             shapes,
         )
-        earlier = self._checkpoints.newest_run()
-        if earlier is not None:
-            resuming.check(self._identity, earlier, force_resume)
         saved = self._checkpoints.restore(like)
         self._earlier = None if saved is None else saved.run
         if saved is not None:
@@ -149,17 +184,11 @@ class Run:
             else:
                 self._best = self._checkpoints.best()
             logger.info("resuming at step %s", f"{self.first_step:,}")
-            if init_from is not None:
-                logger.info("--init-from is for a run's beginning: left aside")
             return
-        building.check_start(self.config, init_from)
         self.state, self.first_step = make(), 0
-        if init_from is not None:
-            levels_stay = self.config.optimizer.frozen_levels > 0
-            self.state, sentence = start_from(
-                init_from, self.system, self.state, levels_stay
-            )
-            logger.info(sentence)
+        if start is not None:
+            self.state = begin_with(start, self.state)
+            logger.info(start.sentence)
 
     def announce(self) -> None:
         """Say what is going to be done."""
@@ -195,6 +224,15 @@ class Run:
             data,
             f", images {space} ways by rows" if space > 1 else "",
         )
+        if space > 1 and config.mesh.space == "auto":
+            logger.info(
+                "so that the batch stays what it is, %d devices share an image "
+                "(mesh.space=auto)",
+                space,
+            )
+        logger.info(describe_dtype(config.networks.dtype))
+        if sentence := idle_accelerator():
+            logger.warning(sentence)
 
     def compile(self) -> None:
         """Make the programs of an iteration, and of the lazy penalty after some."""

@@ -6,6 +6,7 @@ better than is a hole filled with the mean colour of the known pixels.
 """
 
 import functools
+import logging
 import math
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image
 from migan_jax.data.held_out import HeldOut
 from migan_jax.data.sheets import contact_sheet, with_hole
 from migan_jax.errors import UserError
-from migan_jax.files import write_whole
+from migan_jax.files import reason, remove, write_whole
 from migan_jax.metrics.evaluator import Eyes
 from migan_jax.metrics.fills import mean_colour
 from migan_jax.metrics.image import image_metrics
@@ -28,11 +29,46 @@ from migan_jax.training.building import Teacher
 from migan_jax.training.checkpoint import Score
 from migan_jax.training.step import TrainState
 
-FOLDER = "samples"
+logger = logging.getLogger(__name__)
+
+FOLDER, BEGINNING = "samples", "beginning.png"
 SHOWN = 8  # rows of a grid, and pictures that are completed at a time
 SMALLEST_SIDE, LARGEST_SIDE = 128, 512  # of a grid's pictures
 OF_SETS = "fid", "kid"
 BY_MEAN_COLOUR, FINITE = "mean_colour_psnr", "finite"  # figures that have no network
+
+
+class Beginning:
+    """What the network that a run began with made of the first pictures.
+
+    Kept as a file, since a run that goes on has that network no more.
+    """
+
+    def __init__(self, workdir: Path, is_new: bool, is_shown: bool):
+        """Args:
+        is_new: the run begins here, so what is there is of another one.
+        is_shown: it begins with weights that can do something already.
+        """
+        self._path = workdir / FOLDER / BEGINNING
+        self._is_wanted = is_shown
+        self.completions: list[np.ndarray] = []
+        if is_new and jax.process_index() == 0:
+            remove(self._path)
+        elif self._path.is_file():
+            try:
+                pixels = np.asarray(Image.open(self._path))
+                self.completions = np.split(pixels, len(pixels) // pixels.shape[1])
+            except (OSError, ValueError) as error:
+                logger.warning("%s is not shown: %s", self._path, reason(error))
+
+    def keep(self, completions: list[np.ndarray]) -> None:
+        """Those of the run's first evaluation, if they are wanted."""
+        if not self._is_wanted or self.completions:
+            return
+        self.completions = completions
+        if jax.process_index() == 0:
+            strip = Image.fromarray(np.concatenate(completions))
+            write_whole(self._path, lambda part: strip.save(part, format="PNG"))
 
 
 class Samples:
@@ -48,8 +84,10 @@ class Samples:
         teacher: Teacher | None,
         eyes: Eyes,
         seed: int,
+        beginning: Beginning,
     ):
         self._held_out, self._eyes = held_out, eyes
+        self._beginning = beginning
         self._holes = held_out.masks[..., 0] == 0
         self._key = jax.random.key(seed)
         self._complete = jax.jit(system.inpaint)
@@ -89,6 +127,7 @@ class Samples:
             finite = np.isfinite(completions).all(axis=(1, 2, 3))
             tables.append(self._table(batch, pictures, finite))
         table = everyones(Table.of(tables), f"samples of step {state.step}")
+        self._beginning.keep(shown)
         values = agreed(table.values(), f"figures of step {state.step}")
         # Without those that cannot be said, as of very small pictures.
         values = {n: v for n, v in values.items() if not math.isnan(v)}
@@ -133,9 +172,11 @@ class Samples:
 
     def _grid(self, completions: list[np.ndarray]) -> Image.Image:
         truths, holes = (x[self._own[0]] for x in (self._held_out.images, self._holes))
+        begun = self._beginning.completions
         columns = {
             "input": list(map(with_hole, truths, holes)),
             "completion": completions,
+            **({"begun with": begun} if begun else {}),
             **({"teacher": self._by_teacher} if self._by_teacher else {}),
             "truth": list(truths),
         }
@@ -153,9 +194,8 @@ def agreed(values: dict[str, float], name: str) -> dict[str, float]:
     return dict(zip(values, map(float, rows[0]), strict=True))
 
 
-def score_of(best_by: str, samples: Samples | None) -> Score:
+def score_of(best_by: str, count: int) -> Score:
     """The figure of held-out pictures, whose number is part of FID's name."""
-    count = 0 if samples is None else len(samples)
     if best_by in OF_SETS and count < 2:
         raise UserError(
             f"best_by is {best_by}, which {count} held-out pictures have not: hold out "

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from migan_jax.errors import UserError
-from migan_jax.systems.base import System
+from migan_jax.systems.base import Params, Stats, System
 from migan_jax.training.building import NO_DISCRIMINATOR
 from migan_jax.training.checkpoint import read_networks
 from migan_jax.training.step import TrainState
@@ -18,14 +18,24 @@ from migan_jax.weights.checkpoint import load_checkpoint, to_form
 from migan_jax.weights.families import GENERATORS, Network, family_of, has_kernels
 
 
-def start_from(
-    source: Path, system: System, state: TrainState, levels_stay: bool = False
-) -> tuple[TrainState, str]:
-    """The first state with the weights of `source`, and a sentence on what they are.
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Weights that fit a run's networks, by network; and what to say of them."""
+
+    params: Params
+    stats: Stats
+    sentence: str
+
+
+def read_start(
+    source: Path, system: System, shapes: TrainState, levels_stay: bool = False
+) -> Start:
+    """The weights of `source`; UserError if the run cannot begin with them.
 
     Args:
       source: a `.pt`, a `.safetensors` or a workdir. Of a run's workdir the
         discriminator is taken too.
+      shapes: of the run's state, which need not have been computed.
       levels_stay: refuse a source without a discriminator, some of which shall stay.
     """
     loaded = to_form(load_checkpoint(source), "training")
@@ -37,24 +47,38 @@ def start_from(
         found["discriminator"] = fusing.collapse(networks["discriminator"])
     if levels_stay and "discriminator" not in found:
         raise UserError(NO_DISCRIMINATOR)
-    params = dict(state.params)
-    for part, weights in found.items():
-        own = _in_form_of(getattr(system, part), weights)
-        params[part] = _onto(state.params[part], own, source, part)
-    stats = dict(state.stats)
-    if is_generator:
-        stats[name] = _onto(state.stats[name], loaded.stats, source, name)
-    cold = [part for part in params if part not in found] + ["both optimisers"]
-    started = dataclasses.replace(
-        state,
-        params=params,
-        stats=stats,
-        ema={part: jax.tree.map(lambda x: x + 0, params[part]) for part in state.ema},
-    )
-    return started, (
+    params = {
+        part: _in_form_of(getattr(system, part), weights)
+        for part, weights in found.items()
+    }
+    stats = {name: loaded.stats} if is_generator else {}
+    for ours, theirs in ((shapes.params, params), (shapes.stats, stats)):
+        for part in theirs:
+            _check_sizes(ours[part], theirs[part], source, part)
+    cold = [part for part in shapes.params if part not in found] + ["both optimisers"]
+    return Start(
+        params,
+        stats,
         f"starting from {source}: {' and '.join(sorted(found, reverse=True))}; "
-        f"starting cold: {' and '.join(cold)}"
+        f"starting cold: {' and '.join(cold)}",
     )
+
+
+def begin_with(start: Start, state: TrainState) -> TrainState:
+    """The first state with these weights, on the devices of those they replace."""
+
+    def onto(ours: Any, theirs: Any) -> Any:
+        return jax.tree.map(
+            lambda x, y: jax.device_put(np.asarray(y, x.dtype), x.sharding),
+            ours,
+            theirs,
+        )
+
+    params = {n: onto(state.params[n], tree) for n, tree in start.params.items()}
+    stats = {n: onto(state.stats[n], tree) for n, tree in start.stats.items()}
+    params, stats = {**state.params, **params}, {**state.stats, **stats}
+    ema = {part: jax.tree.map(lambda x: x + 0, params[part]) for part in state.ema}
+    return dataclasses.replace(state, params=params, stats=stats, ema=ema)
 
 
 def _check_kind(source: Path, theirs: Network, ours: Network) -> None:
@@ -72,8 +96,7 @@ def _in_form_of(network: Network, collapsed: Any) -> Any:
     return collapsed
 
 
-def _onto(ours: Any, theirs: Any, source: Path, part: str) -> Any:
-    """Weights on the devices of those that they replace; UserError if they differ."""
+def _check_sizes(ours: Any, theirs: Any, source: Path, part: str) -> None:
     mine, its = ({k: v for k, v in _leaves(tree)} for tree in (ours, theirs))
     shapes, others = ({k: v.shape for k, v in leaves.items()} for leaves in (mine, its))
     if shapes != others:
@@ -87,9 +110,6 @@ def _onto(ours: Any, theirs: Any, source: Path, part: str) -> Any:
             f"{difference}. Set networks.* (of a comodgan, also comodgan.*) as in its "
             f"training."
         )
-    return jax.tree.map(
-        lambda x, y: jax.device_put(np.asarray(y, x.dtype), x.sharding), ours, theirs
-    )
 
 
 def _leaves(tree: Any) -> list[tuple[str, Any]]:

@@ -13,9 +13,8 @@ import orbax.checkpoint as ocp
 from migan_jax.errors import UserError
 from migan_jax.files import reason, write_whole
 from migan_jax.weights.families import Network, build, describe
+from migan_jax.weights.locations import CHECKPOINTS, check_checkpoint, located
 from migan_jax.weights.names import abstract_variables
-
-CHECKPOINTS = "checkpoints"
 
 
 def write(path: Path, network: Network, params: Any, stats: Any) -> None:
@@ -32,20 +31,10 @@ def write(path: Path, network: Network, params: Any, stats: Any) -> None:
     write_whole(path, save)
 
 
-def located(path: Path) -> tuple[Path, int | None]:
-    """The workdir and step that a path names: `<workdir>/checkpoints/<step>` or not."""
-    if path.parent.name == CHECKPOINTS and path.name.isdecimal():
-        return path.parent.parent, int(path.name)
-    return path, None
-
-
 def read(path: Path) -> tuple[Network, Any, Any]:
     """Network, parameters and stats of a workdir's newest step, or of a given one."""
+    check_checkpoint(path)
     workdir, step = located(path)
-    if not (workdir / CHECKPOINTS).is_dir():
-        raise UserError(
-            f"{path} is not a run's workdir: it has no folder {CHECKPOINTS}/."
-        )
     with _manager(workdir, create=False) as manager:
         step = manager.latest_step() if step is None else step
         if step is None:
