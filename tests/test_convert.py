@@ -144,7 +144,7 @@ def test_check_without_torch_writes_nothing(run, tmp_path, monkeypatch):
     source = write(tmp_path, "migan_fused")
     monkeypatch.setitem(sys.modules, "torch", None)
     message = run(source, tmp_path / "run", "--check")
-    one_sentence(message, "--check needs PyTorch", "migan_jax[torch]")
+    one_sentence(message, "--check needs PyTorch", "pip install 'torch")
     assert os.listdir(tmp_path) == [source.name]
 
 

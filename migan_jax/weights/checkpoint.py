@@ -19,13 +19,9 @@ from migan_jax.models import discriminators
 from migan_jax.weights import fusing, workdir
 from migan_jax.weights.families import Network, has_kernels
 from migan_jax.weights.inference import Misfit, infer_network
+from migan_jax.weights.locations import FILE_ENDINGS
 from migan_jax.weights.names import constants, entries, is_constant
-from migan_jax.weights.reading import (
-    FILE_ENDINGS,
-    Tensors,
-    read_tensors,
-    write_tensors,
-)
+from migan_jax.weights.reading import Tensors, read_tensors, write_tensors
 
 Form = Literal["fused", "training"]
 

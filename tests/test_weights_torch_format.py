@@ -1,0 +1,502 @@
+"""PyTorch's files read without PyTorch: as it reads them, and nothing by a trap."""
+
+import pickle
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+from test_weights_reading import refusal
+
+from migan_jax.weights.reading import read_tensors
+
+FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+
+# As PyTorch reads them.
+
+
+def assert_read_as_torch_does(path, torch):
+    arrays, state = read_tensors(path), torch.load(path, weights_only=False)
+    assert list(arrays) == [str(name) for name in state]
+    for array, value in zip(arrays.values(), state.values(), strict=True):
+        expected = value.detach()
+        if expected.is_floating_point() and expected.element_size() < 4:
+            expected = expected.float()
+        assert array.dtype == expected.numpy().dtype
+        assert array.shape == expected.shape
+        assert array.tobytes() == expected.numpy().tobytes()
+        assert array.flags.writeable
+
+
+@pytest.mark.torch
+@FORMATS
+def test_types(zipped, tmp_path, torch):
+    kinds = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+    kinds += ["complex64", "complex128"]
+    kinds += ["uint16", "uint32", "uint64", "float8_e5m2"] if zipped else []
+    numbers = torch.linspace(0, 5, 24).reshape(2, 3, 4)
+    state = {kind: numbers.to(getattr(torch, kind)) for kind in kinds}
+    torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    assert_read_as_torch_does(tmp_path / "x.pt", torch)
+
+
+@pytest.mark.torch
+@FORMATS
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_views(zipped, kind, tmp_path, torch):
+    shared = torch.arange(60).to(getattr(torch, kind))
+    blocks = shared.reshape(3, 4, 5)
+    state = {
+        "all": shared,
+        "permuted": blocks.permute(2, 0, 1),
+        "steps": blocks[::2, 1:, ::3],
+        "windows": shared.unfold(0, 7, 9),
+        "overlapping": shared.as_strided((5, 5), (1, 1), 3),
+        "repeated": shared[:1].expand(4, 2),
+        "end": shared[59],
+        "scalar": torch.tensor(2.5),
+        "empty": torch.ones(3, 0, 2),
+        "empty end": shared[60:],
+        "empty beyond": shared.as_strided((0, 2), (2, 1), 99),
+        "no dimension but ones": torch.ones(1, 1, 1),
+        "long step of one": torch.ones(3).as_strided((1, 3), (2**62, 1)),
+    }
+    torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    assert_read_as_torch_does(tmp_path / "x.pt", torch)
+
+
+@pytest.mark.torch
+@FORMATS
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_modules_in_every_protocol(protocol, zipped, tmp_path, torch):
+    module = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3))
+    module[1].extra = module[0].weight  # shared
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.note = "with a state"
+    module[0].register_parameter("noted", parameter)
+    for content in (
+        module.state_dict(),
+        module.state_dict(keep_vars=True),
+        dict(module.named_parameters()),
+        OrderedDict(a=torch.ones(3).half()),
+        {f"layer.{n}": torch.full((n,), n) for n in range(300)},
+        {1: torch.ones(2), ("a", 2): torch.ones(1), 0.5: torch.ones(3)},
+    ):
+        torch.save(
+            content,
+            tmp_path / "x.pt",
+            pickle_protocol=protocol,
+            _use_new_zipfile_serialization=zipped,
+        )
+        assert_read_as_torch_does(tmp_path / "x.pt", torch)
+
+
+@pytest.mark.torch
+def test_zips_without_checksums(tmp_path, torch):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.arange(5.0)}, tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_read_as_torch_does(tmp_path / "x.pt", torch)
+
+
+@pytest.mark.torch
+@FORMATS
+def test_no_torch_is_needed(zipped, tmp_path, torch, monkeypatch):
+    path, linear = tmp_path / "x.pt", torch.nn.Linear(3, 2)
+    torch.save(linear.state_dict(), path, _use_new_zipfile_serialization=zipped)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    arrays = read_tensors(path)
+    assert np.array_equal(arrays["weight"], linear.weight.detach().numpy())
+    assert np.array_equal(arrays["bias"], linear.bias.detach().numpy())
+
+
+def test_reading_imports_neither_jax_nor_torch():
+    code = """
+import sys
+import migan_jax.weights.reading
+assert not {"jax", "flax", "torch"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Files made by hand.
+
+
+def plain(value):
+    """Instructions that put a value on the stack, unless they are given already."""
+    return value if isinstance(value, bytes) else pickle.dumps(value, 2)[2:-1]
+
+
+def name_of(dotted):
+    return "c{}\n{}\n".format(*dotted.rsplit(".", 1)).encode()
+
+
+def call(function, *arguments):
+    """Instructions that call a function with what other instructions made."""
+    return name_of(function) + b"(" + b"".join(arguments) + b"tR"
+
+
+def storage(key="0", count=6, kind="torch.FloatStorage"):
+    head = b"(" + plain("storage") + name_of(kind)
+    return head + plain(key) + plain("cpu") + plain(count) + b"tQ"
+
+
+def tensor(held=None, offset=0, shape=(6,), strides=(1,), more=b"", version=2):
+    view = plain(offset) + plain(shape) + plain(strides)
+    rest = b"\x89" + call("collections.OrderedDict") + more
+    return call(f"{REBUILD}_v{version}", held or storage(), view, rest)
+
+
+def state(*values):
+    """A pickle of a state dict with the values that instructions make."""
+    pairs = (plain(f"t{n}") + value for n, value in enumerate(values))
+    return b"\x80\x02}(" + b"".join(pairs) + b"u."
+
+
+REBUILD = "torch._utils._rebuild_tensor"
+LARGE = struct.pack("<I", 2**32 - 1)
+SIX = np.arange(6, dtype=np.float32).tobytes()
+
+
+def write_zip(path, objects, storages=None, kind=zipfile.ZIP_STORED, **more):
+    entries = {f"x/data/{key}": v for key, v in (storages or {"0": SIX}).items()}
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        archive.writestr("x/data.pkl", objects)
+        for name, content in (entries | more).items():
+            archive.writestr(name, content)
+
+
+def write_row(path, objects, storages=None, keys=None, counts=None, size=4):
+    storages = storages or {"0": SIX}
+    head = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {})]
+    counts = counts or [len(content) // size for content in storages.values()]
+    tail = [
+        struct.pack("<q", count) + content
+        for count, content in zip(counts, storages.values(), strict=True)
+    ]
+    listed = plain(list(storages) if keys is None else keys)
+    path.write_bytes(b"".join([*head, objects, b"\x80\x02", listed, b".", *tail]))
+
+
+WRITERS = pytest.mark.parametrize("write", [write_zip, write_row])
+
+
+def cheap_refusal(path, most=4 * 2**20):
+    """The sentence, for which little memory was taken beside what the pickle needs."""
+    tracemalloc.start()
+    try:
+        sentence = refusal(path)
+        assert tracemalloc.get_traced_memory()[1] < most + 200 * path.stat().st_size
+    finally:
+        tracemalloc.stop()
+    return sentence
+
+
+@WRITERS
+def test_files_made_by_hand_are_read(write, tmp_path):
+    write(tmp_path / "x.pt", state(tensor(), tensor(offset=1, shape=(), strides=())))
+    arrays = read_tensors(tmp_path / "x.pt")
+    assert np.array_equal(arrays["t0"], np.arange(6))
+    assert arrays["t1"] == 1
+
+
+@WRITERS
+def test_the_memos_index_costs_nothing(write, tmp_path):
+    content = state(tensor()).replace(b"}", b"}r" + LARGE + b"j" + LARGE, 1)
+    write(tmp_path / "x.pt", content)
+    assert np.array_equal(read_tensors(tmp_path / "x.pt")["t0"], np.arange(6))
+
+
+@WRITERS
+def test_dictionaries_of_python_2(write, tmp_path):
+    pair = b"](U\x01a" + tensor() + b"e"
+    pairs = b"]" + pair + b"a"
+    write(
+        tmp_path / "x.pt", b"\x80\x02" + call("collections.OrderedDict", pairs) + b"."
+    )
+    assert np.array_equal(read_tensors(tmp_path / "x.pt")["a"], np.arange(6))
+
+
+# Traps.
+
+
+ENDLESS = 200_000  # deeper than any stack
+DOUBLED = b")" + b"q\x07h\x07\x86" * 200  # 2^200 values, if it were printed or hashed
+MALFORMED_PICKLES = {
+    "absent in the memo": b"\x80\x02j" + LARGE + b".",
+    "length of text": b"\x80\x02X" + LARGE + b"a.",
+    "length of bytes": b"\x80\x03B" + LARGE + b"a.",
+    "length of long text": b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7fa.",
+    "length of long bytes": b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7fa.",
+    "length of an array": b"\x80\x05\x96" + b"\xff" * 7 + b"\x7fa.",
+    "length of a number": b"\x80\x02\x8b\xff\xff\xff\x7f1.",
+    "frame": b"\x80\x04\x95" + b"\xff" * 8 + b".",
+    "no value": b"\x80\x02.",
+    "no mark": b"\x80\x02}u.",
+    "pop below a mark": b"\x80\x02})((\x87u.",
+    "odd pairs": b"\x80\x02}(K\x01u.",
+    "pairs of a number": b"\x80\x02K\x01(K\x01K\x01u.",
+    "unknown instruction": b"\x80\x02\xff.",
+    "instruction that makes a set": b"\x80\x04\x8f.",
+    "text instead of a function": b"\x80\x02" + plain("os") + b")R.",
+    "list of arguments": b"\x80\x02" + name_of("collections.OrderedDict") + b"]R.",
+    "identity of a storage": b"\x80\x02K\x01Q.",
+    "many marks": b"\x80\x02" + b"(" * ENDLESS + b".",
+    "endless list": b"\x80\x02]q\0h\0aq\1}h\1K\1s.",
+    "doubled name": b"\x80\x02}" + DOUBLED + b"K\1s.",
+    "doubled function": b"\x80\x04" + DOUBLED + DOUBLED + b"\x93.",
+    "doubled identity": b"\x80\x04" + DOUBLED + b"Q.",
+    "long name of a function": b"\x80\x04" + plain("a" * 2000) + plain("b") + b"\x93.",
+    "long name": b"\x80\x02}" + plain("a" * 2000) + tensor() + b"s.",
+    "code as a name": b"\x80\x02}" + name_of("os.system") + tensor() + b"s.",
+    "arguments": state(call(f"{REBUILD}_v2", plain(1))),
+    "no storage": state(tensor(plain("0"))),
+    "doubled offset": state(tensor(offset=DOUBLED)),
+    "doubled shape": state(tensor(shape=DOUBLED, strides=DOUBLED)),
+}
+
+
+@WRITERS
+@pytest.mark.parametrize("case", MALFORMED_PICKLES)
+def test_malformed_pickles(case, write, tmp_path):
+    write(tmp_path / "x.pt", MALFORMED_PICKLES[case])
+    assert "damaged" in cheap_refusal(tmp_path / "x.pt")
+
+
+def mention(function):
+    """A pickle that calls a function beside a tensor."""
+    return state(tensor(), call(function, plain(1)))
+
+
+@WRITERS
+def test_only_what_makes_tensors_is_called(write, tmp_path):
+    path = tmp_path / "x.pt"
+    for function in ("os.system", "builtins.eval", "torch.load", "torch._utils.x"):
+        write(path, mention(function))
+        assert "would run code" in refusal(path)
+    linear = name_of("torch.nn.Linear")
+    for objects in (
+        b"\x80\x02" + linear + b")\x81.",  # a new object
+        b"\x80\x02(ios\nsystem\n.",
+        b"\x80\x02(" + linear + b"o.",
+        b"\x80\x02\x82\x01.",  # of copyreg's registry
+        state(tensor() + b"}b"),  # attributes
+        b"\x80\x02(" + plain("module") + linear + plain("x.py") + plain("") + b"tQ.",
+    ):
+        write(path, objects)
+        assert "would run code" in refusal(path)
+
+
+@WRITERS
+def test_what_is_not_called_does_no_harm(write, tmp_path):
+    path = tmp_path / "x.pt"
+    for value in (
+        name_of("os.system"),
+        call("torch.Size", plain((1,))),
+        call("torch.device", plain("cpu")),
+        storage(),
+        DOUBLED,
+    ):
+        write(path, state(tensor(), value))
+        assert "other things than tensors, t1," in cheap_refusal(path)
+    for objects, content in (
+        (name_of("os.system"), "a Global"),
+        (DOUBLED, "a tuple"),
+        (tensor(), "a Tensor"),
+    ):
+        write(path, b"\x80\x02" + objects + b".")
+        assert f"holds {content}, not" in cheap_refusal(path)
+
+
+def test_nesting_overflows_no_stack(tmp_path):
+    path = tmp_path / "x.pt"
+    write_zip(path, state(b"]" * ENDLESS + b"a" * (ENDLESS - 1)))
+    assert "other things than tensors, t0," in refusal(path)
+    nested = b")" + b"\x85" * ENDLESS
+    for objects in (
+        b"\x80\x02}" + nested + tensor() + b"s.",
+        state(tensor(storage(key=nested))),
+        state(tensor(more=nested, version=3)),
+    ):
+        write_zip(path, objects)
+        assert "damaged" in refusal(path)
+    write_row(path, state(tensor()), keys=b"](" + nested + b"e")
+    assert "damaged" in refusal(path)
+
+
+BEYOND = {
+    "offset": {"offset": 1},
+    "length": {"shape": (7,)},
+    "stride": {"shape": (2,), "strides": (6,)},
+    "large offset": {"offset": 2**63, "shape": (1,)},
+    "large stride": {"shape": (2,), "strides": (2**63,)},
+    "overflow of strides": {"shape": (2, 2), "strides": (2**63, 2**63)},
+    "overflow of the shape": {"shape": (2**32, 2**32), "strides": (0, 0)},
+    "expanded": {"shape": (7,), "strides": (0,)},
+    "empty storage": {"held": storage(count=0), "shape": (1,)},
+    "scalar of an empty storage": {
+        "held": storage(count=0),
+        "shape": (),
+        "strides": (),
+    },
+}
+MALFORMED_VIEWS = {
+    "negative offset": {"offset": -1, "shape": (1,)},
+    "negative stride": {"offset": 5, "strides": (-1,)},
+    "negative shape": {"shape": (-6,)},
+    "negative shapes": {"shape": (-2, -3), "strides": (3, 1)},
+    "empty and endless": {"shape": (0, 2**70), "strides": (1, 1)},
+    "many dimensions": {"shape": (1,) * 65, "strides": (1,) * 65},
+    "missing stride": {"shape": (2, 3)},
+    "fraction": {"shape": (6.0,)},
+    "truth": {"shape": (True,)},
+    "text": {"shape": "6"},
+    "more than the storage": {"held": storage(count=7)},
+    "less than the storage": {"held": storage(count=5), "shape": (5,)},
+    "other type": {"held": storage(kind="torch.HalfStorage")},
+    "endless storage": {"held": storage(count=2**62), "shape": (2**62,)},
+    "negative storage": {"held": storage(count=-6)},
+    "absent storage": {"held": storage(key="1")},
+    "storage out of the archive": {"held": storage(key="../../0")},
+    "storage elsewhere": {"held": storage(key="/etc/passwd")},
+    "view of a storage": {"held": storage().replace(b"tQ", plain((0, 1)) + b"tQ")},
+    "pickle as a storage": {"held": storage(key="../data.pkl")},
+}
+
+
+@WRITERS
+@pytest.mark.parametrize("case", BEYOND)
+def test_views_beyond_the_storage(case, write, tmp_path):
+    write(tmp_path / "x.pt", state(tensor(**BEYOND[case])))
+    assert "t0 in it is not a plain tensor" in cheap_refusal(tmp_path / "x.pt")
+
+
+@WRITERS
+@pytest.mark.parametrize("case", MALFORMED_VIEWS)
+def test_malformed_views(case, write, tmp_path):
+    write(tmp_path / "x.pt", state(tensor(**MALFORMED_VIEWS[case])))
+    assert "damaged" in cheap_refusal(tmp_path / "x.pt")
+
+
+@WRITERS
+def test_types_that_are_not_known(write, tmp_path):
+    path = tmp_path / "x.pt"
+    write(path, state(tensor(storage(kind="torch.QInt8Storage"))))
+    assert "its type is torch.QInt8Storage" in refusal(path)
+    write(path, state(tensor(more=plain({"neg": True}))))
+    assert "conjugated or negated" in refusal(path)
+    write(path, state(tensor(), tensor(storage(kind="torch.IntStorage"))))
+    assert "storage 0 has two types" in refusal(path)
+
+
+@WRITERS
+def test_sharing_does_not_multiply_memory(write, tmp_path):
+    held = storage(count=2**17, kind="torch.HalfStorage")
+    views = [tensor(held, offset=n, shape=(2**17 - n,)) for n in range(300)]
+    size = {"size": 2} if write is write_row else {}
+    write(tmp_path / "x.pt", state(*views), {"0": bytes(2**18)}, **size)
+    tracemalloc.start()
+    arrays = read_tensors(tmp_path / "x.pt")
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
+    assert arrays["t299"].shape == (2**17 - 299,)
+
+
+# Traps of the zip.
+
+
+def test_compressed_zips(tmp_path):
+    path = tmp_path / "x.pt"
+    endless = storage(count=2**24)
+    objects = state(tensor(endless, shape=(2**24,)))
+    write_zip(path, objects, {"0": bytes(2**26)}, zipfile.ZIP_DEFLATED)
+    assert "is compressed" in cheap_refusal(path)
+
+
+def test_zips_that_hold_something_twice(tmp_path):
+    path = tmp_path / "x.pt"
+    with pytest.warns(UserWarning, match="Duplicate"):
+        with zipfile.ZipFile(path, "w") as archive:
+            for content in (state(tensor()), mention("os.system")):
+                archive.writestr("x/data.pkl", content)
+    assert "something twice" in refusal(path)
+    views = [tensor(storage(key, 2**18), shape=(2**18,)) for key in "01"]
+    write_zip(path, state(*views), {"0": bytes(2**20), "1": b"to be the same"})
+    content = bytearray(path.read_bytes())
+    first, second = (content.rindex(b"x/data/%d" % n) - 46 for n in (0, 1))
+    for field in (slice(16, 28), slice(42, 46)):  # checksum and sizes, and the place
+        part = content[first + field.start : first + field.stop]
+        content[second + field.start : second + field.stop] = part
+    path.write_bytes(content)
+    assert "something twice" in cheap_refusal(path)
+
+
+def test_bytes_that_changed(tmp_path):
+    path = tmp_path / "x.pt"
+    write_zip(path, state(tensor()))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(SIX, SIX[::-1]))
+    assert "some of its bytes have changed" in refusal(path)
+
+
+def test_zips_of_another_content(tmp_path):
+    path = tmp_path / "x.pt"
+    write_zip(path, state(tensor()), **{"x/byteorder": b"big"})
+    assert "big-endian" in refusal(path)
+    write_zip(path, state(tensor()), **{"x/constants.pkl": b""})
+    assert "would run code" in refusal(path)
+    write_zip(path, b"\x80\x02" + b"0" * 2**22)
+    assert "too many objects" in refusal(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/y", "")
+    assert "data.pkl" in refusal(path)
+    zipfile.ZipFile(path, "w").close()
+    assert "damaged" in refusal(path)
+
+
+# Traps of the older format.
+
+
+LYING_ROWS = {
+    "fewer": {"counts": [5]},
+    "more": {"counts": [7]},
+    "endless": {"counts": [2**62]},
+    "negative": {"counts": [-6]},
+    "no keys": {"keys": []},
+    "other keys": {"keys": ["1"]},
+    "a key twice": {"keys": ["0", "0"]},
+    "more keys": {"keys": ["0", "1"]},
+    "number as a key": {"keys": [0]},
+    "list as a key": {"keys": [[]]},
+    "keys of another kind": {"keys": {"0": 1}},
+    "text as keys": {"keys": 5},
+}
+
+
+@pytest.mark.parametrize("case", LYING_ROWS)
+def test_lying_counts_and_keys(case, tmp_path):
+    write_row(tmp_path / "x.pt", state(tensor()), **LYING_ROWS[case])
+    assert "damaged" in cheap_refusal(tmp_path / "x.pt")
+
+
+def test_counts_that_the_pickle_confirms(tmp_path):
+    endless = tensor(storage(count=2**61), shape=(2**61,))
+    write_row(tmp_path / "x.pt", state(endless), counts=[2**61])
+    assert "damaged" in cheap_refusal(tmp_path / "x.pt")
+
+
+def test_rows_of_another_kind(tmp_path):
+    path = tmp_path / "x.pt"
+    write_row(path, b"\x80\x02" + b"N" * 2**21 + b".")
+    assert "exhausted" in refusal(path)
+    write_row(path, state(tensor()))
+    content = path.read_bytes()
+    for part in (pickle.dumps(0x1950A86A20F9469CFC6C, 2), pickle.dumps(1001, 2)):
+        path.write_bytes(content.replace(part, pickle.dumps(1, 2), 1))
+        assert "does not start as PyTorch's files do" in refusal(path)
