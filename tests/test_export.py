@@ -21,7 +21,7 @@ from verbs import one_sentence, run_here
 import migan_jax
 from migan_jax import export
 from migan_jax.exporting import checking
-from migan_jax.exporting.checking import Picture, complaint, difference
+from migan_jax.exporting.checking import Picture, complaint, difference, remark, table
 from migan_jax.metrics.onnx_fill import open_onnx
 from migan_jax.models import comodgan, migan
 
@@ -105,11 +105,16 @@ def test_smaller_numbers(precision, kind, monkeypatch, checkpoint, tmp_path, cap
     assert inside[precision] in kinds
     assert onnx.load(path).ir_version == 8  # what onnxruntime 1.15 reads
     assert [o.version for o in onnx.load(path).opset_import] == [18]
+    # Of 16 bits, WebGPU in browsers would refuse it.
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    rois = [constants[n.input[1]] for n in graph.node if n.op_type == "Resize"]
+    assert {(roi.data_type, *roi.dims) for roi in rois} == {(onnx.TensorProto.FLOAT, 0)}
     types = {x.type for x in session_of(path).get_inputs()}
     assert types == {"tensor(float)" if kind == "network" else "tensor(uint8)"}
     report = json.loads((tmp_path / "small.json").read_text())
     assert report["graphs"].keys() == {precision, "float32"}
     assert 15 < report["from_float32"]["psnr"] < 100
+    assert report["remark"] == remark(report)
 
 
 def test_int8_of_several_pictures_at_a_time(monkeypatch, checkpoint, tmp_path):
@@ -158,6 +163,21 @@ def test_what_is_too_much():
     ):
         assert complaint(reported(kind, precision)) is None
         assert complaint(reported(kind, precision, **figures)) is not None
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_slower_than_float32_is_said_in_words(precision):
+    def said(milliseconds):
+        cost = {"bytes": 1000, "nodes": 9}
+        times = {"float32": 10.0} | {precision: milliseconds}
+        graphs = {name: cost | {"milliseconds": ms} for name, ms in times.items()}
+        counts = {"pictures": 8, "threads": 2, "largest_activation": 3.0}
+        result = reported("network", precision) | counts | {"graphs": graphs}
+        return table(result | {"activation_limit_kept": False})
+
+    sentence = f"{precision} is slower than float32"
+    assert sentence not in said(9.9) and sentence not in said(10.0)
+    assert (sentence in said(10.1)) == (precision != "float32")
 
 
 def test_a_difference_is_of_everything_and_its_psnr_of_the_hole():

@@ -9,8 +9,14 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 import jax
+import onnx
 import onnxruntime
 import torch
+from onnxruntime.tools.mobile_helpers import usability_checker
+from onnxruntime.tools.onnx_model_utils import (
+    ModelProtoWithShapeInfo,
+    optimize_model,
+)
 from parity import relative_l2
 from variables import random_variables
 
@@ -139,6 +145,37 @@ def test_a_graph_of_one_size_has_no_chatter(narrow):
     assert relative_l2(in_onnxruntime(model, x), flax(narrow, x)) < 1e-5
     external = [t.name for t in model.graph.initializer if t.external_data]
     assert not external  # one file
+
+
+def partitionings(model, folder):
+    """What onnxruntime's check for phones finds for NNAPI and both of Core ML."""
+    given, optimised = folder / "given.onnx", folder / "optimised.onnx"
+    onnx.save(model, given)
+    optimize_model(given, optimised)
+    shaped = ModelProtoWithShapeInfo(optimised).model_with_shape_info
+    yield usability_checker.check_nnapi_partitions(shaped, True)
+    for kind in ("neuralnetwork", "mlprogram"):
+        operators = f"coreml_supported_{kind}_ops.md"
+        yield usability_checker.check_coreml_partitions(shaped, True, operators)
+
+
+@pytest.mark.parametrize("resolution, limited", [(64, False), (256, True)])
+def test_phones_take_a_graph_of_one_size_whole(resolution, limited, tmp_path):
+    size = resolution, resolution
+    widths = {"channel_base": 2 * resolution, "channel_max": 8}
+    twin = twin_of(checkpoint_of(resolution, **widths))
+    model = to_onnx(Deployed(twin, size, True, limited), resolution, size, 1)
+    for found in partitionings(model, tmp_path):
+        assert found.suitability() == usability_checker.PartitioningInfo.TryWithEP.YES
+        assert found.num_partitions == 1
+        assert found.num_supported_nodes == found.num_nodes
+    # What they ask for changes nothing.
+    x = inputs(1, *size)
+    expected = in_onnxruntime(model, x)
+    for node in model.graph.node:
+        if node.op_type == "Resize":
+            node.input[1] = ""
+    np.testing.assert_array_equal(in_onnxruntime(model, x), expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 8, 24), (2, 32, 20), (1, 4, 4)])

@@ -11,6 +11,8 @@ def to_float16(network: "onnx.ModelProto") -> "onnx.ModelProto":
     from onnxruntime.transformers import float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
+    from migan_jax.twins.onnx_network import NO_ROI
+
     # Repeating pixels is exact in any numbers.
     network = _with_scales_of_their_own(network)
     blocked = [kind for kind in float16.DEFAULT_OP_BLOCK_LIST if kind != "Resize"]
@@ -19,6 +21,9 @@ def to_float16(network: "onnx.ModelProto") -> "onnx.ModelProto":
         converted = float16.convert_float_to_float16(
             network, keep_io_types=True, op_block_list=blocked
         )
+    for tensor in converted.graph.initializer:
+        if tensor.name == NO_ROI.name:
+            tensor.CopyFrom(NO_ROI)  # browsers' WebGPU takes none of 16 bits
     sorted_again = OnnxModel(converted)
     sorted_again.topological_sort()
     return sorted_again.model

@@ -6,8 +6,10 @@ import logging
 import warnings
 from collections.abc import Iterator
 
+import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
 
 from migan_jax.twins.deployed import Deployed
 
@@ -15,6 +17,7 @@ from migan_jax.twins.deployed import Deployed
 OPSET, FILE_VERSION = 18, 8
 INPUT, OUTPUT = "input", "output"
 AXES = {0: "batch", 2: "height", 3: "width"}
+NO_ROI = numpy_helper.from_array(np.zeros(0, np.float32), "no_roi")
 
 
 def to_onnx(
@@ -51,6 +54,7 @@ def to_onnx(
     model = program.model_proto
     model.ir_version = FILE_VERSION  # the exporter's own is for later ones
     _name_axes(model, free)
+    _fill_roi(model)
     onnx.checker.check_model(model)
     return model
 
@@ -64,6 +68,14 @@ def _name_axes(model: onnx.ModelProto, free: dict[int, object]) -> None:
             dimension.dim_param = AXES[axis]
     if free:
         del model.graph.value_info[:]
+
+
+def _fill_roi(model: onnx.ModelProto) -> None:
+    """Of all Resize nodes: onnxruntime's check for phones refuses them without one."""
+    model.graph.initializer.append(NO_ROI)
+    for node in model.graph.node:
+        if node.op_type == "Resize":
+            node.input[1] = NO_ROI.name
 
 
 @contextlib.contextmanager
