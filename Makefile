@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 # Extras to install; `make test EXTRAS=dev` does without the others and skips their tests.
-EXTRAS ?= dev,onnx,torch,tfds,eval,peers
+EXTRAS ?= dev,onnx,torch,eval,heif,peers
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(EXTRAS)
 WORKERS ?= 2
@@ -16,7 +16,7 @@ help:
 	@echo "make train     train a small network on drawn scenes, in minutes, without data"
 	@echo "make test      the tests, in a few minutes"
 	@echo "make test-slow runs that are killed and go on, several processes; with the extra"
-	@echo "               tpu (EXTRAS=dev,onnx,torch,tfds,eval,tpu) also programs compiled for TPUs"
+	@echo "               tpu (EXTRAS=dev,onnx,torch,eval,heif,peers,tpu) also programs compiled for TPUs"
 	@echo "make test-full more of the same: networks of full size, more cases"
 	@echo "make test-all  all of them"
 	@echo "make lint      ruff, as CI runs it"

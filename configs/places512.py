@@ -6,7 +6,7 @@ recipe comodgan_places512.
 Data      Places365-Standard, high-resolution images, of which squares are resized:
             python -m migan_jax.prepare places365/train datasets/places512 --size=512
 Hardware  32 images at a time; on fewer devices raise `parts`, on a pod of more than 32
-          chips let some share an image with `mesh.space`.
+          chips some share an image by themselves (`mesh.space`).
 Length    25,000 kimg, 781,250 steps.
 Expect    FID 10.00, LPIPS .345 on 36,500 validation images (the paper's Table 2; this
           recipe has not been run to its end here).

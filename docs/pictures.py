@@ -1,6 +1,6 @@
 """Make the documents' pictures.
 
-  # docs/inpaint.jpg, as in the README, some ten minutes on two cores:
+  # docs/inpaint.jpg and docs/rim.jpg, some ten minutes on two cores:
   python docs/pictures.py
   # The same with a trained network:
   python docs/pictures.py --checkpoint=migan_512_places2.pt
@@ -22,7 +22,7 @@ import optax
 from PIL import Image, ImageDraw
 
 import migan_jax
-from migan_jax.geometry.filling import DEFAULT_FEATHER
+from migan_jax.geometry.filling import DEFAULT_FEATHER, grown
 from migan_jax.models.migan import Generator
 from migan_jax.training.optimizer import adam
 from migan_jax.weights.checkpoint import Checkpoint
@@ -47,16 +47,35 @@ def main() -> None:
     photo, mask = np.asarray(photo), np.asarray(mask)
     result = model.inpaint(photo, mask)
     panels = photo, np.repeat(mask[..., None], 3, axis=-1), result
-    gap = np.full((photo.shape[0], 12, 3), 255, np.uint8)
-    row = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
-    picture = Image.fromarray(row)
-    picture = picture.resize((picture.width // 2, picture.height // 2))
-    picture.save(DOCS / "inpaint.jpg", quality=88)
+    row = row_of(panels)
+    row = row.resize((row.width // 2, row.height // 2))
+    row.save(DOCS / "inpaint.jpg", quality=88)
+    row_of(rim(model, photo, mask > 0)).save(DOCS / "rim.jpg", quality=88)
     known = mask == 0
     print(
         f"{DOCS / 'inpaint.jpg'}, feather {DEFAULT_FEATHER}; of the known pixels "
         f"{(result != photo).any(-1)[known].mean():.2%} changed"
     )
+
+
+def row_of(panels) -> Image.Image:
+    gap = np.full((panels[0].shape[0], 12, 3), 255, np.uint8)
+    parts = [part for panel in panels for part in (panel, gap)]
+    return Image.fromarray(np.concatenate(parts[:-1], axis=1))
+
+
+def rim(model, photo, hole):
+    """The ball under a mask that is drawn too tight, what is left of it, the cure."""
+    tight = ~grown(~hole, 8)  # which takes the wire out of the mask as a whole
+    shown = photo.copy()
+    shown[tight] = 255
+    results = model.inpaint(photo, tight), model.inpaint(photo, tight, grow=8)
+    rows, columns = np.nonzero(tight)
+    around = (
+        slice(rows.min() - 60, rows.max() + 60),
+        slice(columns.min() - 60, columns.max() + 60),
+    )
+    return [panel[around] for panel in (shown, *results)]
 
 
 # Scenes.

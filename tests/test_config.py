@@ -117,6 +117,7 @@ def test_settings_are_read_as_what_they_are():
         ("learning_rate=1", ("did you mean optimizer.learning_rate?",)),
         ("batch_size=many", ("batch_size is a whole number, not 'many'",)),
         ("batch_size=1.5", ("batch_size is a whole number",)),
+        ("mesh.space=two", ("mesh.space is auto or a whole number",)),
         ("total_kimg=", ("total_kimg is a number, not ''",)),
         ("networks.remat=1", ("true or false, not '1'",)),
         ("data=scenes", ("--config.data:", "no such setting")),
@@ -156,7 +157,7 @@ def test_a_recipes_typo_is_not_a_new_setting(tmp_path):
     [
         ("system=gan", "system is migan or comodgan"),
         ("resolution=100", "power of two"),
-        ("networks.dtype=float16", "networks.dtype is float32 or bfloat16"),
+        ("networks.dtype=float16", "networks.dtype is one of auto, float32, bfloat16"),
         ("networks.channel_base=128", "channel_base is 128, but must be at least 512"),
         ("parts=0", "parts is 0"),
         ("keep_last=0", "keep_last is 0"),
@@ -181,7 +182,7 @@ def test_settings_that_make_no_sense(setting, part):
 def test_one_override_shrinks_any_recipe():
     for recipe in RECIPES:
         config = load(recipe, tiny=True)
-        assert total_steps(config) == 2 and config.resolution == 32
+        assert total_steps(config) == 2 and config.resolution == 16
         assert config.teacher is None and config.data.source == "scenes"
     config = base_config()
     smoke(config)

@@ -74,6 +74,24 @@ def test_a_report(monkeypatch, tmp_path, checkpoint, photos, capsys, caplog):
     assert page.count("<img") > 12 and "Worst of" in page
 
 
+def test_the_masks_of_the_runs_training(
+    monkeypatch, tmp_path, checkpoint, photos, caplog
+):
+    """Of the first checkpoint, if it is a run's; and every one's own size is said."""
+    settings = {"data.mask_kind": "thin_brush", "data.masks": None}
+    (checkpoint / "config.json").write_text(json.dumps(settings))
+    assert run(monkeypatch, tmp_path, checkpoint, photos, output="own") == 0
+    assert f"masks: thin_brush, which {checkpoint} was trained with" in caplog.text
+    result = result_of(tmp_path / "own")
+    assert result["protocol"]["drawn_masks"] == {"kind": "thin_brush", "seed": 0}
+    assert result["methods"][str(checkpoint)]["resolution"] == 16
+    assert f"| {checkpoint}, 16 px |" in (tmp_path / "own" / "report.md").read_text()
+    (checkpoint / "config.json").write_text(json.dumps(settings | {"data.masks": "m"}))
+    assert run(monkeypatch, tmp_path, checkpoint, photos, output="others") == 0
+    drawn = result_of(tmp_path / "others")["protocol"]["drawn_masks"]
+    assert drawn == {"kind": "free_form", "seed": 0}
+
+
 def test_names_of_any_kind(monkeypatch, tmp_path, photos):
     """Formulas, tables and bytes that are no text."""
     folder = tmp_path / "a$_{b$|c (1)<i>"

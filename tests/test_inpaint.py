@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -78,6 +79,39 @@ def test_options(run, tmp_path, checkpoint):
     raw = pixels(tmp_path / "filled.png.raw.png")
     assert np.array_equal(raw[HOLE], expected[HOLE])  # nothing was resized
     assert not np.array_equal(raw, expected)
+
+
+def test_a_hole_that_is_widened(run, tmp_path, checkpoint):
+    image, mask = pair(tmp_path)
+    output = tmp_path / "filled.png"
+    assert run(image, mask, f"--output={output}", "--grow=3", "--feather=0") == 0
+    photo, model = picture(*SHAPE), migan_jax.load(checkpoint)
+    wider = distance_transform_edt(~HOLE) <= 3
+    assert np.array_equal(pixels(output), model.inpaint(photo, wider, feather=0))
+    expected = model.inpaint(photo, HOLE, feather=0, grow=3)
+    assert np.array_equal(pixels(output), expected)
+    assert (pixels(output) == photo)[~wider].all()
+    assert run(image, mask, f"--output={output}", "--grow=-1") == 2
+
+
+def test_heic(run, tmp_path, monkeypatch):
+    """What iPhones save, turned by its metadata; a PNG comes out."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    turned = Image.fromarray(picture(*SHAPE))
+    exif = Image.Exif()
+    exif[0x010F] = "A camera"
+    turned.save(tmp_path / "photo.heic", exif=exif.tobytes(), quality=-1)
+    mask = save(tmp_path / "mask.png", HOLE)
+    photo = f"--image={tmp_path / 'photo.heic'}"
+    assert run(photo, f"--mask={mask}", f"--output={tmp_path / 'out.png'}") == 0
+    before, after = pixels(tmp_path / "photo.heic"), pixels(tmp_path / "out.png")
+    far = distance_transform_edt(~HOLE) > DEFAULT_FEATHER
+    assert np.array_equal(before[far], after[far]) and (before != after)[HOLE].any()
+    with Image.open(tmp_path / "out.png") as written:
+        assert written.getexif()[0x010F] == "A camera"
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    message = run(photo, f"--mask={mask}", f"--output={tmp_path / 'new.png'}")
+    one_sentence(message, "photo.heic", "pip install 'pillow-heif", "extra heif")
 
 
 def test_results_are_not_overwritten_unless_forced(run, tmp_path):

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from pictures import picture
+from pictures import hole_in, picture
 from test_inpaint import HOLE, SHAPE, checkpoint, pixels, run, save, tree
 from verbs import one_sentence
 
@@ -43,6 +43,16 @@ def test_folders(run, folders, checkpoint, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == (
         f"4 completed, 0 there already, 0 left out; results are in {out}"
     )
+
+
+def test_a_hole_that_leaves_little_to_go_by_is_said_once(run, folders, caplog):
+    """Of all photos of a batch; where there is enough around it, nothing is said."""
+    assert run(*arguments_of(folders)) == 0 and not caplog.records
+    for path in (folders / "masks").rglob("*.png"):
+        save(path, ~hole_in(SHAPE, (0, 0, 6, 50)))
+    assert run(*arguments_of(folders), "--force") == 0
+    said = [r.getMessage() for r in caplog.records if "network sees" in r.getMessage()]
+    assert len(said) == 1 and "a.png" in said[0]
 
 
 def test_one_mask_for_a_folder(run, folders):

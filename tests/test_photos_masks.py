@@ -1,10 +1,12 @@
-"""Masks in files: any mode, any colour, or the transparent part."""
+"""Masks in files: any mode, any colour, or the transparent part; but no pictures."""
 
 import numpy as np
 import pytest
-from PIL import Image
+from pictures import picture
+from PIL import Image, ImageFilter
 from test_photos import HEIGHT, RGB, WIDTH
 
+from migan_jax.errors import UserError
 from migan_jax.photos import read_mask
 
 
@@ -61,3 +63,44 @@ def test_an_opaque_alpha_channel_says_nothing(least, tmp_path):
     image.save(tmp_path / "x.png")
     mask = read_mask(tmp_path / "x.png", "white")
     assert not mask.from_alpha and np.array_equal(mask.hole, hole > 0)
+
+
+def painted(photo, colour):
+    """A copy of a photo with paint on it."""
+    copy = photo.copy()
+    copy[10:30, 20:45] = colour
+    return copy
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        painted(picture(60, 80), (255, 0, 0)),
+        painted(picture(60, 80), (255, 255, 255)),
+        painted(picture(60, 80), (0, 0, 0))[..., 0],
+        painted(picture(60, 80) // 3, (255, 0, 0)),  # at night
+        painted(np.full((60, 80, 3), 255, np.uint8), (255, 0, 0)),  # on paper
+        picture(60, 80)[..., 0].astype(np.uint16) * 257,
+    ],
+    ids=["red", "white", "grey", "night", "paper", "16 bits"],
+)
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_pictures_are_no_masks(content, ending, tmp_path):
+    """Their brightness says nothing about a hole."""
+    path = tmp_path / f"x.{ending}"
+    Image.fromarray(content).save(path)
+    for mask_hole in ("white", "black"):
+        with pytest.raises(UserError, match=r"a picture and no mask.*white on a black"):
+            read_mask(path, mask_hole)
+
+
+@pytest.mark.parametrize("colour", ["white", "red"])
+def test_soft_and_compressed_masks_are_masks(colour, tmp_path):
+    """A brush with a soft edge, saved as JPEG."""
+    image = Image.new("RGB", (200, 150))
+    image.paste(Image.new("RGB", (60, 40), colour), (50, 40))
+    image.filter(ImageFilter.GaussianBlur(3)).save(tmp_path / "x.jpg", quality=60)
+    hole = read_mask(tmp_path / "x.jpg", "white").hole
+    inside = np.zeros((150, 200), np.bool_)
+    inside[40:80, 50:110] = True
+    assert np.mean(hole != inside) < 0.01

@@ -133,6 +133,18 @@ def test_sigterm_of_one_process_stops_all_at_the_same_step(cache, tmp_path):
     assert f"stopped at step {step}, saved" in out
 
 
+def test_sigterm_while_compiling_ends_all_at_once(tmp_path):
+    """Nothing has been trained, so nothing is waited for."""
+    processes = start_all(tmp_path / "run", STEPS, tmp_path / "cold", 2, 1)
+    for line in processes[0].stderr:
+        if "compiling" in line:
+            break
+    processes[1].send_signal(signal.SIGTERM)
+    ((out, error), _) = end_all(processes)
+    assert "stopped before anything was trained" in out
+    assert "compiled in" not in error and runs.steps(tmp_path / "run") == []
+
+
 def test_hosts_that_do_not_come(cache, tmp_path):
     (process, *others) = start_all(
         tmp_path / "run", STEPS, cache, 1, 1, "--connect-timeout=3", "--processes=2"

@@ -69,6 +69,16 @@ def test_killed_again_and_again(alone, cache, tmp_path):
     finish(workdir, cache, alone)
 
 
+def test_told_to_stop_before_anything_is_trained(tmp_path):
+    process = runs.start(tmp_path / "run", STEPS, tmp_path / "cold")
+    for line in process.stderr:
+        if "compiling" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "nothing is lost" in out
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)]
 )

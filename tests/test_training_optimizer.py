@@ -9,10 +9,12 @@ import optax
 import pytest
 from variables import random_variables
 
+from migan_jax.config import load_config
 from migan_jax.models.discriminators import MIGANDiscriminator
 from migan_jax.models.layers import Reparam
 from migan_jax.models.migan import Generator
-from migan_jax.training.optimizer import adam, without_levels
+from migan_jax.training.building import build_optimizers, build_system
+from migan_jax.training.optimizer import adam
 from migan_jax.weights.fusing import (
     collapse,
     collapse_adam,
@@ -207,15 +209,23 @@ def test_first_update_after_unfusing_is_as_from_initialisation():
         assert as_it_is[path] > 2 * size, path
 
 
-def test_levels_that_stay_as_they_are():
-    params = random_variables(MIGANDiscriminator(**NARROW))["params"]
-    own = {"discriminator": params}
-    optimizer = without_levels(adam(1e-3, 0.0, 0.99), ["b8"])
+@pytest.mark.parametrize("count, still", [(1, {"b16"}), (2, {"b16", "b8"})])
+def test_levels_next_to_the_picture_stay_as_they_are(count, still):
+    """The largest ones, by the setting that says how many."""
+
+    def optimizer_of(*settings):
+        config = load_config("scenes64", ["resolution=16", *settings], tiny=False)
+        system = build_system(config, None)
+        return system, build_optimizers(config, system)["discriminator"]
+
+    system, optimizer = optimizer_of(f"optimizer.frozen_levels={count}")
+    own = {"discriminator": random_variables(system.discriminator)["params"]}
     gradient = jax.tree.map(jnp.ones_like, own)
     updates, _ = optimizer.update(gradient, optimizer.init(own), own)
     for level, tree in updates["discriminator"].items():
         moved = [bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(tree)]
-        assert not any(moved) if level == "b8" else all(moved)
-    assert {"b4", "b8"} <= updates["discriminator"].keys()
-    free = adam(1e-3, 0.0, 0.99).init(own)
-    assert jax.tree.structure(optimizer.init(own)) == jax.tree.structure(free)
+        assert not any(moved) if level in still else all(moved)
+    assert updates["discriminator"].keys() == {"b4", "b8", "b16"}
+    _, free = optimizer_of()  # of the same state: a run can go on with other levels
+    structures = (jax.tree.structure(o.init(own)) for o in (optimizer, free))
+    assert len(set(structures)) == 1

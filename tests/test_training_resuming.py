@@ -43,8 +43,10 @@ def test_changed_settings_are_named_key_by_key(caplog):
 
 
 def test_how_a_run_is_done_may_change(caplog):
-    check(noted("total_kimg=1", "parts=2", "mesh.space=2"), noted(), False)
+    changed = "parts=2", "mesh.space=2", "networks.dtype=float32"
+    check(noted("total_kimg=1", *changed), noted("networks.dtype=bfloat16"), False)
     assert "parts was 1 and is 2" in caplog.text
+    assert "networks.dtype was 'bfloat16' and is 'float32'" in caplog.text
 
 
 def test_other_networks_cannot_be_forced():

@@ -1,6 +1,7 @@
 """What a run is watched by: its figures, and an example to try on."""
 
 import hashlib
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from migan_jax.data.held_out import HeldOut
+from migan_jax.data.sheets import GAP, LABEL_HEIGHT
 from migan_jax.errors import UserError
 from migan_jax.metrics import evaluator
 from migan_jax.metrics.evaluator import Eyes
@@ -16,7 +18,13 @@ from migan_jax.metrics.image import image_metrics
 from migan_jax.metrics.table import Table
 from migan_jax.training import processes
 from migan_jax.training.eyes import open_common_eyes
-from migan_jax.training.samples import SHOWN, Samples, everyones, score_of
+from migan_jax.training.samples import (
+    SHOWN,
+    Beginning,
+    Samples,
+    everyones,
+    score_of,
+)
 from migan_jax.weights.feature_networks import FILES, FOLDER
 
 RNG = np.random.default_rng(0)
@@ -48,7 +56,12 @@ class State:
 
 
 def samples_of(system, looking=NO_EYES):
-    return Samples(system, HeldOut(IMAGES, MASKS), None, looking, seed=0)
+    nothing = Beginning(Path("nowhere"), is_new=False, is_shown=False)
+    return samples_with(nothing, system, looking)
+
+
+def samples_with(beginning, system, looking=NO_EYES):
+    return Samples(system, HeldOut(IMAGES, MASKS), None, looking, 0, beginning)
 
 
 def test_figures():
@@ -91,11 +104,11 @@ def test_a_network_that_looks(monkeypatch):
     assert abs(same["fid_11"]) < 1e-3 * other["fid_11"]
     assert same["kid"] < 0 < other["kid"]
     for name in ("fid", "kid"):
-        score = score_of(name, samples_of(Perfect()))
+        score = score_of(name, len(IMAGES))
         assert score.of(same) > score.of(other) > score.of({})
-    assert score_of("ssim", None).of({"ssim": 0.9}) > score_of("ssim", None).of({})
+    assert score_of("ssim", 0).of({"ssim": 0.9}) > score_of("ssim", 0).of({})
     with pytest.raises(UserError, match="which 0 held-out pictures have not"):
-        score_of("kid", None)
+        score_of("kid", 0)
 
 
 def test_processes_share_what_all_have_seen(monkeypatch):
@@ -127,8 +140,10 @@ def test_processes_share_what_all_have_seen(monkeypatch):
         np.testing.assert_array_equal(whole.ratios, ratios)
 
 
-def test_weights_that_the_score_needs(monkeypatch):
-    assert open_common_eyes("hole_psnr") == NO_EYES
+def test_weights_that_the_score_needs(caplog):
+    """Of others that are missing nothing is said."""
+    caplog.set_level(0)
+    assert open_common_eyes("hole_psnr") == NO_EYES and not caplog.records
     with pytest.raises(
         UserError, match=r"best_by is fid, but pt_inception.* not found"
     ):
@@ -148,6 +163,34 @@ def test_weights_that_cannot_be_read(monkeypatch, tmp_path):
         UserError, match=r"best_by is kid, but .*inception\.safetensors"
     ):
         open_common_eyes("kid")
+
+
+def test_a_column_of_what_the_run_began_with(tmp_path):
+    """It stays what it was, also for a run that goes on; another run has its own."""
+    (tmp_path / "samples").mkdir()
+
+    def grid(beginning, colour):
+        samples = samples_with(beginning, Blind())
+        return np.asarray(samples.evaluate(State(colour=colour))[1])
+
+    first = Beginning(tmp_path, is_new=True, is_shown=True)
+    begun, later = grid(first, 1.0), grid(first, -1.0)
+    side = (begun.shape[1] - 3 * GAP) // 4  # input, completion, beginning, truth
+
+    def column(sheet, number):
+        start = number * (side + GAP)
+        return sheet[LABEL_HEIGHT : LABEL_HEIGHT + side, start : start + side]
+
+    assert np.array_equal(column(begun, 1), column(begun, 2))
+    assert np.array_equal(column(later, 2), column(begun, 2))
+    assert not np.array_equal(column(later, 1), column(later, 2))
+    resumed = Beginning(tmp_path, is_new=False, is_shown=False)
+    assert np.array_equal(grid(resumed, -1.0), later)
+    (tmp_path / "samples" / "beginning.png").write_bytes(b"damaged")
+    damaged = Beginning(tmp_path, is_new=False, is_shown=False)
+    assert grid(damaged, -1.0).shape[1] < later.shape[1]
+    grid(Beginning(tmp_path, is_new=True, is_shown=False), 1.0)
+    assert not (tmp_path / "samples" / "beginning.png").exists()
 
 
 def test_an_example_to_try_on(tmp_path):

@@ -66,8 +66,9 @@ class Stopping:
             while not self._trained and not _all_are_told():
                 time.sleep(_POLLED)
         else:
-            while self._told_by.recv(1) not in _NUMBERS:  # waits; b"" is the end
-                pass
+            with self._told_by:
+                while self._told_by.recv(1) not in _NUMBERS:  # waits; b"" is the end
+                    pass
         if self._trained:
             return
         if jax.process_index() == 0:
@@ -87,15 +88,17 @@ class Stopping:
                 number: signal.signal(number, self._tell)
                 for number in (signal.SIGTERM, signal.SIGINT)
             }
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
         return self
 
     def __exit__(self, *raised: object) -> None:
         self._restore()
-        self._trained = True  # which ends the thread of several processes
+        self._trained = True  # which ends the watch of several processes
         if not self._several:
             signal.set_wakeup_fd(-1)
             self._tells.close()  # which ends that of one
+        self._watcher.join()
 
 
 def _all_are_told() -> bool:
