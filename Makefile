@@ -8,6 +8,8 @@ EXTRAS ?= dev,onnx,torch,eval,heif,peers
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(EXTRAS)
 WORKERS ?= 2
+# Fewer tests: `make test TESTS=tests/test_ops_conv.py`.
+TESTS ?=
 
 .PHONY: help run train test test-slow test-full test-all lint wheel clean
 
@@ -21,7 +23,7 @@ help:
 	@echo "make test-all  all of them"
 	@echo "make lint      ruff, as CI runs it"
 	@echo "make clean     remove what make has installed and built"
-	@echo "Options: PYTHON=python3.12 VENV=.venv312 EXTRAS=dev"
+	@echo "Options: PYTHON=python3.12 VENV=.venv312 EXTRAS=dev TESTS=tests/test_config.py"
 	@echo "make wheel     build dist/*.whl"
 
 run: $(STAMP)
@@ -31,7 +33,7 @@ train: $(STAMP)
 	$(RUN) -m migan_jax.train --config=scenes64 --workdir=runs/scenes
 
 test: $(STAMP) lint
-	$(RUN) -m pytest -n $(WORKERS) -m "not slow and not aot and not full"
+	$(RUN) -m pytest -n $(WORKERS) -m "not slow and not aot and not full" $(TESTS)
 
 # Full-size networks want the memory and the cores for themselves.
 ALONE := tests/test_aot*.py tests/test_benchmarks.py tests/test_models_full_width.py

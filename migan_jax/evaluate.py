@@ -113,8 +113,11 @@ def main() -> None:
     from migan_jax.metrics.evaluator import Method
     from migan_jax.metrics.fills import classical_fills
     from migan_jax.metrics.ids import import_svm
+    from migan_jax.training.devices import idle_accelerator
     from migan_jax.training.eyes import open_eyes
 
+    if sentence := idle_accelerator():
+        logger.warning(sentence)
     methods, resolution = open_checkpoints(arguments.checkpoint, arguments.resolution)
     test_set = open_test_set(arguments, resolution)
     eyes, missing = open_eyes()

@@ -1,4 +1,7 @@
-"""Eight CPU devices, no feature weights, no silent broadcasting between ranks."""
+"""Eight CPU devices, no feature weights, no silent broadcasting between ranks.
+
+Programs are hardly optimised: of small ones, compiling takes longer than running.
+"""
 
 import os
 import sys
@@ -13,6 +16,15 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def optimised():
+    """For tests whose programs run for longer than they take to compile."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

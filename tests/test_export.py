@@ -41,6 +41,8 @@ def checkpoint(tmp_path_factory):
 
 def run(monkeypatch, checkpoint, output, *more, kind="network"):
     monkeypatch.setattr(checking, "REPEATS", 1)
+    monkeypatch.setattr(export, "TYPICAL", 4)  # pictures, which are looked at for long
+    monkeypatch.setattr(export, "CHECKED", 2)
     given = f"--checkpoint={checkpoint}", f"--output={output}", f"--kind={kind}"
     return run_here(monkeypatch, export, *given, *more)
 

@@ -96,9 +96,11 @@ def test_sixteen_bits_of_every_tiff(order, white, tmp_path):
     path.write_bytes(tiff(order, white, stored))
     photo = read_photo(path)
     assert photo.mode == "I;16" and np.array_equal(photo.pixels, values)
-    assert np.array_equal(read_mask(path, "white").hole, 2 * values >= values.max())
     write_photo(photo, tmp_path / "y.tif")
     assert np.array_equal(read_photo(tmp_path / "y.tif").pixels, values)
+    hole = values > 30_000
+    path.write_bytes(tiff(order, white, 65535 * (hole if white else ~hole)))
+    assert np.array_equal(read_mask(path, "white").hole, hole)
 
 
 def tiff(order, photometric, grey, iptc=b""):

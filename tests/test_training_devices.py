@@ -97,10 +97,16 @@ def test_networks_compute_in_what_devices_have():
 
 def test_an_accelerator_that_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setattr(devices, "DEV", tmp_path)
+    monkeypatch.setattr(devices, "PCI", tmp_path)
     assert idle_accelerator() is None
     monkeypatch.delenv("JAX_PLATFORMS")
     assert idle_accelerator() is None
-    (tmp_path / "accel0").touch()
+    for number, maker in enumerate(("0x8086", "0x1ae0")):
+        assert idle_accelerator() is None  # other devices are there like this, too
+        (tmp_path / "vfio").mkdir(exist_ok=True)
+        (tmp_path / "vfio" / "0").touch()
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "vendor").write_text(f"{maker}\n")
     assert "a TPU, but JAX runs on the CPU" in idle_accelerator()
     (tmp_path / "nvidia0").touch()
     sentence = idle_accelerator()

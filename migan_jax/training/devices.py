@@ -8,13 +8,17 @@ import jax
 
 from migan_jax.errors import requirements
 
-DEV = Path("/dev")
+DEV, PCI = Path("/dev"), Path("/sys/bus/pci/devices")
+GOOGLE = "0x1ae0"  # as the maker of a PCI device
 AMPERE = 8.0  # the compute capability from which NVIDIA's GPUs have bfloat16
 
 
 def has_tpu() -> bool:
     """Whether this host has TPUs, as far as its files tell."""
-    return any(DEV.glob("accel[0-9]*")) or (DEV / "vfio/0").exists()
+    if any(DEV.glob("accel[0-9]*")):
+        return True
+    makers = (path.read_text().strip() for path in PCI.glob("*/vendor"))
+    return (DEV / "vfio/0").exists() and GOOGLE in makers
 
 
 def on_tpu() -> bool:
