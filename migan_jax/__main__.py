@@ -23,7 +23,8 @@ def main() -> None:
         return
     verb, *rest = words
     if verb not in VERBS:
-        print(f"error: there is no verb {verb}{nearest(verb, VERBS)}", file=sys.stderr)
+        near = nearest(verb, VERBS) or f", but {', '.join(VERBS)}"
+        print(f"error: there is no verb {verb}{near}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"migan-jax {verb}", *rest]
     run_verb(_module(verb).main)

@@ -312,7 +312,7 @@ class _VerbParser(argparse.ArgumentParser):
             flag = word.partition("=")[0]
             if word == "--":
                 break
-            if flag.startswith("--") and flag not in known:
+            if re.match("-+[a-zA-Z]", flag) and flag not in known:
                 self.error(f"there is no flag {flag}{nearest(flag, known)}")
         return super().parse_known_args(args, namespace)
 

@@ -29,23 +29,24 @@ def missing_extra(package: str, extra: str, purpose: str) -> UserError:
     """
     return UserError(
         f"{purpose} needs {package}, which is not installed: "
-        f"pip install {' '.join(requirements(extra)) or package} (the extra {extra})."
+        f"{how_to_install(extra, package)}."
     )
 
 
-def requirements(extra: str) -> list[str]:
-    """An extra's libraries, quoted for a shell; none if we are not installed."""
+def how_to_install(extra: str, package: str) -> str:
+    """The command that brings an extra's libraries; `package` is one of them."""
     try:
         stated = importlib.metadata.requires("migan_jax") or []
-    except importlib.metadata.PackageNotFoundError:
-        return []
+    except importlib.metadata.PackageNotFoundError:  # used without being installed
+        stated = []
     ours = re.compile(rf"""extra == ["']{re.escape(extra)}["']""")
-    return [f"'{one.partition(';')[0].strip()}'" for one in stated if ours.search(one)]
+    found = [f"'{one.partition(';')[0].strip()}'" for one in stated if ours.search(one)]
+    return f"pip install {' '.join(found) or repr(package)} (the extra {extra})"
 
 
 def missing_here(package: str, purpose: str) -> UserError:
     """The sentence for a library that has no build for some platforms."""
     return UserError(
         f"{purpose} needs {package}, which is not installed: pip install {package}, or "
-        f"where there is no build of it, as on Windows, use Linux, WSL or a Mac."
+        f"where there is no build of it use Linux, on Windows WSL."
     )

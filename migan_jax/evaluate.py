@@ -35,7 +35,13 @@ from typing import TYPE_CHECKING, Any, get_args
 from migan_jax.config import progress, run_verb, verb_parser, whole_number
 from migan_jax.data.masks import MaskHole
 from migan_jax.errors import UserError
-from migan_jax.files import read_json, reason, write_json, write_whole
+from migan_jax.files import (
+    read_json,
+    reason,
+    refuse_address,
+    write_json,
+    write_whole,
+)
 from migan_jax.weights.locations import CONFIG_FILE, check_checkpoint, located
 
 if TYPE_CHECKING:
@@ -138,6 +144,7 @@ def main() -> None:
 
 def check_output(folder: Path) -> None:
     """Before the work and not after it."""
+    refuse_address(folder)
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise UserError(f"--output={folder} is a file: name a folder.")
     try:
@@ -196,7 +203,7 @@ def open_checkpoints(
 def open_test_set(arguments: argparse.Namespace, resolution: int) -> "TestSet":
     from migan_jax.data.mask_sets import MaskSet, is_mask_set
     from migan_jax.data.sources import open_source
-    from migan_jax.metrics.test_set import TestSet
+    from migan_jax.metrics.test_set import KIND, TestSet
 
     drawn = arguments.masks is not None and is_mask_set(Path(arguments.masks))
     source = open_source(
@@ -209,28 +216,31 @@ def open_test_set(arguments: argparse.Namespace, resolution: int) -> "TestSet":
     if arguments.images.startswith("scenes") and arguments.samples is None:
         raise UserError("Scenes have no end: say how many with --samples.")
     masks = MaskSet(Path(arguments.masks)) if drawn else None
-    more = {}
-    if arguments.masks is None and (kind := trained_with(arguments.checkpoint[0])):
-        logger.warning(
-            "masks: %s, which %s was trained with (others: --masks)",
-            kind,
-            arguments.checkpoint[0],
-        )
-        more["kind"] = kind
+    kind = KIND
+    if arguments.masks is None:
+        kind = trained_with(arguments.checkpoint[0]) or KIND
     return TestSet(
-        source, resolution=resolution, masks=masks, count=arguments.samples, **more
+        source, resolution=resolution, masks=masks, kind=kind, count=arguments.samples
     )
 
 
 def trained_with(checkpoint: Path) -> str | None:
-    """The kind of masks that were drawn in a run's training; None if it had its own."""
+    """The kind of masks that were drawn in a run's training, if there was one."""
+    from migan_jax.data.mask_samplers import SAMPLERS
+
     workdir, _ = located(checkpoint)
-    path = workdir / CONFIG_FILE
+    path, key = workdir / CONFIG_FILE, "data.mask_kind"
     if not path.is_file():
         return None
-    key = "data.mask_kind"
-    settings = read_json(path, "name the masks with --masks", **{key: str})
-    return None if settings.get("data.masks") else settings[key]
+    remedy = "name the masks with --masks"
+    settings = read_json(path, remedy, **{key: str})
+    if own := settings.get("data.masks"):
+        logger.warning("%s was trained with the masks in %s: %s", workdir, own, remedy)
+        return None
+    if settings[key] not in SAMPLERS:
+        raise UserError(f"{path} names masks that are not known here: {remedy}.")
+    logger.warning("masks: %s, as in the training of %s", settings[key], workdir)
+    return settings[key]
 
 
 def measure(

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from migan_jax.config import available_cores, run_verb, verb_parser
 from migan_jax.errors import UserError
-from migan_jax.files import write_json, write_whole
+from migan_jax.files import refuse_address, write_json, write_whole
 from migan_jax.weights.locations import check_checkpoint
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def main() -> None:
 def check_output(arguments: argparse.Namespace) -> None:
     """Before the work and not after it."""
     output, kind = arguments.output, arguments.kind
+    refuse_address(output)
     if output.suffix != ".onnx":
         raise UserError(f"--output={output} does not end in .onnx.")
     for path in (output, output.with_suffix(".json")):

@@ -97,20 +97,25 @@ def _locked_on_windows(path: Path) -> int:
     return descriptor
 
 
-def refuse_bucket(location: str | Path) -> None:
-    """UserError for an address such as gs://bucket/folder: only folders can be used."""
+def refuse_address(location: str | Path) -> None:
+    """UserError for an address such as gs://bucket/x: only paths can be used."""
     # pathlib makes one slash of two; of one letter it is a drive.
     found = re.match(r"(\w{2,}):/+([^/]*)(/.*)?", str(location))
     if found is None:
         return
     scheme, bucket, rest = found.groups(default="")
-    folder = f"/mnt/{bucket}"
+    address, folder = f"{scheme}://{bucket}{rest}", f"/mnt/{bucket}"
+    if scheme not in ("gs", "s3"):
+        raise UserError(
+            f"{address} is an address, and only files and folders can be used: "
+            f"download it, and name the file."
+        )
     how = "for example with s3fs"
     if scheme == "gs":
         how = f"gcsfuse --implicit-dirs {bucket} {folder}"
     raise UserError(
-        f"{scheme}://{bucket}{rest} is a bucket, and only folders can be used: mount "
-        f"it ({how}), and name {folder}{rest} instead."
+        f"{address} is a bucket, and only files and folders can be used: mount it "
+        f"({how}), and name {folder}{rest} instead."
     )
 
 

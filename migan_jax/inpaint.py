@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, get_args
 from migan_jax.config import run_verb, verb_parser, whole_number
 from migan_jax.data.masks import MaskHole, doubt_about
 from migan_jax.errors import UserError
-from migan_jax.files import write_whole
+from migan_jax.files import refuse_address, write_whole
 from migan_jax.geometry.crops import Box
 from migan_jax.geometry.filling import (
     DEFAULT_FEATHER,
@@ -137,7 +137,9 @@ def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(format="%(message)s")
     check_checkpoint(arguments.checkpoint)
+    refuse_address(arguments.output)
     for flag, path in (("image", arguments.image), ("mask", arguments.mask)):
+        refuse_address(path)
         if not os.path.exists(path):  # unlike Path.exists, False for forbidden folders
             raise UserError(f"--{flag}: there is nothing at {path}.")
     if os.path.isdir(arguments.image):

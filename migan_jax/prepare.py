@@ -38,7 +38,7 @@ from migan_jax.config import (
 )
 from migan_jax.data.masks import MaskHole
 from migan_jax.errors import UserError, missing_here
-from migan_jax.files import readable_size, refuse_bucket
+from migan_jax.files import readable_size, refuse_address
 
 # As migan_jax.data.mask_samplers.SAMPLERS, which would import JAX here.
 KINDS = ("free_form", "brush", "thin_brush", "box", "cellular_automaton")
@@ -143,7 +143,7 @@ def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(format="%(message)s")
     for location in filter(None, (arguments.source, arguments.output)):
-        refuse_bucket(location)
+        refuse_address(location)
     masks = arguments.output
     if arguments.source is not None:
         prepare_pictures(arguments)

@@ -97,6 +97,8 @@ def parse_arguments() -> argparse.Namespace:
     settings, others = split_settings(sys.argv[1:])
     arguments = parser.parse_args(others)
     arguments.settings = settings
+    # That of an earlier smoke test would be gone on with, and nothing be tested.
+    arguments.anew = arguments.smoke and arguments.workdir is None
     if arguments.workdir is None:
         arguments.workdir = default_workdir(arguments.config, arguments.smoke)
     return arguments
@@ -107,12 +109,15 @@ def split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
     settings, others = [], []
     remaining = iter(words)
     for word in remaining:
-        if not word.startswith("--config."):
+        key = word.removeprefix("--config.")
+        if key == word:
             others.append(word)
         elif "=" in word:
-            settings.append(word.removeprefix("--config."))
+            settings.append(key)
         else:
-            settings.append(f"{word.removeprefix('--config.')}={next(remaining, '')}")
+            value = next(remaining, "")
+            settings.append(f"{key}={'' if value.startswith('--') else value}")
+            others += [value] if value.startswith("--") else []
     return settings, others
 
 
@@ -152,7 +157,7 @@ def main() -> None:
         logs_of_one_process(),
         processes.ended_together(),
         Stopping() as stopping,
-        processes.workdir_held(workdir),
+        processes.workdir_held(workdir, arguments.anew),
     ):
         logger.info("workdir: %s", workdir)
         from migan_jax.training.run import Run
@@ -214,7 +219,9 @@ def train(run: "Run", stopping: "Stopping") -> None:
                         reporter.take(step, pending)
                     run.save(reporter, step)
                 break
-            stopping.hold_back()
+            if step == run.first_step:
+                run.meet()
+                stopping.hold_back()
             metrics = run.advance(step, batch)
             if pending is not None:
                 reporter.take(step, pending)

@@ -39,7 +39,12 @@ def run(name, *options):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", TINY)
+LONG = ("train_step",)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.full if n in LONG else ()) for n in TINY]
+)
 def test_benchmark_runs(name, tmp_path):
     path = tmp_path / "table.json"
     run(name, *TINY[name], "--repeats=1", "--threads=1", f"--json={path}")

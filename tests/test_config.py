@@ -160,6 +160,7 @@ def test_a_recipes_typo_is_not_a_new_setting(tmp_path):
         ("networks.dtype=float16", "networks.dtype is one of auto, float32, bfloat16"),
         ("networks.channel_base=128", "channel_base is 128, but must be at least 512"),
         ("parts=0", "parts is 0"),
+        ("mesh.space=0", "mesh.space is auto or a whole number from 1 up, not 0"),
         ("keep_last=0", "keep_last is 0"),
         ("total_kimg=0", "total_kimg is 0.0"),
         ("optimizer.learning_rate=nan", "learning_rate is nan"),

@@ -81,7 +81,7 @@ def test_the_masks_of_the_runs_training(
     settings = {"data.mask_kind": "thin_brush", "data.masks": None}
     (checkpoint / "config.json").write_text(json.dumps(settings))
     assert run(monkeypatch, tmp_path, checkpoint, photos, output="own") == 0
-    assert f"masks: thin_brush, which {checkpoint} was trained with" in caplog.text
+    assert f"masks: thin_brush, as in the training of {checkpoint}" in caplog.text
     result = result_of(tmp_path / "own")
     assert result["protocol"]["drawn_masks"] == {"kind": "thin_brush", "seed": 0}
     assert result["methods"][str(checkpoint)]["resolution"] == 16
@@ -90,6 +90,10 @@ def test_the_masks_of_the_runs_training(
     assert run(monkeypatch, tmp_path, checkpoint, photos, output="others") == 0
     drawn = result_of(tmp_path / "others")["protocol"]["drawn_masks"]
     assert drawn == {"kind": "free_form", "seed": 0}
+    assert "was trained with the masks in m" in caplog.text
+    (checkpoint / "config.json").write_text(json.dumps({"data.mask_kind": "later"}))
+    message = run(monkeypatch, tmp_path, checkpoint, photos, output="unknown")
+    assert "masks that are not known here" in message and "--masks" in message
 
 
 def test_names_of_any_kind(monkeypatch, tmp_path, photos):

@@ -175,7 +175,8 @@ def test_slower_than_float32_is_said_in_words(precision):
         graphs = {name: cost | {"milliseconds": ms} for name, ms in times.items()}
         counts = {"pictures": 8, "threads": 2, "largest_activation": 3.0}
         result = reported("network", precision) | counts | {"graphs": graphs}
-        return table(result | {"activation_limit_kept": False})
+        result |= {"activation_limit_kept": False, "remark": remark(result)}
+        return table(result)
 
     sentence = f"{precision} is slower than float32"
     assert sentence not in said(9.9) and sentence not in said(10.0)

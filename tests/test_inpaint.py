@@ -97,14 +97,15 @@ def test_a_hole_that_is_widened(run, tmp_path, checkpoint):
 def test_heic(run, tmp_path, monkeypatch):
     """What iPhones save, turned by its metadata; a PNG comes out."""
     pytest.importorskip("pillow_heif").register_heif_opener()
-    turned = Image.fromarray(picture(*SHAPE))
+    turned = Image.fromarray(np.rot90(picture(*SHAPE)))
     exif = Image.Exif()
-    exif[0x010F] = "A camera"
+    exif[0x0112], exif[0x010F] = 6, "A camera"
     turned.save(tmp_path / "photo.heic", exif=exif.tobytes(), quality=-1)
     mask = save(tmp_path / "mask.png", HOLE)
     photo = f"--image={tmp_path / 'photo.heic'}"
     assert run(photo, f"--mask={mask}", f"--output={tmp_path / 'out.png'}") == 0
     before, after = pixels(tmp_path / "photo.heic"), pixels(tmp_path / "out.png")
+    assert np.abs(before.astype(int) - picture(*SHAPE)).mean() < 3
     far = distance_transform_edt(~HOLE) > DEFAULT_FEATHER
     assert np.array_equal(before[far], after[far]) and (before != after)[HOLE].any()
     with Image.open(tmp_path / "out.png") as written:

@@ -43,17 +43,20 @@ def test_verbs_run_by_their_names(monkeypatch, capsys):
     assert "no checkpoint at nothing.pt" in run(monkeypatch, *words)
     assert run(monkeypatch, "inpant") == 2
     assert "did you mean inpaint?" in capsys.readouterr().err
+    assert run(monkeypatch, "--version") == 2
+    assert "inpaint, train" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--outptu", "-outptu"])
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_misspelt_flag_is_named_first(verb, monkeypatch, capsys):
+def test_a_misspelt_flag_is_named_first(verb, flag, monkeypatch, capsys):
     """Others are required, and one that is misspelt is missing, too."""
-    monkeypatch.setattr(sys, "argv", [verb, "--outptu=x", "--checkpont", "x"])
+    monkeypatch.setattr(sys, "argv", [verb, f"{flag}=x", "--checkpont", "x"])
     with pytest.raises(SystemExit) as stopped:
         importlib.import_module(f"migan_jax.{verb}").parse_arguments()
     assert stopped.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "there is no flag --outptu" in last and "required" not in last
+    assert f"there is no flag {flag}" in last and "required" not in last
 
 
 @pytest.mark.parametrize("verb", ["inpaint", "evaluate", "export", "convert"])

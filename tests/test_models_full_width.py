@@ -107,6 +107,7 @@ def test_outputs_in_float32(name):
             assert relative_error({"y": pyramid[level]}, {"y": nhwc(y)}) <= 1e-5, level
 
 
+@pytest.mark.full
 @ALL
 def test_gradient_in_float64(name):
     with jax.enable_x64(True):
@@ -116,6 +117,7 @@ def test_gradient_in_float64(name):
     assert gradient <= 1e-9
 
 
+@pytest.mark.full
 def test_gradient_in_float32_is_as_good_as_the_twins():
     """Measured against float64: with the kink, neither is near float32's rounding."""
     twin = randomise(NETWORKS["migan_256"](), torch.float32)

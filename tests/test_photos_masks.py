@@ -90,17 +90,26 @@ def test_pictures_are_no_masks(content, ending, tmp_path):
     path = tmp_path / f"x.{ending}"
     Image.fromarray(content).save(path)
     for mask_hole in ("white", "black"):
-        with pytest.raises(UserError, match=r"a picture and no mask.*white on a black"):
+        with pytest.raises(UserError, match=r"looks like a photo.*white on black"):
             read_mask(path, mask_hole)
 
 
+def test_flat_levels_are_masks(tmp_path):
+    """White on dark grey, and paint of half the brightness beside it."""
+    levels = np.full((60, 80), 60, np.uint8)
+    levels[10:30, 20:60] = 255
+    Image.fromarray(levels).save(tmp_path / "x.png")
+    assert np.array_equal(read_mask(tmp_path / "x.png", "white").hole, levels == 255)
+
+
+@pytest.mark.parametrize("blur", [3, 12])
 @pytest.mark.parametrize("colour", ["white", "red"])
-def test_soft_and_compressed_masks_are_masks(colour, tmp_path):
+def test_soft_and_compressed_masks_are_masks(colour, blur, tmp_path):
     """A brush with a soft edge, saved as JPEG."""
-    image = Image.new("RGB", (200, 150))
-    image.paste(Image.new("RGB", (60, 40), colour), (50, 40))
-    image.filter(ImageFilter.GaussianBlur(3)).save(tmp_path / "x.jpg", quality=60)
+    image = Image.new("RGB", (400, 300))
+    image.paste(Image.new("RGB", (120, 90), colour), (100, 80))
+    image.filter(ImageFilter.GaussianBlur(blur)).save(tmp_path / "x.jpg", quality=60)
     hole = read_mask(tmp_path / "x.jpg", "white").hole
-    inside = np.zeros((150, 200), np.bool_)
-    inside[40:80, 50:110] = True
+    inside = np.zeros((300, 400), np.bool_)
+    inside[80:170, 100:220] = True
     assert np.mean(hole != inside) < 0.01

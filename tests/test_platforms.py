@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from migan_jax.errors import UserError, missing_extra
-from migan_jax.files import held, refuse_bucket
+from migan_jax.files import held, refuse_address
 
 ROOT = Path(__file__).parent.parent
 LINUX = {"sys_platform": "linux", "platform_system": "Linux"}
@@ -63,7 +63,7 @@ def test_the_address_of_the_project_is_named_once():
 
 
 def test_photos_without_what_windows_lacks(tmp_path):
-    """All but training and shards works without fcntl, array_record and grain."""
+    """Which is fcntl and array_record; and grain, which wants the latter on Linux."""
     program = """
 import sys
 for name in ("fcntl", "array_record", "grain", "resource", "torch"):
@@ -107,7 +107,7 @@ run(train, "--config=scenes64 --smoke")
     assert "report.html" in ended.stdout
     torch, records, grain = ended.stdout.splitlines()[-3:]
     assert "Exporting needs PyTorch" in torch
-    assert "Preparing pictures needs array_record" in records and "Windows" in records
+    assert "Preparing pictures needs array_record" in records and "WSL" in records
     assert "Training needs grain" in grain and not (tmp_path / "runs").exists()
 
 
@@ -138,7 +138,7 @@ def test_extras_are_named_by_what_pip_can_find():
     for name in map(Requirement, stated):
         assert re.search(rf"'{name.name}[<>=]", said)
     assert "pip install 'onnx" in said and "(the extra onnx)" in said
-    assert "pip install wonders (the extra none)" in str(
+    assert "pip install 'wonders' (the extra none)" in str(
         missing_extra("wonders", "none", "Wondering")
     )
 
@@ -153,10 +153,18 @@ def test_extras_are_named_by_what_pip_can_find():
 )
 def test_buckets_are_no_folders(address, folder):
     with pytest.raises(UserError, match=f"{folder} instead") as caught:
-        refuse_bucket(address)
+        refuse_address(address)
     assert "://bucket" in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["C:/photos", "a/b:c", "/gs:/x", "photos"])
-def test_paths_are_no_buckets(path):
-    refuse_bucket(path)
+def test_paths_are_no_addresses(path):
+    refuse_address(path)
+
+
+def test_web_addresses_are_no_buckets():
+    for address in ("https://x.org/net.pt", Path("https://x.org/net.pt")):
+        with pytest.raises(
+            UserError, match=r"https://x\.org/net\.pt is an address.*downl"
+        ):
+            refuse_address(address)

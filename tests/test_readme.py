@@ -60,7 +60,7 @@ def test_every_relative_link_and_path_exists():
     for name in DOCUMENTS:
         text = (ROOT / name).read_text()
         paths = re.findall(rf"`((?:{folders})/\S+)`", text)
-        paths += re.findall(r"\]\((?!https:)([^)]+)\)", text)
+        paths += re.findall(r"\]\((?!https:)([^)]+)\)", text)  # pictures, too
         assert paths
         places = ROOT, ROOT / "migan_jax", (ROOT / name).parent
         for path in paths:

@@ -55,7 +55,14 @@ def test_lazy_penalty(game):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("turn", ["generator", "discriminator", "penalty"])
+@pytest.mark.parametrize(
+    "turn",
+    [
+        "generator",
+        pytest.param("discriminator", marks=pytest.mark.full),
+        pytest.param("penalty", marks=pytest.mark.full),
+    ],
+)
 @pytest.mark.parametrize(
     "family", ["migan", pytest.param("comodgan", marks=pytest.mark.full)]
 )

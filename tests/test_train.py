@@ -15,7 +15,9 @@ from verbs import one_sentence, run_here
 import migan_jax
 from migan_jax import convert, inpaint, train
 from migan_jax.config import load_config
+from migan_jax.errors import UserError
 from migan_jax.models import comodgan, migan
+from migan_jax.training import processes
 from migan_jax.weights.checkpoint import load_checkpoint, save_checkpoint
 
 # What it refuses, before anything long is begun.
@@ -141,13 +143,35 @@ def test_a_workdir_of_the_recipes_name(recipe, smoke, expected, monkeypatch):
     assert train.default_workdir(recipe, smoke) == Path(expected)
     words = ["train", f"--config={recipe}", *(["--smoke"] if smoke else [])]
     monkeypatch.setattr(sys, "argv", words)
-    assert train.parse_arguments().workdir == Path(expected)
+    arguments = train.parse_arguments()
+    assert arguments.workdir == Path(expected) and arguments.anew == smoke
+    monkeypatch.setattr(sys, "argv", [*words, "--workdir=there"])
+    assert not train.parse_arguments().anew
+
+
+def test_a_smoke_test_does_not_go_on_with_an_earlier_one(tmp_path):
+    """Which would test nothing. Nobody else's files are removed while they are used."""
+    checkpoint = tmp_path / "run" / "checkpoints" / "2"
+    checkpoint.mkdir(parents=True)
+    with processes.workdir_held(tmp_path / "run"):
+        with pytest.raises(UserError, match="in use by another run"):
+            with processes.workdir_held(tmp_path / "run", anew=True):
+                pass
+    assert checkpoint.exists()
+    with processes.workdir_held(tmp_path / "run", anew=True):
+        assert list((tmp_path / "run").rglob("*")) == [checkpoint.parent]
+
+
+def test_the_workdir_is_said_first(monkeypatch, tmp_path, capsys):
+    refused(monkeypatch, tmp_path, "--config.data.source=nowhere")
+    assert capsys.readouterr().err.splitlines()[0] == f"workdir: {tmp_path / 'run'}"
 
 
 def test_settings_are_named_with_an_equals_sign_or_a_space(monkeypatch):
-    words = "--config=a --config.x.y=1=2 --config.z 3 --smoke --config.last"
+    words = "--config=a --config.x.y=1=2 --config.z 3 --config.w --smoke --config.last"
     monkeypatch.setattr(sys, "argv", ["train", *words.split()])
-    assert train.parse_arguments().settings == ["x.y=1=2", "z=3", "last="]
+    arguments = train.parse_arguments()
+    assert arguments.settings == ["x.y=1=2", "z=3", "w=", "last="] and arguments.smoke
 
 
 def test_the_help_shows_commands_as_they_are_typed(monkeypatch, capsys):
@@ -199,8 +223,18 @@ def smoke(recipe, workdir, cache, *more):
     )
 
 
+# One of each system, with a teacher and without; the others differ in settings only.
+DIFFERENT = "scenes64", "places512", "places256:baseline", "comodgan_folder256"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", [*RECIPES, "places256:baseline"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(name, marks=() if name in DIFFERENT else pytest.mark.full)
+        for name in (*RECIPES, "places256:baseline")
+    ],
+)
 def test_every_recipe_runs_two_steps(recipe, teacher, cache, tmp_path):
     """Those with a teacher distil from a small one."""
     workdir, more = tmp_path / "run", []
@@ -280,7 +314,7 @@ def test_beginning_with_a_run_and_with_a_file(cache, tmp_path):
     )
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     again = runs.train(third, 2, cache, f"--init-from={fused}", **still)
-    assert "--init-from is for a run's beginning" in again.stderr
+    assert f"--init-from={fused} is left aside" in again.stderr
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import runs
 
 from migan_jax.weights.checkpoint import load_checkpoint, save_checkpoint
 
-pytestmark = pytest.mark.slow  # a network has to learn something first
+pytestmark = pytest.mark.full  # a network has to learn something first
 
 BATCH, EVALUATED, WARM_UP = 16, 10, 20  # the latter two in steps
 SETTINGS = (

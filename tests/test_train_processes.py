@@ -141,7 +141,7 @@ def test_sigterm_while_compiling_ends_all_at_once(tmp_path):
             break
     processes[1].send_signal(signal.SIGTERM)
     ((out, error), _) = end_all(processes)
-    assert "stopped before anything was trained" in out
+    assert "nothing was trained that is not saved" in out
     assert "compiled in" not in error and runs.steps(tmp_path / "run") == []
 
 

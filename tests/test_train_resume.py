@@ -60,12 +60,12 @@ def kill_at_any_time(process, workdir, rng):
 
 def test_killed_again_and_again(alone, cache, tmp_path):
     rng, workdir, killed = random.Random(0), tmp_path / "run", 0
-    for kill in [kill_while_saving, kill_at_any_time, kill_while_saving] * 2:
+    for kill in [kill_while_saving, kill_at_any_time] * 2:
         process = runs.start(workdir, STEPS, cache)
         kill(process, workdir, rng)
         process.communicate()
         killed += process.returncode == -signal.SIGKILL
-    assert killed >= 4  # by then it may have come to its end
+    assert killed >= 3  # by then it may have come to its end
     finish(workdir, cache, alone)
 
 
@@ -75,8 +75,9 @@ def test_told_to_stop_before_anything_is_trained(tmp_path):
         if "compiling" in line:
             break
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and "nothing is lost" in out
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 0 and "nothing was trained" in out
+    assert "compiled in" not in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,9 @@ def test_images_are_shared_by_as_many_as_keep_the_batch(
 
 def test_a_batch_that_cannot_be_split_says_what_would_keep_it(monkeypatch):
     pretend(monkeypatch, 64)
-    with pytest.raises(UserError, match=r"64 devices.*mesh\.space=2\).*multiple of 64"):
+    with pytest.raises(
+        UserError, match=r"64 devices.*config\.mesh\.space=2\).*multiple of 64"
+    ):
         make_mesh(1, 512, 32, 1)
     with pytest.raises(UserError, match="make it a multiple of 64"):
         make_mesh("auto", 512, 34, 1)

@@ -110,7 +110,7 @@ def test_collapsed_is_expanded_over_200_steps(float64):
     assert_same_training(expanded, collapsed, 1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_collapsed_is_expanded_in_the_adversarial_game(float64):
     """Three rounds of generator step, discriminator step and R1 step."""
     x, real = images(0, 4, 4), images(1, 4, 4)

@@ -165,7 +165,7 @@ def on_one_device(name):
 @pytest.mark.parametrize(
     ("name", "space"),
     [
-        ("migan", 1),
+        pytest.param("migan", 1, marks=pytest.mark.full),
         ("migan", 2),
         pytest.param("comodgan", 1, marks=pytest.mark.full),
         ("comodgan", 2),

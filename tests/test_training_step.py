@@ -99,7 +99,9 @@ def train_theirs(game, steps):
     return ema
 
 
-@pytest.mark.parametrize("family", ["migan", "comodgan"])
+@pytest.mark.parametrize(
+    "family", ["migan", pytest.param("comodgan", marks=pytest.mark.full)]
+)
 def test_two_iterations_are_pytorchs(family, float64):
     game = Game(family)
     state = train_ours(game, steps=2)

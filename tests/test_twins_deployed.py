@@ -193,7 +193,12 @@ def test_a_graph_of_any_size(shape, narrow, for_any_size):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "resolution, size", [(256, (256, 256)), (256, (384, 640)), (512, (512, 512))]
+    "resolution, size",
+    [
+        pytest.param(256, (256, 256), marks=pytest.mark.full),
+        (256, (384, 640)),
+        pytest.param(512, (512, 512), marks=pytest.mark.full),
+    ],
 )
 def test_full_width(resolution, size):
     """Random weights, whose activations reach the limit: so it is kept."""

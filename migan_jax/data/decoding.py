@@ -120,13 +120,14 @@ def to_rgb(pixels: np.ndarray, mode: str) -> np.ndarray:
     return np.repeat(grey[..., None].astype(np.uint8), 3, axis=-1)
 
 
-# Of a mask, levels between these shares of its largest are neither black nor white ...
-_DARK, _BRIGHT = 1 / 8, 7 / 8
-# ... as soft edges are, but no larger part of a mask, and even less of a coloured one.
-_SOFT_SHARE, _SOFT_SHARE_IN_COLOUR = 1 / 3, 1 / 10
+# Of a mask, levels between these shares of its largest are neither black nor white,
+# unless they are within so many of 255 from one of the two that it has most of. Soft
+# edges are, but they are no larger part of a mask.
+_DARK, _BRIGHT, _NEAR, _SOFT_SHARE = 1 / 8, 7 / 8, 8, 1 / 3
 # Channels farther apart than this share of the largest level are a colour; fewer pixels
 # than this share of all are none.
 _COLOURED, _FEW = 1 / 4, 1e-3
+_ENOUGH = 1 << 20  # pixels, to see what a mask looks like
 
 
 def _is_picture(values: np.ndarray) -> bool:
@@ -135,18 +136,22 @@ def _is_picture(values: np.ndarray) -> bool:
     A mask is of two levels, but for soft edges. It may be painted in colours on black;
     if something else is bright too, either of them may be meant.
     """
-    if not values.size or values.dtype == np.bool_ or values.max() <= 0:
+    if not values.size or values.dtype == np.bool_ or not values.max() > 0:
         return False
-    levels = values if values.ndim == 2 else values.max(axis=-1)
-    largest = levels.max()
-    soft = np.mean((levels > _DARK * largest) & (levels < _BRIGHT * largest))
-    if values.ndim == 2:
-        return bool(soft > _SOFT_SHARE)
-    coloured = levels - values.min(axis=-1) > _COLOURED * largest
-    if np.mean(coloured) <= _FEW:
-        return bool(soft > _SOFT_SHARE)
-    white = (levels > largest / 2) & ~coloured
-    return bool(soft > _SOFT_SHARE_IN_COLOUR or np.mean(white) > _FEW)
+    step = max(1, int((values.shape[0] * values.shape[1] / _ENOUGH) ** 0.5))
+    shares = values[::step, ::step] / values.max()
+    levels = shares if shares.ndim == 2 else shares.max(axis=-1)
+    known = np.uint8(255 * levels.clip(0, 1))
+    soft = (levels > _DARK) & (levels < _BRIGHT)
+    for frequent in np.bincount(known.ravel()).argsort()[-2:]:
+        soft &= np.abs(known - float(frequent)) > _NEAR
+    if soft.mean() > _SOFT_SHARE:
+        return True
+    if shares.ndim == 2:
+        return False
+    coloured = levels - shares.min(axis=-1) > _COLOURED
+    white = (levels > 1 / 2) & ~coloured
+    return bool(coloured.mean() > _FEW and white.mean() > _FEW)
 
 
 class Mask(NamedTuple):
@@ -175,10 +180,9 @@ def mask_of(image: Image.Image, mask_hole: MaskHole, name: object) -> Mask:
         values = values[..., :-1]
     if _is_picture(values):
         raise UserError(
-            f"{name} is a picture and no mask, which is black and white: paint what is "
-            f"to be made up in white on a black picture of the same size, or erase it "
-            f"in a copy of the photo, so that it is transparent there, and save that "
-            f"as PNG."
+            f"{name} looks like a photo, not like a mask: paint what is to go in white "
+            f"on black, at the photo's size; or erase it in a copy of the photo, so "
+            f"that it is transparent there, and save the copy as PNG."
         )
     if values.ndim == 3:
         values = values.max(axis=-1)  # a hole may be painted in any colour

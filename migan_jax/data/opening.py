@@ -11,7 +11,7 @@ from migan_jax.data.held_out import Part, hold_out
 from migan_jax.data.mask_samplers import SAMPLERS
 from migan_jax.data.sources import Source, open_source
 from migan_jax.errors import UserError
-from migan_jax.files import refuse_bucket
+from migan_jax.files import refuse_address
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -45,7 +45,7 @@ def _check_is_there(source: str, resolution: int) -> None:
     """Say how pictures get to where a recipe expects them."""
     if source.startswith(("scenes", "tfds:")) or os.path.lexists(source):
         return
-    refuse_bucket(source)
+    refuse_address(source)
     raise UserError(
         f"data.source: there is nothing at {source!r}: bring pictures there (python -m "
         f"migan_jax.prepare PHOTOS {source} --size={resolution}), or name a folder or "

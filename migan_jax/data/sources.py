@@ -29,7 +29,7 @@ from migan_jax.data.examples import Encoded, Example, decode
 from migan_jax.data.masks import MaskHole, doubt_about
 from migan_jax.data.scenes import FAMILIES, draw_scene
 from migan_jax.errors import UserError, missing_here
-from migan_jax.files import read_json, reason, refuse_bucket
+from migan_jax.files import read_json, reason, refuse_address
 
 if TYPE_CHECKING:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -374,7 +374,7 @@ def open_source(
     path = Path(source)
     for location in filter(None, (source, masks)):
         if kind != "tfds":
-            refuse_bucket(location)
+            refuse_address(location)
     if kind == "scenes":
         found: Source = SceneSource(resolution, seed, rest or None)
     elif kind == "tfds":

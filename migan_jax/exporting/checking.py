@@ -265,6 +265,6 @@ def table(result: dict[str, Any]) -> str:
         f"the limit of activations, 256, is {kept}: the largest seen is "
         f"{result['largest_activation']:.0f}"
     )
-    if why := remark(result):
-        lines.append(why)
+    if result["remark"]:
+        lines.append(result["remark"])
     return "\n".join(lines)

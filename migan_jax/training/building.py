@@ -35,8 +35,9 @@ NO_DISCRIMINATOR = (
     "optimizer.frozen_levels keeps levels of a discriminator that has learned: name a "
     "run's workdir with --init-from, or set it to 0."
 )
+RELEASED_SIZES = 256, 512  # of the authors' teachers
 # Recipes for teachers of a resolution.
-TEACHERS = {64: "scenes64:teacher"} | {n: f"comodgan_places{n}" for n in (256, 512)}
+TEACHERS = {64: "scenes64:teacher"} | {n: f"comodgan_places{n}" for n in RELEASED_SIZES}
 DTYPES = ("auto", "float32", "bfloat16")
 # Figures of held-out pictures, to choose checkpoints by.
 SCORES = *image.NAMES, "lpips_alex", "lpips_vgg", "fid", "kid"
@@ -80,6 +81,11 @@ def check_settings(config: "ConfigDict") -> None:
         kinds = ", ".join(DTYPES)
         raise UserError(
             f"networks.dtype is one of {kinds}, not {config.networks.dtype!r}."
+        )
+    space = config.mesh.space
+    if space != "auto" and not (isinstance(space, int) and space >= 1):
+        raise UserError(
+            f"mesh.space is auto or a whole number from 1 up, not {space!r}."
         )
     if config.best_by not in SCORES:
         raise UserError(
@@ -144,13 +150,16 @@ def load_teacher(config: "ConfigDict") -> Teacher | None:
     try:
         loaded = load_checkpoint(config.teacher)
     except UserError as error:
+        size = config.resolution
         own = "runs/teacher" if Path(config.teacher).suffix else config.teacher
-        recipe = TEACHERS.get(config.resolution, "comodgan_folder256")
+        recipe = TEACHERS.get(size, f"comodgan_folder256 --config.resolution={size}")
+        released = f"Get the authors' from {RELEASED}, or train"
         raise UserError(
-            f"The teacher cannot be loaded: {error} Get the authors' from {RELEASED}, "
-            f"or train one (python -m migan_jax.train --config={recipe} "
-            f"--workdir={own}) and name it (--config.teacher={own}), or do without "
-            f"(--config.teacher=none)."
+            f"The teacher cannot be loaded: {error} "
+            f"{released if size in RELEASED_SIZES else 'Train'} one (python -m "
+            f"migan_jax.train --config={recipe} --workdir={own} "
+            f"--config.data.source={config.data.source}) and name it "
+            f"(--config.teacher={own}), or do without (--config.teacher=none)."
         ) from error
     network = loaded.network
     if family_of(network) != "comodgan":

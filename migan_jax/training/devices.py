@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from migan_jax.errors import requirements
+from migan_jax.errors import how_to_install
 
 DEV, PCI = Path("/dev"), Path("/sys/bus/pci/devices")
 GOOGLE = "0x1ae0"  # as the maker of a PCI device
@@ -39,7 +39,7 @@ def idle_accelerator() -> str | None:
         return None
     return (
         f"this machine has {found}, but JAX runs on the CPU: "
-        f"pip install {' '.join(requirements(extra))} (the extra {extra})"
+        f"{how_to_install(extra, f'jax[{extra}]')}"
     )
 
 
@@ -67,15 +67,14 @@ def resolved_dtype(wanted: str, earlier: str | None = None) -> str:
     return "bfloat16" if has_bfloat16(jax.devices()[0]) else "float32"
 
 
-def describe_dtype(dtype: str) -> str:
-    """What activations are computed in, and whether that suits the devices."""
+def describe_dtype(dtype: str, chosen: bool) -> str:
+    """What activations are computed in; and why, if that was chosen by the devices."""
     device = jax.devices()[0]
-    without = f"which {device.device_kind} has not in hardware"
+    sentence = f"activations: {dtype}"
     if has_bfloat16(device):
-        return f"activations: {dtype}"
-    if dtype == "float32":
-        return f"activations: float32, not bfloat16, {without}"
-    return (
-        f"activations: bfloat16, {without}: --config.networks.dtype=float32 may be "
-        f"faster"
-    )
+        return sentence
+    without = f"{device.device_kind} has no bfloat16 in hardware"
+    if dtype == "bfloat16":
+        faster = "--config.networks.dtype=float32 may be faster"
+        return f"{sentence}, though {without}: {faster}"
+    return f"{sentence}, since {without}" if chosen else sentence

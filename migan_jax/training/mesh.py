@@ -33,8 +33,7 @@ def make_mesh(space: int | str, resolution: int, batch_size: int, parts: int) ->
         and resolution % n == 0
         and batch_size % _batch_multiple(count // n, batch_size, parts) == 0
     ]
-    automatic = space == "auto"
-    if automatic:
+    if space == "auto":
         space = next(iter(fitting), 1)
     if space < 1 or count % space or resolution % space:
         raise UserError(
@@ -63,9 +62,9 @@ def _misfit(
     compared = f", in groups of {GROUP_SIZE} that are compared" if grouped else ""
     keeping = ""
     if fitting:
-        several = fitting[0] > 1
-        sharing = f"{fitting[0]} devices share" if several else "each have"
-        keeping = f"let {sharing} an image (mesh.space={fitting[0]}), or "
+        keeping = (
+            f"let {fitting[0]} share an image (--config.mesh.space={fitting[0]}), or "
+        )
     # Above a group's size only whole groups will do.
     least = math.lcm(multiple, GROUP_SIZE) if batch_size > multiple else multiple
     return UserError(

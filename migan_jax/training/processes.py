@@ -18,12 +18,17 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.multihost import get_barrier_sync_fn
 
 from migan_jax.errors import UserError
-from migan_jax.files import held, reason, refuse_bucket
+from migan_jax.files import held, reason, refuse_address, remove
 from migan_jax.training.devices import on_tpu
 from migan_jax.weights.locations import CHECKPOINTS
 
-# Variables that tell of other processes begin like this.
-_TELLING = "TPU_", "CLOUD_TPU_", "MEGASCALE_", "SLURM_STEP_N", "OMPI_COMM_", "JAX_C"
+# Variables that tell of other processes: of tasks, of TPU hosts and slices.
+_TASKS = "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"
+_COORDINATOR = "JAX_COORDINATOR_ADDRESS"
+_LISTS = "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"
+_NUMBERS = "TPU_WORKER_ID", "CLOUD_TPU_TASK_ID", "MEGASCALE_SLICE_ID"
+_SLICES = "MEGASCALE_NUM_SLICES"
+_TELLING = *_TASKS, _COORDINATOR, *_LISTS, *_NUMBERS, _SLICES
 LONGEST_WAIT = 3600  # seconds; a host that is gone is noticed by JAX, and sooner
 
 
@@ -74,13 +79,10 @@ def _is_alone() -> bool:
     The environment may say so; if it does not, TPUs know how many processes they are
     used by. Going on alone where there are others would train as many networks.
     """
-    environment = os.environ
-    lists = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
-    numbers = ("TPU_WORKER_ID", "CLOUD_TPU_TASK_ID", "MEGASCALE_SLICE_ID")
     several = (
-        any("," in environment.get(name, "") for name in lists)
-        or any(environment.get(name, "0") != "0" for name in numbers)
-        or environment.get("MEGASCALE_NUM_SLICES", "1") != "1"
+        any("," in os.environ.get(name, "") for name in _LISTS)
+        or any((os.environ.get(name) or "0") != "0" for name in _NUMBERS)
+        or (os.environ.get(_SLICES) or "1") != "1"
     )
     return not several and jax.process_count() == 1
 
@@ -90,7 +92,7 @@ def _found() -> str:
     named = [
         f"{name}={value}"
         for name, value in sorted(os.environ.items())
-        if name.startswith(_TELLING)
+        if name in _TELLING
     ]
     return ", ".join(named) or "nothing that tells of others"
 
@@ -109,22 +111,23 @@ def _give_up(timeout: int, coordinator: str | None) -> None:
 
 def environment_asks() -> bool:
     """Whether this process was started as one of several."""
-    environment = os.environ
-    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
-        if int(environment.get(name) or 1) > 1:
-            return True
-    return bool(environment.get("JAX_COORDINATOR_ADDRESS"))
+    several = any(int(os.environ.get(name) or 1) > 1 for name in _TASKS)
+    return several or bool(os.environ.get(_COORDINATOR))
 
 
 @contextlib.contextmanager
-def workdir_held(workdir: Path) -> Iterator[None]:
-    """Keep other runs out of a workdir that all processes of this one see."""
-    refuse_bucket(workdir)
+def workdir_held(workdir: Path, anew: bool = False) -> Iterator[None]:
+    """Keep other runs out of a workdir that all processes of this one see.
+
+    Args:
+      anew: empty it first.
+    """
+    refuse_address(workdir)
     first, several = jax.process_index() == 0, jax.process_count() > 1
     with contextlib.ExitStack() as stack:
         if first:
             try:
-                (workdir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+                workdir.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=workdir):
                     pass
             except OSError as error:
@@ -132,6 +135,10 @@ def workdir_held(workdir: Path) -> Iterator[None]:
                     f"--workdir={workdir} cannot be written to: {reason(error)}."
                 ) from error
             stack.enter_context(held(workdir))
+            if anew:
+                for path in workdir.iterdir():
+                    remove(path)
+            (workdir / CHECKPOINTS).mkdir(exist_ok=True)
         if several:
             meet("the workdir is there")
             if not workdir.is_dir():

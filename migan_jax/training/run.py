@@ -49,7 +49,7 @@ from migan_jax.training.step import (
     make_penalty_step,
     make_step,
 )
-from migan_jax.weights.locations import CHECKPOINTS, CONFIG_FILE
+from migan_jax.weights.locations import CHECKPOINTS, CONFIG_FILE, check_checkpoint
 
 if TYPE_CHECKING:
     from jax.stages import Compiled
@@ -71,6 +71,8 @@ class Run:
         force_resume: bool = False,
     ):
         building.check_settings(config)
+        if init_from is not None and not any((workdir / CHECKPOINTS).iterdir()):
+            check_checkpoint(init_from)
         self.workdir = workdir
         self.mesh = make_mesh(
             config.mesh.space, config.resolution, config.batch_size, config.parts
@@ -114,6 +116,7 @@ class Run:
         """The configuration with the dtype that the run keeps from its beginning on."""
         earlier = self._earlier and self._earlier["config"]["networks.dtype"]
         config = config.copy_and_resolve_references()
+        self._chosen = config.networks.dtype == "auto"
         config.networks.dtype = resolved_dtype(config.networks.dtype, earlier)
         return config
 
@@ -122,7 +125,12 @@ class Run:
         if self._earlier is not None:
             resuming.check(self._identity, self._earlier, force_resume)
             if init_from is not None:
-                logger.info("--init-from is for a run's beginning: left aside")
+                logger.warning(
+                    "%s holds a run, which goes on: --init-from=%s is left aside; to "
+                    "begin with it, name another --workdir",
+                    self.workdir,
+                    init_from,
+                )
             return None
         building.check_start(self.config, init_from)
         if init_from is None:
@@ -230,7 +238,7 @@ class Run:
                 "(mesh.space=auto)",
                 space,
             )
-        logger.info(describe_dtype(config.networks.dtype))
+        logger.info(describe_dtype(config.networks.dtype, self._chosen))
         if sentence := idle_accelerator():
             logger.warning(sentence)
 
@@ -355,10 +363,12 @@ class Run:
         arrays = {name: batch[name] for name in self._batch_names}
         return put_images(arrays, self._rows, self.mesh, self.config.batch_size)
 
+    def meet(self) -> None:
+        """Wait until all processes are ready for the first step."""
+        processes.meet("before the first step")
+
     def advance(self, step: int, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Take a step; returns its metrics, which are still being computed."""
-        if step == self.first_step:
-            processes.meet("before the first step")
         rest = self._frozen, batch, self._key
         self.state, metrics = self._step(self.state, *rest)
         if step % self.config.losses.r1_interval == 0:

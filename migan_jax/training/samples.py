@@ -42,21 +42,24 @@ class Beginning:
     """What the network that a run began with made of the first pictures.
 
     Kept as a file, since a run that goes on has that network no more.
+
+    Args:
+      workdir: the run's.
+      is_new: the run begins here, so what is there is of another one.
+      is_shown: it begins with weights that can do something already.
     """
 
     def __init__(self, workdir: Path, is_new: bool, is_shown: bool):
-        """Args:
-        is_new: the run begins here, so what is there is of another one.
-        is_shown: it begins with weights that can do something already.
-        """
         self._path = workdir / FOLDER / BEGINNING
         self._is_wanted = is_shown
         self.completions: list[np.ndarray] = []
-        if is_new and jax.process_index() == 0:
-            remove(self._path)
+        if is_new:
+            if jax.process_index() == 0:
+                remove(self._path)
         elif self._path.is_file():
             try:
-                pixels = np.asarray(Image.open(self._path))
+                with Image.open(self._path) as strip:
+                    pixels = np.asarray(strip)
                 self.completions = np.split(pixels, len(pixels) // pixels.shape[1])
             except (OSError, ValueError) as error:
                 logger.warning("%s is not shown: %s", self._path, reason(error))
@@ -173,6 +176,8 @@ class Samples:
     def _grid(self, completions: list[np.ndarray]) -> Image.Image:
         truths, holes = (x[self._own[0]] for x in (self._held_out.images, self._holes))
         begun = self._beginning.completions
+        if len(begun) != len(completions):  # of other pictures
+            begun = []
         columns = {
             "input": list(map(with_hole, truths, holes)),
             "completion": completions,

@@ -66,13 +66,12 @@ class Stopping:
             while not self._trained and not _all_are_told():
                 time.sleep(_POLLED)
         else:
-            with self._told_by:
-                while self._told_by.recv(1) not in _NUMBERS:  # waits; b"" is the end
-                    pass
+            while self._told_by.recv(1) not in _NUMBERS:  # waits; b"" is the end
+                pass
         if self._trained:
             return
         if jax.process_index() == 0:
-            print("stopped before anything was trained: nothing is lost", flush=True)
+            print("stopped: nothing was trained that is not saved", flush=True)
             time.sleep(_AFTER_OTHERS if self._several else 0)
         os._exit(0)
 
@@ -99,6 +98,8 @@ class Stopping:
             signal.set_wakeup_fd(-1)
             self._tells.close()  # which ends that of one
         self._watcher.join()
+        if not self._several:
+            self._told_by.close()
 
 
 def _all_are_told() -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from migan_jax.errors import UserError
-from migan_jax.files import refuse_bucket
+from migan_jax.files import refuse_address
 
 TORCH_ENDINGS = ".pt", ".pth"
 FILE_ENDINGS = *TORCH_ENDINGS, ".safetensors"
@@ -30,7 +30,7 @@ def check_checkpoint(path: Path, more_endings: Sequence[str] = ()) -> None:
       path: a file, a workdir, or one of its checkpoints.
       more_endings: of files that the caller takes besides.
     """
-    refuse_bucket(path)
+    refuse_address(path)
     if os.path.isdir(path):
         workdir, _ = located(path)
         if not (workdir / CHECKPOINTS).is_dir():
