@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 import zipfile
 
 import numpy as np
@@ -115,6 +116,22 @@ def test_any_format_and_kind_of_pixel_becomes_rgb(tmp_path):
             assert np.abs(image.astype(int) - expected).max() < 8
         else:
             assert np.array_equal(image, expected), source.name(index)
+
+
+def test_heic_is_a_picture_like_any_other(tmp_path, monkeypatch):
+    """In a folder, and in shards made of it; with the extra, or else refused."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    (tmp_path / "in").mkdir()
+    for seed in range(2):
+        image = Image.fromarray(picture(40, 56, seed=seed))
+        image.save(tmp_path / "in" / f"{seed}.HEIC", format="HEIF", quality=-1)
+    source = FileSource(tmp_path / "in")
+    same_pictures(source, opened(prepared(source, tmp_path / "out")))
+    apart = np.abs(source[1].image.astype(int) - picture(40, 56, seed=1))
+    assert apart.mean() < 3
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(UserError, match=r"0\.HEIC needs pillow-heif"):
+        source[0]
 
 
 def test_files_that_are_no_images_are_named_and_hidden_ones_are_not(photos):

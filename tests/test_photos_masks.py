@@ -78,11 +78,11 @@ def painted(photo, colour):
         painted(picture(60, 80), (255, 0, 0)),
         painted(picture(60, 80), (255, 255, 255)),
         painted(picture(60, 80), (0, 0, 0))[..., 0],
-        painted(picture(60, 80) // 3, (255, 0, 0)),  # at night
+        painted(picture(60, 80) // 2, (255, 0, 0)),  # at dusk
         painted(np.full((60, 80, 3), 255, np.uint8), (255, 0, 0)),  # on paper
         picture(60, 80)[..., 0].astype(np.uint16) * 257,
     ],
-    ids=["red", "white", "grey", "night", "paper", "16 bits"],
+    ids=["red", "white", "grey", "dusk", "paper", "16 bits"],
 )
 @pytest.mark.parametrize("ending", ["png", "tif"])
 def test_pictures_are_no_masks(content, ending, tmp_path):
