@@ -180,7 +180,7 @@ for name in ("replace", "unlink", "mkdir"):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_killed_at_every_change_and_continued(tmp_path):
     photos = photo_folder(tmp_path / "photos", count=3)
     (photos / "bad.png").write_bytes(b"x")
