@@ -73,6 +73,7 @@ def test_a_missing_dataset(monkeypatch, tmp_path):
     assert "migan_jax.prepare PHOTOS nowhere/photos --size=16" in message
     message = refused(monkeypatch, tmp_path, "--config.data.source", "gs://a/b")
     assert "gs://a/b is a bucket" in message and "/mnt/a/b" in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_typo(monkeypatch, tmp_path):

@@ -126,8 +126,11 @@ def workdir_held(workdir: Path, anew: bool = False) -> Iterator[None]:
     first, several = jax.process_index() == 0, jax.process_count() > 1
     with contextlib.ExitStack() as stack:
         if first:
+            checkpoints = workdir / CHECKPOINTS
+            made = [path for path in (checkpoints, workdir) if not path.exists()]
+            stack.callback(_remove_empty, made)  # of a run that is refused
             try:
-                workdir.mkdir(parents=True, exist_ok=True)
+                checkpoints.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=workdir):
                     pass
             except OSError as error:
@@ -138,7 +141,7 @@ def workdir_held(workdir: Path, anew: bool = False) -> Iterator[None]:
             if anew:
                 for path in workdir.iterdir():
                     remove(path)
-            (workdir / CHECKPOINTS).mkdir(exist_ok=True)
+                checkpoints.mkdir()
         if several:
             meet("the workdir is there")
             if not workdir.is_dir():
@@ -147,6 +150,12 @@ def workdir_held(workdir: Path, anew: bool = False) -> Iterator[None]:
                     f"{jax.process_index()}: name a folder that all hosts share."
                 )
         yield
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # it is not empty
+            folder.rmdir()
 
 
 def meet(name: str) -> None:
