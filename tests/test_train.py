@@ -90,7 +90,7 @@ def test_a_bucket_is_no_workdir(monkeypatch):
 def test_weights_are_no_run(monkeypatch, tmp_path):
     """A converted checkpoint is to begin with, not to go on in."""
     saved_network(migan.Generator(16, **NARROW), tmp_path / "run")
-    message = refused(monkeypatch, tmp_path)
+    message = refused(monkeypatch, tmp_path, "--config.optimizer.warmup_kimg=1")
     assert f"--init-from={tmp_path / 'run'}" in message
     assert "holds weights, but no run" in message
 
