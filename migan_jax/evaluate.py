@@ -217,7 +217,7 @@ def open_test_set(arguments: argparse.Namespace, resolution: int) -> "TestSet":
         raise UserError("Scenes have no end: say how many with --samples.")
     masks = MaskSet(Path(arguments.masks)) if drawn else None
     kind = KIND
-    if arguments.masks is None:
+    if arguments.masks is None and not source.has_masks:
         kind = trained_with(arguments.checkpoint[0]) or KIND
     return TestSet(
         source, resolution=resolution, masks=masks, kind=kind, count=arguments.samples

@@ -11,10 +11,12 @@ import pytest
 from photo_folders import mask_folder
 from PIL import Image
 from safetensors.numpy import save_file
+from test_data_sources import prepared
 from variables import saved_network
 from verbs import run_here
 
 from migan_jax import evaluate
+from migan_jax.data.sources import FileSource
 from migan_jax.metrics import evaluator
 from migan_jax.models import migan
 from migan_jax.models.inception import Inception
@@ -86,6 +88,12 @@ def test_the_masks_of_the_runs_training(
     assert result["protocol"]["drawn_masks"] == {"kind": "thin_brush", "seed": 0}
     assert result["methods"][str(checkpoint)]["resolution"] == 16
     assert f"| {checkpoint}, 16 px |" in (tmp_path / "own" / "report.md").read_text()
+    caplog.clear()
+    source = FileSource(photos, mask_folder(tmp_path / "masks", photos))
+    shards = prepared(source, tmp_path / "shards")  # which hold masks of their own
+    assert run(monkeypatch, tmp_path, checkpoint, shards, output="shards") == 0
+    assert result_of(tmp_path / "shards")["protocol"]["drawn_masks"] is None
+    assert "in the training of" not in caplog.text
     (checkpoint / "config.json").write_text(json.dumps(settings | {"data.masks": "m"}))
     assert run(monkeypatch, tmp_path, checkpoint, photos, output="others") == 0
     drawn = result_of(tmp_path / "others")["protocol"]["drawn_masks"]

@@ -43,7 +43,8 @@ def open_parts(config: "ConfigDict") -> tuple[Source, Source]:
 
 def _check_is_there(source: str, resolution: int) -> None:
     """Say how pictures get to where a recipe expects them."""
-    if source.startswith(("scenes", "tfds:")) or os.path.lexists(source):
+    drawn_or_catalogued = source.partition(":")[0] in ("scenes", "tfds")
+    if drawn_or_catalogued or os.path.lexists(source):
         return
     refuse_address(source)
     raise UserError(

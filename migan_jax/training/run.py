@@ -84,6 +84,7 @@ class Run:
             workdir, config.keep_last, config.keep_best, self._score
         )
         self._earlier = self._checkpoints.newest_run()
+        self._dtype_is_chosen = config.networks.dtype == "auto"
         self.config = config = self._with_dtype(config)
         teacher = building.load_teacher(config)
         self.system = building.build_system(config, teacher)
@@ -116,7 +117,6 @@ class Run:
         """The configuration with the dtype that the run keeps from its beginning on."""
         earlier = self._earlier and self._earlier["config"]["networks.dtype"]
         config = config.copy_and_resolve_references()
-        self._chosen = config.networks.dtype == "auto"
         config.networks.dtype = resolved_dtype(config.networks.dtype, earlier)
         return config
 
@@ -240,7 +240,7 @@ class Run:
                 "(mesh.space=auto)",
                 space,
             )
-        logger.info(describe_dtype(config.networks.dtype, self._chosen))
+        logger.info(describe_dtype(config.networks.dtype, self._dtype_is_chosen))
         if sentence := idle_accelerator():
             logger.warning(sentence)
 

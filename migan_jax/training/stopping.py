@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 _NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 _POLLED = 0.3  # seconds
 # What Python writes on a signal: its number.
-_NUMBERS = b"", bytes([signal.SIGTERM]), bytes([signal.SIGINT])
+_SIGNALS = b"", bytes([signal.SIGTERM]), bytes([signal.SIGINT])
 # The first process, through which the others learn of it, ends so much later.
 _AFTER_OTHERS = 2.0
 
@@ -66,7 +66,7 @@ class Stopping:
             while not self._trained and not _all_are_told():
                 time.sleep(_POLLED)
         else:
-            while self._told_by.recv(1) not in _NUMBERS:  # waits; b"" is the end
+            while self._told_by.recv(1) not in _SIGNALS:  # waits; b"" is the end
                 pass
         if self._trained:
             return
