@@ -1,17 +1,26 @@
-"""Writing files whole or not at all, reading our own, and saying why it failed."""
+"""Writing files whole or not at all, reading our own, and saying why it failed.
+
+What is written here outlives a power cut from the moment that it has its name on: until
+they are synced, names and contents of files are in the memory only, the names often
+less long than the contents.
+"""
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from migan_jax.errors import UserError
 
 REASON_LENGTH = 200
+SYNCED_AT_ONCE = 16  # files; a disk that is told of many together writes once for all
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -19,13 +28,58 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     path = Path(os.path.abspath(path))  # "." has no name
     part = path.with_name(f".{path.name[:50]}.part-{os.getpid()}")  # no name too long
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write(part)
+        sync_tree(part)
         os.replace(part, path)
+        sync(path.parent)
     except (OSError, ValueError) as error:  # TensorStore has only ValueError
         raise UserError(f"{path} cannot be written: {reason(error)}.") from error
     finally:
         remove(part)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with its parents, where they are missing."""
+    folder = folder.absolute()
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
+
+
+def sync_tree(path: Path) -> None:
+    """Wait until a file is on the disk, or a folder with all that it holds."""
+    found = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    with ThreadPoolExecutor(SYNCED_AT_ONCE) as pool:
+        list(pool.map(sync, found))
+    for folder, _, _ in os.walk(path, topdown=False):
+        sync(Path(folder))
+    if not path.is_dir():
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's contents are on the disk, or the names in a folder."""
+    if os.name == "nt":
+        if path.is_dir():  # which Windows sees to itself
+            return
+        descriptor = os.open(path, os.O_RDWR)  # else it refuses
+    else:
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of disks that cannot sync folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's contents, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -162,9 +162,7 @@ def main() -> None:
         logger.info("workdir: %s", workdir)
         from migan_jax.training.run import Run
 
-        with contextlib.closing(
-            Run(config, workdir, source, arguments.force_resume)
-        ) as run:
+        with Run(config, workdir, source, arguments.force_resume) as run:
             train(run, stopping)
 
 

@@ -107,12 +107,28 @@ def test_what_was_never_saved_is_begun_anew(tmp_path):
     assert {step for step, _, _ in runs.board(tmp_path)} == {5}
 
 
-def test_cutting_leaves_what_is_not_a_metric_line(tmp_path):
+@pytest.mark.parametrize(
+    "bad", [b"nonsense", b"[1]", b'{"step": []}', b"\0" * 9, b"\xff"]
+)
+def test_a_damaged_line_does_not_take_others_with_it(bad, tmp_path, caplog):
     path = tmp_path / METRICS_FILE
-    path.write_text('{"step": 1}\n{"step": 2}\nnonsense\n{"step": 3}\n')
-    cut_lines(path, 5)
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    first, second = b'{"step": 1, "a": "nan"}\n', b'{"step": 2}\n'
+    path.write_bytes(first + bad + b"\n" + second + b'{"step": 3}\n{"step": 2}')
+    cut_lines(path, 2)
+    assert path.read_bytes() == first + second
+    assert f"{path}: left out 1 damaged lines" in caplog.text
     cut_lines(tmp_path / "nothing", 5)
+
+
+def test_a_damaged_event_does_not_take_others_with_it(tmp_path, caplog):
+    position = report(tmp_path, 0, 15)
+    (path,) = (tmp_path / BOARD_FOLDER).iterdir()
+    before = runs.board(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"g/adversarial", b"g/adversariaL", 1))
+    report(tmp_path, 15, 15, position)
+    assert "left out 1 damaged records" in caplog.text
+    assert len(runs.board(tmp_path)) == len(before) - 1
 
 
 def test_losses_that_stay_infinite_stop_the_run(tmp_path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from migan_jax.config import RELEASED, require_at_least
+from migan_jax.config import RELEASED, check_numbers, require_at_least
 from migan_jax.data.mask_samplers import SAMPLERS
 from migan_jax.errors import UserError
 from migan_jax.losses.distillation import LOWEST_RESOLUTION
@@ -42,27 +41,6 @@ DTYPES = ("auto", "float32", "bfloat16")
 # Figures of held-out pictures, to choose checkpoints by.
 SCORES = *image.NAMES, "lpips_alex", "lpips_vgg", "fid", "kid"
 
-LEAST = {  # that settings may be
-    "networks.channel_max": 1,
-    "reparam.kernels": 1,
-    "comodgan.z_dim": 1,
-    "comodgan.w_dim": 1,
-    "comodgan.encoder_dim": 1,
-    "losses.distillation": 0,
-    "losses.l1": 0,
-    "losses.r1_gamma": 0,
-    "losses.r1_interval": 1,
-    "optimizer.generator_interval": 1,
-    "optimizer.warmup_kimg": 0,
-    "optimizer.frozen_levels": 0,
-    "parts": 1,
-    "log_every_steps": 1,
-    "save_every_steps": 1,
-    "keep_last": 1,
-    "keep_best": 0,
-    "nonfinite_steps": 1,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
@@ -75,17 +53,13 @@ class Teacher:
 
 def check_settings(config: "ConfigDict") -> None:
     """Refuse settings of the training that make no sense, by their names."""
+    check_numbers(config)
     if config.system not in SYSTEMS:
         raise UserError(f"system is {' or '.join(SYSTEMS)}, not {config.system!r}.")
     if config.networks.dtype not in DTYPES:
         kinds = ", ".join(DTYPES)
         raise UserError(
             f"networks.dtype is one of {kinds}, not {config.networks.dtype!r}."
-        )
-    space = config.mesh.space
-    if space != "auto" and not (isinstance(space, int) and space >= 1):
-        raise UserError(
-            f"mesh.space is auto or a whole number from 1 up, not {space!r}."
         )
     if config.best_by not in SCORES:
         raise UserError(
@@ -95,27 +69,7 @@ def check_settings(config: "ConfigDict") -> None:
         levels(config.resolution)
     except ValueError as error:
         raise UserError(f"resolution: {error}") from error
-    least = {"networks.channel_base": config.resolution, **LEAST}
-    require_at_least(config, least)
-    for name, value in (
-        ("total_kimg", config.total_kimg),
-        ("optimizer.learning_rate", config.optimizer.learning_rate),
-        ("optimizer.ema_halflife_kimg", config.optimizer.ema_halflife_kimg),
-    ):
-        if not 0 < value < math.inf:
-            raise UserError(f"{name} is {value}, but must be above 0, and finite.")
-    if config.patience_kimg is not None and not config.patience_kimg > 0:
-        raise UserError(
-            f"patience_kimg is {config.patience_kimg}, but must be above 0, or none to "
-            f"go on to the end."
-        )
-    for name, value in (
-        ("optimizer.b2", config.optimizer.b2),
-        ("comodgan.mixing_probability", config.comodgan.mixing_probability),
-    ):
-        if not 0 <= value <= 1 or (name == "optimizer.b2" and value == 1):
-            below = ", and below 1" if name == "optimizer.b2" else ""
-            raise UserError(f"{name} is {value}, but must be from 0 to 1{below}.")
+    require_at_least(config, {"networks.channel_base": config.resolution})
     if config.teacher and config.resolution < LOWEST_RESOLUTION:
         raise UserError(
             f"At {config.resolution} pixels nothing is distilled, but from "

@@ -4,12 +4,16 @@
   network, exported   what other programs read (`weights/workdir.py`): the EMA's weights
   params, optimizer   the rest of the training state
   run                 configuration, data, versions, and the state's checksum
-Orbax writes them in the background, under another name until they are complete. What is
-read is compared with its checksum; if it does not fit, the checkpoint before is read.
+  metrics             held-out figures, where they were measured
+Orbax writes them in the background, under another name until they are complete and
+synced to the disk. A step that is not as it was written any more is set aside when a
+run begins, and the one before is used.
 """
 
+import asyncio
 import contextlib
 import dataclasses
+import json
 import logging
 import math
 import os
@@ -24,16 +28,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from migan_jax.errors import UserError
-from migan_jax.files import readable_size, reason
+from migan_jax.files import make_folder, readable_size, reason, remove, sync
 from migan_jax.training.processes import meet
 from migan_jax.training.step import TrainState
 from migan_jax.weights.families import Network, describe
-from migan_jax.weights.locations import CHECKPOINTS, located
+from migan_jax.weights.locations import CHECKPOINTS
+from migan_jax.weights.workdir import check_sealed, seal, step_folder, steps_in
 
 logger = logging.getLogger(__name__)
+
+# Names of what is no checkpoint: not one yet (Orbax's name), or no more.
+LONGEST_REST = 60  # seconds, for what was begun before an error
+UNFINISHED, REMOVED, DAMAGED = "*.orbax-checkpoint-tmp*", ".removed", ".damaged"
 
 
 class Score(NamedTuple):
@@ -72,39 +80,69 @@ def summarise(state: TrainState) -> tuple[jax.Array, jax.Array]:
     return jnp.stack([checksum(leaf) for leaf in leaves]), finite
 
 
+class _PatientLoop(asyncio.SelectorEventLoop):
+    """Waits for all of its tasks before it is closed.
+
+    Orbax runs a loop for each of its threads and closes it at the first error, such as
+    that of a full disk. TensorStore, which goes on with the other arrays, would then
+    print a traceback for each of them.
+    """
+
+    def close(self) -> None:
+        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.wait(tasks, timeout=LONGEST_REST))
+        super().close()
+
+
+class _PatientLoops(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return _PatientLoop()
+
+
 class Checkpoints:
     """The checkpoints of one workdir. To be closed, or used in a `with`."""
 
     def __init__(self, workdir: Path, keep_last: int, keep_best: int, score: Score):
-        policies = [preservation_policy.LatestN(keep_last)]
-        if keep_best:
-            best = preservation_policy.BestN(
-                get_metric_fn=score.of,
-                n=keep_best,
-                keep_checkpoints_without_metrics=False,
-            )
-            policies.append(best)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-            best_fn=score.of,  # or else they are not written
-            cleanup_tmp_directories=True,  # of a run that was killed while saving
-            enable_async_checkpointing=True,
-        )
         self._folder, self._score = (workdir / CHECKPOINTS).absolute(), score
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._keep_last, self._keep_best = keep_last, keep_best
+        if jax.process_index() == 0:
+            make_folder(self._folder)
+            for pattern in (UNFINISHED, f"*{REMOVED}"):  # of a run that was killed
+                for path in self._folder.glob(pattern):
+                    remove(path)
+            self._set_damaged_aside()
+        meet("only whole checkpoints are there")
+        as_json, as_arrays = ocp.JsonCheckpointHandler, ocp.StandardCheckpointHandler
+        handler = ocp.CompositeCheckpointHandler(
+            network=as_json(),
+            exported=as_arrays(),
+            params=as_arrays(),
+            optimizer=as_arrays(),
+            run=as_json(),
+            metrics=as_json("metrics"),
+        )
+        asyncio.set_event_loop_policy(_PatientLoops())
+        sealing = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
+        self._writer = ocp.AsyncCheckpointer(handler, async_options=sealing)
 
     def steps(self) -> list[int]:
         """Steps of which there is a complete checkpoint."""
-        return sorted(self._manager.all_steps())
+        return steps_in(self._folder)
 
     def best(self) -> tuple[int, float] | None:
         """Step and score of the best that there is."""
-        scores = {
-            step: self._score.of(self._manager.metrics(step) or {})
-            for step in self.steps()
-        }
+        scores = {step: self._score_of(step) for step in self.steps()}
         scores = {step: score for step, score in scores.items() if score > -math.inf}
         return max(scores.items(), key=lambda item: item[1], default=None)
+
+    def _score_of(self, step: int) -> float:
+        try:
+            return self._score.of(self._read(step, "metrics", "metrics"))
+        except (OSError, ValueError, AttributeError, TypeError):  # none, or damaged
+            return -math.inf
+
+    def _read(self, step: int, item: str, name: str = "metadata") -> Any:
+        return json.loads((self._folder / str(step) / item / name).read_text())
 
     def save(
         self,
@@ -136,9 +174,15 @@ class Checkpoints:
             ),
             optimizer=ocp.args.StandardSave(state.opt_state),
             run=ocp.args.JsonSave(run),
+            **({} if figures is None else {"metrics": ocp.args.JsonSave(figures)}),
         )
         with self._explained():
-            self._manager.save(step, args=items, metrics=figures, force=True)
+            self._writer.save(self._folder / str(step), args=items, force=True)
+
+    def _seal(self) -> None:
+        """What Orbax calls when all is written, just before it takes its name."""
+        (unfinished,) = self._folder.glob(UNFINISHED)
+        seal(unfinished)
 
     def _check_room(self, state: TrainState) -> None:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -157,98 +201,107 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Until what is being saved is complete."""
+        """Until what is being saved is complete; then the superfluous ones go."""
         with self._explained():
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+            self._writer.wait_until_finished()
+        if jax.process_index() == 0:
+            sync(self._folder)
+            for step in self._superfluous():
+                removed = self._folder / f"{step}{REMOVED}"
+                os.replace(self._folder / str(step), removed)  # at once, unlike
+                remove(removed)
+
+    def _superfluous(self) -> set[int]:
+        steps = self.steps()
+        kept = steps[-self._keep_last :]
+        if self._keep_best:
+            scores = {step: self._score_of(step) for step in steps}
+            scored = [step for step in steps if scores[step] > -math.inf]
+            kept += sorted(scored, key=scores.get)[-self._keep_best :]
+        return set(steps) - set(kept)
 
     def newest_run(self) -> dict[str, Any] | None:
         """What was saved beside the newest state; None if nothing was."""
-        for step in reversed(self.steps()):
-            try:
-                return self._item(step, run=ocp.args.JsonRestore())
-            except Exception:  # damaged, as `restore` will say
-                continue
-        return None
+        steps = self.steps()
+        return self._read(steps[-1], "run") if steps else None
 
     def restore(self, like: TrainState) -> Saved | None:
-        """The newest checkpoint that is whole, onto the devices of `like`.
+        """The newest checkpoint, onto the devices of `like`; None if there is none.
 
         Args:
           like: shapes, dtypes and shardings (jax.ShapeDtypeStruct).
-
-        Damaged ones that are newer are moved out of the way. None if there never was
-        one.
         """
-        damaged: list[int] = []
         steps = self.steps()
-        if steps and not any((self._folder / str(n) / "run").exists() for n in steps):
+        if not steps:
+            return None
+        try:
+            return self._restore(steps[-1], like)
+        except Exception as error:  # anything may come from Orbax's reader
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise
             raise UserError(
-                f"{self._folder} holds weights, but no run: name another --workdir, "
-                f"and begin with --init-from={self._folder.parent}."
-            )
-        for step in reversed(steps):
-            try:
-                saved = self._restore(step, like)
-            except (MemoryError, PermissionError) as error:
-                raise UserError(
-                    f"{self._folder / str(step)} cannot be read: {reason(error)}."
-                ) from error
-            except Exception as error:  # damage can show anywhere in Orbax's reader
-                if "RESOURCE_EXHAUSTED" in str(error):
-                    raise
-                logger.warning(
-                    "checkpoint %d is damaged or incomplete (%s): using the one before",
-                    step,
-                    reason(error),
-                )
-                damaged.append(step)
-            else:
-                self._set_aside(damaged)
-                return saved
-        if damaged:
-            raise UserError(
-                f"None of the checkpoints in {self._folder} can be read: move the "
-                f"folder away to begin anew."
-            )
-        return None
+                f"{self._folder / str(steps[-1])} cannot be read ({reason(error)}): "
+                f"move it away to go on from the one before."
+            ) from error
 
     def _restore(self, step: int, like: TrainState) -> Saved:
+        def read(item: str, target: Any) -> Any:
+            with ocp.StandardCheckpointer() as reader:
+                return reader.restore(self._folder / str(step) / item, target)
+
+        run = self._read(step, "run")
+        weights = read("params", {"params": like.params, "stats": like.stats})
         exported = {"params": like.ema["generator"], "stats": like.stats["generator"]}
-        params = {"params": like.params, "stats": like.stats}
-        run = self._item(step, run=ocp.args.JsonRestore())
-        ema = self._item(step, exported=ocp.args.StandardRestore(exported))
-        rest = self._item(step, params=ocp.args.StandardRestore(params))
-        optimizer = ocp.args.StandardRestore(like.opt_state)
         state = TrainState(
             step=jax.device_put(np.int32(step), like.step.sharding),
-            params=rest["params"],
-            stats=rest["stats"],
-            opt_state=self._item(step, optimizer=optimizer),
-            ema={"generator": ema["params"]},
+            params=weights["params"],
+            stats=weights["stats"],
+            opt_state=read("optimizer", like.opt_state),
+            ema={"generator": read("exported", exported)["params"]},
         )
         checksums, _ = jax.device_get(summarise(state))
         if checksums.tolist() != run.pop("checksums"):
             raise ValueError("its weights are not those that were saved")
         return Saved(state, run)
 
-    def _item(self, step: int, **item: Any) -> Any:
-        (name,) = item
-        restored = self._manager.restore(step, args=ocp.args.Composite(**item))
-        return restored[name]
-
-    def _set_aside(self, steps: list[int]) -> None:
-        """Keep damaged checkpoints, but where they are in nobody's way."""
-        if not steps:
-            return
-        if jax.process_index() == 0:
-            for step in steps:
-                place = self._folder.with_name("damaged") / f"{step}-{int(time.time())}"
-                place.parent.mkdir(exist_ok=True)
-                os.replace(self._folder / str(step), place)
-                logger.warning("moved checkpoint %d to %s", step, place)
-        meet("damaged checkpoints are set aside")
-        self._manager.reload()
+    def _set_damaged_aside(self) -> None:
+        """Rename what is newer than the newest whole checkpoint, so that it is kept."""
+        damaged: list[Path] = []
+        steps = self.steps()
+        for step in reversed(steps):
+            folder = self._folder / str(step)
+            try:
+                check_sealed(folder)
+                if "checksums" in self._read(step, "run"):
+                    break
+            except (MemoryError, PermissionError) as error:
+                raise UserError(f"{folder} cannot be read: {reason(error)}.") from error
+            except Exception as error:  # damage may surface as anything
+                logger.warning(
+                    "checkpoint %d is damaged or incomplete (%s): using the one before",
+                    step,
+                    reason(error),
+                )
+                damaged.append(folder)
+        else:
+            if steps and not any(
+                (self._folder / str(n) / "run").exists() for n in steps
+            ):
+                raise UserError(
+                    f"{self._folder} holds weights, but no run: name another "
+                    f"--workdir, and begin with --init-from={self._folder.parent}."
+                )
+            if steps:
+                raise UserError(
+                    f"None of the checkpoints in {self._folder} can be read: move the "
+                    f"folder away to begin anew."
+                )
+        for folder in damaged:
+            place = folder.with_name(f"{folder.name}{DAMAGED}-{int(time.time())}")
+            os.replace(folder, place)
+            logger.warning(
+                "%s is called %s now, and the one before is used", folder, place.name
+            )
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -261,12 +314,19 @@ class Checkpoints:
             raise self._cannot_write(why) from error
 
     def close(self) -> None:
-        self._manager.close()
+        """Wait for what is being saved; an error of it is only told."""
+        try:
+            self.wait()
+        except UserError as error:
+            logger.error(error)
+        self._writer.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, kind: object, *rest: object) -> None:
+        if kind is None:
+            self.wait()
         self.close()
 
 
@@ -278,17 +338,15 @@ def read_networks(source: Path) -> Any:
 
     None for a workdir that holds an exported network only.
     """
-    workdir, step = located(source)
-    with ocp.CheckpointManager((workdir / CHECKPOINTS).absolute()) as manager:
-        step = manager.latest_step() if step is None else step
-        folder = manager.directory / str(step) / "params"
+    folder = step_folder(source) / "params"
     if not folder.exists():
         return None
-    reader = ocp.PyTreeCheckpointer()
     try:
-        tree = reader.metadata(folder).item_metadata.tree
-        on_the_host = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), tree)
-        return reader.restore(folder, restore_args=on_the_host)["params"]
+        check_sealed(folder.parent, "params")
+        with ocp.PyTreeCheckpointer() as reader:
+            tree = reader.metadata(folder).item_metadata.tree
+            on_the_host = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), tree)
+            return reader.restore(folder, restore_args=on_the_host)["params"]
     except Exception as error:  # damage can show anywhere in Orbax's reader
         raise UserError(
             f"{folder} cannot be read, it is damaged or incomplete ({reason(error)})."

@@ -3,13 +3,12 @@
 `docs/healthy.md` shows what they look like when all is well, and when it is not.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from migan_jax.files import write_whole
-from migan_jax.training.reporting import METRICS_FILE
+from migan_jax.training.reporting import METRICS_FILE, numbers_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,10 +49,8 @@ def save_curves(workdir: Path) -> Path:
 
 def read_metrics(workdir: Path) -> Points:
     """What a run has reported, line by line; what was not finite is a NaN."""
-    lines = (workdir / METRICS_FILE).read_text().splitlines()
     return [
-        {name: float(value) for name, value in json.loads(line).items()}
-        for line in lines
+        numbers_in(line) for line in (workdir / METRICS_FILE).read_text().splitlines()
     ]
 
 

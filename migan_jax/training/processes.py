@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.multihost import get_barrier_sync_fn
 
 from migan_jax.errors import UserError
-from migan_jax.files import held, reason, refuse_address, remove
+from migan_jax.files import held, make_folder, reason, refuse_address, remove
 from migan_jax.training.devices import on_tpu
 from migan_jax.weights.locations import CHECKPOINTS
 
@@ -130,7 +130,7 @@ def workdir_held(workdir: Path, anew: bool = False) -> Iterator[None]:
             made = [path for path in (checkpoints, workdir) if not path.exists()]
             stack.callback(_remove_empty, made)  # of a run that is refused
             try:
-                checkpoints.mkdir(parents=True, exist_ok=True)
+                make_folder(checkpoints)
                 with tempfile.TemporaryFile(dir=workdir):
                     pass
             except OSError as error:

@@ -8,6 +8,7 @@ on from is cut off again: the files read as if nothing had been interrupted, but
 
 import contextlib
 import json
+import logging
 import math
 import os
 import struct
@@ -21,10 +22,12 @@ import jax
 import numpy as np
 
 from migan_jax.errors import UserError
-from migan_jax.files import reason
+from migan_jax.files import reason, sync, sync_tree, write_whole
 
 if TYPE_CHECKING:
     from PIL import Image
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 BOARD_FOLDER = "tensorboard"
@@ -101,6 +104,7 @@ class Reporter:
             # Not the SummaryWriter, whose thread leaves open what is on the disk. Names
             # hold a second, in which a short run may end and go on.
             self._board = EventsWriter(str(board / "events"), f".{first_step:08}")
+            sync(workdir)
         self._workdir = workdir
         self._bar = tqdm(
             total=self._total,
@@ -232,6 +236,7 @@ class Reporter:
                 self._file.flush()
                 os.fsync(self._file.fileno())
                 self._board.flush()
+                sync_tree(self._workdir / BOARD_FOLDER)
 
     def __enter__(self) -> Self:
         return self
@@ -267,22 +272,31 @@ def _duration(seconds: float) -> str:
     return f"{hours} h" if hours < 72 else f"{hours / 24:.1f} days"
 
 
+def numbers_in(line: bytes | str) -> dict[str, float]:
+    """A line of metrics.jsonl; ValueError, TypeError or KeyError if it is damaged."""
+    numbers = {name: float(value) for name, value in dict(json.loads(line)).items()}
+    numbers["step"] = int(numbers["step"])
+    return numbers
+
+
 def cut_lines(path: Path, step: int) -> None:
-    """Drop the lines of later steps, and one that a kill has left unfinished."""
+    """Drop the lines of later steps, and what a kill or a power cut has spoiled."""
     if not path.exists():
         return
     content = path.read_bytes()
-    end = 0
+    kept, spoiled = [], 0
     for line in content.splitlines(keepends=True):
+        if not line.endswith(b"\n"):  # the last, at which the run was killed
+            break
         try:
-            later = json.loads(line)["step"] > step
-        except (ValueError, KeyError, TypeError):
-            break
-        if later or not line.endswith(b"\n"):
-            break
-        end += len(line)
-    if end < len(content):
-        os.truncate(path, end)
+            later = numbers_in(line)["step"] > step
+        except (ValueError, TypeError, KeyError, OverflowError):
+            spoiled += 1
+        else:
+            kept += [] if later else [line]
+    if spoiled:
+        logger.warning("%s: left out %d damaged lines", path, spoiled)
+    _write_if_changed(path, content, b"".join(kept))
 
 
 def cut_events(path: Path, step: int) -> None:
@@ -293,19 +307,29 @@ def cut_events(path: Path, step: int) -> None:
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import masked_crc32c
 
-    content = path.read_bytes()
-    end = 0
-    while end + 16 <= len(content):
-        (length,) = struct.unpack_from("<Q", content, end)
-        following = end + 12 + length + 4
-        event, checksum = (
-            content[end + 12 : following - 4],
-            content[following - 4 : following],
+    def fits(begin: int, end: int) -> bool:
+        return content[end : end + 4] == struct.pack(
+            "<I", masked_crc32c(content[begin:end])
         )
-        if checksum != struct.pack("<I", masked_crc32c(event)):
+
+    content = path.read_bytes()
+    kept, spoiled, start = [], 0, 0
+    while start < len(content):
+        if not fits(start, start + 8):  # nobody knows where the next one begins
+            spoiled += 1
             break
-        if Event.FromString(event).step > step:
-            break
-        end = following
-    if end < len(content):
-        os.truncate(path, end)
+        (length,) = struct.unpack_from("<Q", content, start)
+        end = start + 12 + length
+        if not fits(start + 12, end):
+            spoiled += 1
+        elif Event.FromString(content[start + 12 : end]).step <= step:
+            kept.append(content[start : end + 4])
+        start = end + 4
+    if spoiled:
+        logger.warning("%s: left out %d damaged records", path, spoiled)
+    _write_if_changed(path, content, b"".join(kept))
+
+
+def _write_if_changed(path: Path, before: bytes, after: bytes) -> None:
+    if before != after:
+        write_whole(path, lambda part: part.write_bytes(after))

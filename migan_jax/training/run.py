@@ -6,7 +6,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import numpy as np
@@ -109,9 +109,12 @@ class Run:
         if self.is_stale(self.first_step):
             self.total_steps = self.first_step
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
         """Wait for what is being saved."""
-        self._checkpoints.close()
+        self._checkpoints.__exit__(*raised)
 
     def _with_dtype(self, config: "ConfigDict") -> "ConfigDict":
         """The configuration with the dtype that the run keeps from its beginning on."""

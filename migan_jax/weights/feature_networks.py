@@ -4,7 +4,6 @@ They do not come with this package, and it downloads nothing: files are found by
 size and SHA-256, whatever they are called, where they may already be.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from migan_jax.errors import UserError
+from migan_jax.files import sha256_of
 from migan_jax.models.inception import SIZE, Inception
 from migan_jax.models.perceptual import NETWORKS
 from migan_jax.weights.reading import Tensors, read_tensors
@@ -97,11 +97,6 @@ def find(name: str) -> Path:
         f"{file.name} was not found (SHA-256 {file.sha256}): take it from "
         f"{file.source} and put it into {folders()[0]}."
     )
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files_of(size: int) -> Iterator[Path]:

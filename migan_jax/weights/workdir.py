@@ -1,9 +1,14 @@
 """The part of a run's folder that other programs read: network and exported weights.
 
 `<workdir>/checkpoints/<step>/` is an Orbax checkpoint; its item `network` describes the
-network as JSON, `exported` holds the weights to ship (in training: the EMA).
+network as JSON, `exported` holds the weights to ship (in training: the EMA). Beside the
+items, a manifest has the SHA-256 of their files: damage is found by it, and not by what
+libraries do with damaged files.
 """
 
+import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +16,38 @@ import jax
 import orbax.checkpoint as ocp
 
 from migan_jax.errors import UserError
-from migan_jax.files import reason, write_whole
+from migan_jax.files import reason, sha256_of, sync_tree, write_whole
 from migan_jax.weights.families import Network, build, describe
 from migan_jax.weights.locations import CHECKPOINTS, check_checkpoint, located
 from migan_jax.weights.names import abstract_variables
+
+MANIFEST = "manifest.json"
+
+
+def steps_in(checkpoints: Path) -> list[int]:
+    """Steps of which there is a checkpoint; Orbax completes it under another name."""
+    names = os.listdir(checkpoints)
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+
+
+def seal(step: Path) -> None:
+    """Write the manifest of a step's folder, and have all of it on the disk."""
+    items = (path for path in step.rglob("*") if path.is_file() and path.parent != step)
+    digests = {path.relative_to(step).as_posix(): sha256_of(path) for path in items}
+    (step / MANIFEST).write_text(json.dumps({"sha256": digests}, indent=1) + "\n")
+    sync_tree(step)
+
+
+def check_sealed(step: Path, *items: str) -> None:
+    """An error if a file is not as it was sealed; of all items if none is named."""
+    if not (step / MANIFEST).exists():
+        return  # of a version that wrote none
+    digests = json.loads((step / MANIFEST).read_text())["sha256"]
+    for name, digest in digests.items():
+        if items and name.partition("/")[0] not in items:
+            continue
+        if sha256_of(step / name) != digest:
+            raise ValueError(f"{name} is not what was written")
 
 
 def write(path: Path, network: Network, params: Any, stats: Any) -> None:
@@ -25,8 +58,10 @@ def write(path: Path, network: Network, params: Any, stats: Any) -> None:
     )
 
     def save(part: Path) -> None:
-        with _manager(part, create=True) as manager:
-            manager.save(0, args=items)
+        step = part.absolute() / CHECKPOINTS / "0"
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+            writer.save(step, args=items)
+        seal(step)
 
     write_whole(path, save)
 
@@ -34,36 +69,34 @@ def write(path: Path, network: Network, params: Any, stats: Any) -> None:
 def read(path: Path) -> tuple[Network, Any, Any]:
     """Network, parameters and stats of a workdir's newest step, or of a given one."""
     check_checkpoint(path)
+    step = step_folder(path)
+    try:
+        check_sealed(step, "network", "exported")
+        return _restore(step)
+    except Exception as error:  # damage can show anywhere in Orbax's reader
+        raise UserError(
+            f"{step} cannot be read, it is damaged or incomplete ({reason(error)}): "
+            f"get it again, or move it away to use an older step."
+        ) from error
+
+
+def step_folder(path: Path) -> Path:
+    """That of a workdir's newest step, or the given one."""
     workdir, step = located(path)
-    with _manager(workdir, create=False) as manager:
-        step = manager.latest_step() if step is None else step
-        if step is None:
-            raise UserError(f"{workdir} holds no finished checkpoint yet.")
-        try:
-            return _restore(manager, step)
-        except Exception as error:  # damage can show anywhere in Orbax's reader
-            raise UserError(
-                f"{workdir / CHECKPOINTS / str(step)} cannot be read, it is damaged or "
-                f"incomplete ({reason(error)}): get it again, or move it away to use "
-                f"an older step."
-            ) from error
+    if step is None:
+        step = max(steps_in(workdir / CHECKPOINTS), default=None)
+    if step is None:
+        raise UserError(f"{workdir} holds no finished checkpoint yet.")
+    return (workdir / CHECKPOINTS / str(step)).absolute()
 
 
-def _restore(manager: ocp.CheckpointManager, step: int) -> tuple[Network, Any, Any]:
-    described = ocp.args.Composite(network=ocp.args.JsonRestore())
-    network = build(manager.restore(step, args=described)["network"])
+def _restore(step: Path) -> tuple[Network, Any, Any]:
+    network = build(json.loads((step / "network" / "metadata").read_text()))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
         {"stats": {}, **abstract_variables(network)},
     )
-    exported = ocp.args.Composite(exported=ocp.args.StandardRestore(target))
-    variables = manager.restore(step, args=exported)["exported"]
+    with ocp.StandardCheckpointer() as reader:
+        variables = reader.restore(step / "exported", target)
     return network, variables["params"], variables["stats"]
-
-
-def _manager(path: Path, create: bool) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-        create=create, enable_async_checkpointing=False
-    )
-    return ocp.CheckpointManager((path / CHECKPOINTS).absolute(), options=options)
