@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from migan_jax.errors import UserError
 
@@ -88,23 +88,42 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, lambda part: part.write_text(text))
 
 
-def read_json(path: Path, remedy: str, **types: type | tuple) -> dict[str, Any]:
-    """An object of ours; UserError if a key is missing or not of its type.
+def read_json(path: Path, remedy: str, **kinds: Any) -> dict[str, Any]:
+    """An object of ours; UserError if a key is missing or not of its kind.
 
-    Lists are of strings. `remedy` ends the sentence on a damaged file.
+    Kinds are types, of which int is from 0 up, `list[...]`, `dict[str, ...]`, unions and
+    literals, and for an object a dictionary of its keys' kinds; it may have more keys.
+    `remedy` ends the sentence on a damaged file.
     """
     try:
         content = json.loads(path.read_text())
-        for key, kind in types.items():
-            if not isinstance(content[key], kind):
-                raise TypeError(f"{key} is no {kind}")
-            if isinstance(content[key], list):
-                "".join(content[key])
+        if not _is_of_kind(content, kinds):
+            raise ValueError("its content is not what is written here")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {reason(error)}.") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged or not ours: {remedy}.") from error
     return content
+
+
+def _is_of_kind(value: Any, kind: Any) -> bool:
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(
+            key in value and _is_of_kind(value[key], inner)
+            for key, inner in kind.items()
+        )
+    container, inner = get_origin(kind), get_args(kind)
+    if container is Literal:
+        return value in inner
+    if container is list:
+        return isinstance(value, list) and all(_is_of_kind(v, inner[0]) for v in value)
+    if container is dict:
+        return isinstance(value, dict) and all(
+            _is_of_kind(v, inner[1]) for v in value.values()
+        )
+    if inner:
+        return any(_is_of_kind(value, one) for one in inner)
+    return type(value) is kind and (kind is not int or 0 <= value < 2**63)
 
 
 @contextlib.contextmanager
@@ -171,6 +190,17 @@ def refuse_address(location: str | Path) -> None:
         f"{address} is a bucket, and only files and folders can be used: mount it "
         f"({how}), and name {folder}{rest} instead."
     )
+
+
+def refuse_undecodable(path: Path) -> None:
+    """UserError for a name that is not UTF-8, which libraries in C++ cannot open."""
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{path} has a name or is in a folder whose name is not UTF-8, and cannot "
+            f"be opened by all libraries: rename it."
+        ) from error
 
 
 def remove(path: Path) -> None:

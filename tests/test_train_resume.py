@@ -58,15 +58,23 @@ def kill_at_any_time(process, workdir, rng):
         time.sleep(0.001)
 
 
-def test_killed_again_and_again(alone, cache, tmp_path):
-    rng, workdir, killed = random.Random(0), tmp_path / "run", 0
-    for kill in [kill_while_saving, kill_at_any_time] * 2:
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.full)])
+def test_killed_again_and_again(kills, alone, cache, tmp_path):
+    rng, killed, runs_ended = random.Random(0), 0, 0
+    while killed < kills:
+        workdir = tmp_path / f"run{runs_ended}"
         process = runs.start(workdir, STEPS, cache)
+        kill = kill_while_saving if killed % 2 else kill_at_any_time
         kill(process, workdir, rng)
-        process.communicate()
-        killed += process.returncode == -signal.SIGKILL
-    assert killed >= 3  # by then it may have come to its end
-    finish(workdir, cache, alone)
+        _, error = process.communicate()
+        assert "Traceback" not in error
+        if process.returncode == -signal.SIGKILL:
+            killed += 1
+        else:  # it has come to its end before
+            assert process.returncode == 0, error
+            runs.assert_same(workdir, alone)
+            runs_ended += 1
+    finish(tmp_path / f"run{runs_ended}", cache, alone)
 
 
 def test_told_to_stop_before_anything_is_trained(tmp_path):
@@ -133,15 +141,16 @@ DAMAGES = {
     "cut_off": lambda step: os.truncate(largest_file(step / "exported" / "d"), 100),
     "gone": lambda step: shutil.rmtree(step / "optimizer"),
     "no_record": lambda step: (step / "run" / "metadata").write_text("{"),
+    "no_figures": lambda step: (step / "metrics" / "metrics").write_text(""),
 }
 
 
 @pytest.mark.parametrize(
     "damage",
-    ["changed", "no_record"]
+    ["no_figures"]
     + [
         pytest.param(name, marks=pytest.mark.full)
-        for name in ("changed_moments", "cut_off", "gone")
+        for name in ("changed", "no_record", "changed_moments", "cut_off", "gone")
     ],
 )
 def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
@@ -154,8 +163,9 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
     ended = finish(workdir, cache, alone)
     before = f"resuming at step {runs.steps(alone)[-2]}"
     assert f"checkpoint {newest} is damaged" in ended.stderr and before in ended.stderr
-    (kept,) = (workdir / "damaged").iterdir()
-    assert kept.name.startswith(f"{newest}-")
+    assert "Traceback" not in ended.stderr
+    (kept,) = (workdir / "checkpoints").glob("*damaged*")
+    assert kept.name.startswith(f"{newest}.damaged-")
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(cache, tmp_path):
@@ -173,6 +183,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(cache, tmp_path):
         text=True,
     )
     assert limited.returncode == 1
+    assert "Traceback" not in limited.stderr
     (sentence,) = (x for x in limited.stderr.splitlines() if x.startswith("error: "))
     assert "A checkpoint cannot be written" in sentence
     assert "File too large" in sentence and "step 4 is complete" in sentence

@@ -1,19 +1,24 @@
 """Which checkpoints are kept, and what is never saved."""
 
+import collections
 import dataclasses
 import shutil
+import tempfile
 from collections import namedtuple
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damages import damaged_copies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from migan_jax.errors import UserError
 from migan_jax.models import migan
 from migan_jax.training.checkpoint import Checkpoints, Score, read_networks, summarise
 from migan_jax.training.step import TrainState
+from migan_jax.weights.workdir import steps_in
 
 NETWORK = migan.Generator(8, 64, 8)
 PSNR = Score("hole_psnr", more_is_better=True)
@@ -102,6 +107,87 @@ def test_what_is_not_finite_is_not_saved(tmp_path, caplog):
         checkpoints.wait()
         assert checkpoints.steps() == [1]
     assert "step 2: not saved, its weights are not finite" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """A workdir with steps 1 and 2."""
+    workdir = tmp_path_factory.mktemp("workdirs") / "run"
+    with Checkpoints(workdir, 2, 1, PSNR) as checkpoints:
+        for step in (1, 2):
+            figures = {"hole_psnr": float(step)}
+            checkpoints.save(state_at(step), NETWORK, {"step": step}, figures)
+    return workdir
+
+
+def check_damaged(two_steps, folder, capfd, every):
+    """Whatever happens to a file, the newest whole step is gone on from."""
+    like, resumed = shapes_of(state_at(0, value=0)), collections.Counter()
+    for _, _, workdir in damaged_copies(two_steps, folder, every):
+        with Checkpoints(workdir, 2, 1, PSNR) as checkpoints:
+            step = checkpoints.newest_run()["step"]
+            saved = checkpoints.restore(like)
+            assert saved.run["step"] == step
+            same(saved.state, state_at(step))
+            aside = list((workdir / "checkpoints").glob("2.damaged-*"))
+            assert len(aside) == (step == 1)
+            assert checkpoints.steps() == [1, 2][:step]
+            checkpoints.save(state_at(3), NETWORK, {}, {"hole_psnr": 0.0})
+        resumed[step] += 1
+    _, printed = capfd.readouterr()
+    assert "Traceback" not in printed and "Error" not in printed
+    return resumed
+
+
+def test_some_damages_of_files(two_steps, tmp_path, capfd):
+    resumed = check_damaged(two_steps, tmp_path / "run", capfd, every=61)
+    assert resumed[1] >= 3 and resumed[2] >= 3
+
+
+@pytest.mark.full
+def test_every_damage_of_every_file(two_steps, tmp_path, capfd):
+    resumed = check_damaged(two_steps, tmp_path / "run", capfd, every=1)
+    assert resumed[1] > 200 and resumed[2] > 200
+
+
+def test_all_steps_may_be_damaged(two_steps, tmp_path):
+    shutil.copytree(two_steps, tmp_path / "run")
+    for step in ("1", "2"):
+        (tmp_path / "run" / "checkpoints" / step / "run" / "metadata").unlink()
+    with pytest.raises(UserError, match="None of the checkpoints in"):
+        Checkpoints(tmp_path / "run", 2, 1, PSNR)
+    assert steps_in(tmp_path / "run" / "checkpoints") == [1, 2]
+
+
+def test_checkpoints_may_be_on_another_disk(two_steps, tmp_path):
+    """And anything may be in the way."""
+    shutil.copytree(two_steps, tmp_path / "run")
+    with tempfile.TemporaryDirectory(dir=other_disk(tmp_path)) as elsewhere:
+        checkpoints = tmp_path / "run" / "checkpoints"
+        shutil.move(checkpoints, Path(elsewhere) / "moved")
+        checkpoints.symlink_to(Path(elsewhere) / "moved")
+        (tmp_path / "run" / "damaged").write_text("mine")
+        (checkpoints / "2" / "run" / "metadata").write_text("[1]")
+        with Checkpoints(tmp_path / "run", 2, 1, PSNR) as found:
+            assert found.steps() == [1]
+
+
+def other_disk(path):
+    """A folder that nothing can be renamed to, if there is one."""
+    memory = Path("/dev/shm")
+    return (
+        memory
+        if memory.is_dir() and memory.stat().st_dev != path.stat().st_dev
+        else path
+    )
+
+
+def test_metrics_that_cannot_be_read_are_none(two_steps, tmp_path):
+    """Those of the newest step do not belong to what a run needs."""
+    shutil.copytree(two_steps, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "1" / "metrics" / "metrics").write_text("")
+    with Checkpoints(tmp_path / "run", 1, 1, PSNR) as checkpoints:
+        assert checkpoints.best() == (2, 2.0)
 
 
 def test_a_full_disk_is_seen_before(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from damages import damaged_copies
 from test_weights_names import (
     NARROW,
     NETWORKS,
@@ -127,6 +128,30 @@ def test_damaged_arrays(workdir):
     metadata = workdir / "checkpoints" / "0" / "exported" / "_METADATA"
     metadata.write_bytes(metadata.read_bytes()[:100])
     assert "damaged or incomplete" in refusal(workdir)
+
+
+def check_damaged(sound, folder, every):
+    """Whatever happens to a file: the same weights, or one sentence."""
+    expected, sound_ones, refused = load_checkpoint(sound).digest, 0, 0
+    for name, damage, path in damaged_copies(sound, folder, every):
+        try:
+            assert load_checkpoint(path).digest == expected, (name, damage)
+            sound_ones += 1
+        except UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            refused += 1
+    return sound_ones, refused
+
+
+def test_some_damages_of_files(sound_workdir, tmp_path):
+    sound_ones, refused = check_damaged(sound_workdir, tmp_path / "run", every=7)
+    assert sound_ones >= 2 and refused >= 5
+
+
+@pytest.mark.full
+def test_every_damage_of_every_file(sound_workdir, tmp_path):
+    sound_ones, refused = check_damaged(sound_workdir, tmp_path / "run", every=1)
+    assert sound_ones >= 16 and refused > 80
 
 
 OTHER_WIDTHS = """

@@ -30,7 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from migan_jax.errors import UserError
-from migan_jax.files import make_folder, readable_size, reason, remove, sync
+from migan_jax.files import make_folder, readable_size, reason, remove, sync, sync_tree
 from migan_jax.training.processes import meet
 from migan_jax.training.step import TrainState
 from migan_jax.weights.families import Network, describe
@@ -205,6 +205,8 @@ class Checkpoints:
         with self._explained():
             self._writer.wait_until_finished()
         if jax.process_index() == 0:
+            for step in self.steps()[-1:]:  # what Orbax has added when it was sealed
+                sync_tree(self._folder / str(step))
             sync(self._folder)
             for step in self._superfluous():
                 removed = self._folder / f"{step}{REMOVED}"

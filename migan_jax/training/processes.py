@@ -18,7 +18,14 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.multihost import get_barrier_sync_fn
 
 from migan_jax.errors import UserError
-from migan_jax.files import held, make_folder, reason, refuse_address, remove
+from migan_jax.files import (
+    held,
+    make_folder,
+    reason,
+    refuse_address,
+    refuse_undecodable,
+    remove,
+)
 from migan_jax.training.devices import on_tpu
 from migan_jax.weights.locations import CHECKPOINTS
 
@@ -123,6 +130,7 @@ def workdir_held(workdir: Path, anew: bool = False) -> Iterator[None]:
       anew: empty it first.
     """
     refuse_address(workdir)
+    refuse_undecodable(workdir)
     first, several = jax.process_index() == 0, jax.process_count() > 1
     with contextlib.ExitStack() as stack:
         if first:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from migan_jax.errors import UserError
+from migan_jax.files import refuse_undecodable
 from migan_jax.models import discriminators
 from migan_jax.weights import fusing, workdir
 from migan_jax.weights.families import Network, has_kernels
@@ -105,6 +106,7 @@ def is_file_name(path: Path) -> bool:
             f"{path} has an ending that cannot be written: use "
             f"{', '.join(FILE_ENDINGS)}, or a name without ending for a workdir."
         )
+    refuse_undecodable(path)
     return False
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from migan_jax.errors import UserError
-from migan_jax.files import refuse_address
+from migan_jax.files import refuse_address, refuse_undecodable
 
 TORCH_ENDINGS = ".pt", ".pth"
 FILE_ENDINGS = *TORCH_ENDINGS, ".safetensors"
@@ -32,6 +32,7 @@ def check_checkpoint(path: Path, more_endings: Sequence[str] = ()) -> None:
     """
     refuse_address(path)
     if os.path.isdir(path):
+        refuse_undecodable(path)
         workdir, _ = located(path)
         if not (workdir / CHECKPOINTS).is_dir():
             raise UserError(

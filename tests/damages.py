@@ -1,0 +1,54 @@
+"""What may happen to a file, each at a time."""
+
+import itertools
+import shutil
+
+
+def _empty(path):
+    path.write_bytes(b"")
+
+
+def _halve(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def _zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def _flip_a_bit(path):
+    content = bytearray(path.read_bytes() or b"\0")
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def _replace_by_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = {
+    "emptied": _empty,
+    "halved": _halve,
+    "zeroed": _zero,
+    "one bit changed": _flip_a_bit,
+    "removed": lambda path: path.unlink(),
+    "a folder": _replace_by_a_folder,
+    "[1]": lambda path: path.write_text("[1]"),
+    "{}": lambda path: path.write_text("{}"),
+}
+
+
+def damaged_copies(source, folder, every=1):
+    """Copies of a folder with one file damaged, one at a time: (name, damage, copy).
+
+    Args:
+      every: of so many cases, one is taken.
+    """
+    names = sorted(p.relative_to(source) for p in source.rglob("*") if p.is_file())
+    for name, damage in list(itertools.product(names, DAMAGES))[::every]:
+        shutil.copytree(source, folder)
+        DAMAGES[damage](folder / name)
+        yield str(name), damage, folder
+        shutil.rmtree(folder)
