@@ -3,15 +3,20 @@
 import argparse
 import contextlib
 import difflib
+import errno
 import functools
+import gc
 import importlib.util
 import math
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import getitem
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from migan_jax.errors import UserError
@@ -126,6 +131,67 @@ def _data_settings() -> dict[str, Any]:
     }
 
 
+ABOVE_0 = math.ulp(0.0)  # the next float
+STEPS = 2**31 - 1  # which are counted in int32
+KIMG = 1e6  # of batches of one no more steps than that
+# What numbers may be, both ends included; where these are whole, so are those.
+RANGES = {
+    "seed": (0, 2**32 - 1),  # JAX takes no more bits
+    "resolution": (8, 16_384),  # as masks
+    "batch_size": (1, 65_536),
+    "total_kimg": (ABOVE_0, KIMG),
+    "networks.channel_base": (1, 2**24),
+    "networks.channel_max": (1, 8192),
+    "reparam.kernels": (1, 100),
+    "comodgan.z_dim": (1, 8192),
+    "comodgan.w_dim": (1, 8192),
+    "comodgan.encoder_dim": (1, 8192),
+    "comodgan.mixing_probability": (0.0, 1.0),
+    "losses.distillation": (0.0, 1e6),
+    "losses.l1": (0.0, 1e6),
+    "losses.r1_gamma": (0.0, 1e6),
+    "losses.r1_interval": (1, STEPS),
+    "optimizer.learning_rate": (ABOVE_0, 1e38),  # as float32
+    "optimizer.b2": (0.0, 0.999999),  # float32 takes what is nearer to 1 for 1
+    "optimizer.generator_interval": (1, STEPS),
+    "optimizer.ema_halflife_kimg": (ABOVE_0, KIMG),
+    "optimizer.warmup_kimg": (0.0, KIMG),
+    "optimizer.frozen_levels": (0, 100),
+    "parts": (1, 65_536),
+    "mesh.space": (1, 16_384),
+    "data.crop_scale": (ABOVE_0, 1.0),
+    "data.smallest_side": (1, 1_000_000),
+    "data.bad_share": (0.0, 1.0),
+    "data.workers": (0, 1024),
+    "data.held_out": (0, 1_000_000),
+    "log_every_steps": (1, STEPS),
+    "save_every_steps": (1, STEPS),
+    "keep_last": (1, 1_000_000),
+    "keep_best": (0, 1_000_000),
+    "patience_kimg": (ABOVE_0, KIMG),
+    "nonfinite_steps": (1, STEPS),
+}
+
+
+def check_numbers(config: "ConfigDict") -> None:
+    """UserError for a setting that is no number of its range, by its name."""
+    settings, defaults = flat(config), flat(base_config())
+    for key, (least, most) in RANGES.items():
+        value, default = settings.get(key), defaults[key]
+        besides = {None: ", or none", "auto": ", or auto"}.get(default, "")
+        if besides and value == default:
+            continue
+        whole = isinstance(least, int)
+        is_number = isinstance(value, int if whole else (int, float))
+        if is_number and not isinstance(value, bool) and least <= value <= most:
+            continue
+        kind = "a whole number " if whole else ""
+        span = "above 0 and at most" if least == ABOVE_0 else f"from {least:g} to"
+        raise UserError(
+            f"{key} is {value!r}, but must be {kind}{span} {most:,.10g}{besides}."
+        )
+
+
 def smoke(config: "ConfigDict", devices: int = 1) -> None:
     """Shrink a recipe to two steps of tiny networks on scenes: does it run at all?
 
@@ -175,7 +241,11 @@ def load_config(
     )
     try:
         spec.loader.exec_module(module)
-        config = module.get_config(*([argument] if argument else []))
+        made = module.get_config(*([argument] if argument else []))
+        if not isinstance(made, type(base_config())):
+            raise TypeError("get_config returns none")
+        config = base_config()  # whatever was made, settings are of these types
+        config.update_from_flattened_dict(flat(made))
     except UserError:
         raise
     except Exception as error:  # a recipe is a program, in which anything may fail
@@ -183,12 +253,12 @@ def load_config(
         what = f"there is no setting {unknown[1]}" if unknown else reason(error)
         near = nearest(unknown[1], flat(base_config())) if unknown else ""
         raise UserError(f"{path} makes no configuration: {what}{near}.") from error
-    if not isinstance(config, type(base_config())):
-        raise UserError(f"{path} makes no configuration: get_config returns none.")
+    check_numbers(config)
     if tiny:
         smoke(config, devices)
     for setting in settings:
         _apply(config, setting)
+    check_numbers(config)
     return config
 
 
@@ -236,15 +306,6 @@ def flat(config: "ConfigDict") -> dict[str, Any]:
         else:
             settings[key] = value
     return settings
-
-
-def require_at_least(config: "ConfigDict", least: Mapping[str, float]) -> None:
-    """UserError for a setting that is smaller than it may be, or no number."""
-    settings = flat(config)
-    for key, smallest in least.items():
-        value = settings[key]
-        if value is not None and not value >= smallest:
-            raise UserError(f"{key} is {value}, but must be at least {smallest}.")
 
 
 def _apply(config: "ConfigDict", setting: str) -> None:
@@ -327,13 +388,14 @@ def verb_parser(verb: str, documentation: str) -> argparse.ArgumentParser:
     )
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """What reads an argument that is a whole number, and not below `least`."""
+def whole_number(least: int, most: int = 1_000_000_000) -> Callable[[str], int]:
+    """What reads an argument that is a whole number from `least` to `most`."""
 
     def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
+        readable = text.isdecimal() and len(text) < 20  # int() refuses thousands
+        if not readable or not least <= int(text) <= most:
             raise argparse.ArgumentTypeError(
-                f"{text!r} is no whole number from {least} up"
+                f"{text!r} is no whole number from {least} to {most:,}"
             )
         return int(text)
 
@@ -342,16 +404,57 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 def run_verb(main: Callable[[], None]) -> None:
     """Run a verb; a user's mistake is one sentence on stderr and exit status 1."""
+    signal.signal(signal.SIGINT, _interrupt)
+    for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers
+        if getattr(sys, name) is None:  # closed, as by `>&-`: no other file gets it
+            setattr(sys, name, open(os.devnull, "r+"))
     sys.stdout.reconfigure(errors="backslashreplace")  # file names are any bytes
     try:
+        os.write(1, b"")  # which fails where more would
         main()
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
-    except BrokenPipeError:  # nobody reads on, as with `| head`
+    except OSError as error:
+        if error.filename is not None or error.errno not in _UNWRITABLE:
+            raise
+        # Python writes what it still has when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        if isinstance(error, BrokenPipeError):  # nobody reads on, as with `| head`
+            sys.exit(1)
+        sys.exit(f"error: What is printed cannot be written: {reason(error)}.")
     except KeyboardInterrupt:
         sys.exit("interrupted")
+
+
+_UNWRITABLE = errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, but where it would be swallowed, or crash, a bit later.
+
+    That is while modules are imported, and in what is called by the garbage collector.
+    """
+    collecting = [getattr(call, "__code__", None) for call in gc.callbacks]
+    while frame is not None:
+        code = frame.f_code
+        if "importlib._bootstrap" in code.co_filename or code in collecting:
+            later = threading.Timer(_LATER, _tell_main_thread, (number,))
+            later.daemon = True
+            later.start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+_LATER = 0.05  # seconds
+
+
+def _tell_main_thread(number: int) -> None:
+    if hasattr(signal, "pthread_kill"):  # which wakes it where it waits
+        signal.pthread_kill(threading.main_thread().ident, number)
+    else:  # Windows
+        signal.raise_signal(number)
 
 
 @contextlib.contextmanager

@@ -91,9 +91,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def read_json(path: Path, remedy: str, **kinds: Any) -> dict[str, Any]:
     """An object of ours; UserError if a key is missing or not of its kind.
 
-    Kinds are types, of which int is from 0 up, `list[...]`, `dict[str, ...]`, unions and
-    literals, and for an object a dictionary of its keys' kinds; it may have more keys.
-    `remedy` ends the sentence on a damaged file.
+    Kinds are types, of which int counts from 0 up, `list[...]`, `dict[str, ...]`,
+    unions, literals, and for an object a dictionary of its keys' kinds; it may have
+    more keys. `remedy` ends the sentence on a damaged file.
     """
     try:
         content = json.loads(path.read_text())

@@ -38,7 +38,7 @@ from migan_jax.config import (
 )
 from migan_jax.data.masks import MaskHole
 from migan_jax.errors import UserError, missing_here
-from migan_jax.files import readable_size, refuse_address
+from migan_jax.files import readable_size, refuse_address, refuse_undecodable
 
 # As migan_jax.data.mask_samplers.SAMPLERS, which would import JAX here.
 KINDS = ("free_form", "brush", "thin_brush", "box", "cellular_automaton")
@@ -99,7 +99,7 @@ def _add_picture_options(pictures: argparse._ArgumentGroup) -> None:
     pictures.add_argument(
         "--workers",
         metavar="N",
-        type=whole_number(1),
+        type=whole_number(1, 1024),
         default=available_cores(),
         help="threads that decode (default: one per core)",
     )
@@ -107,7 +107,10 @@ def _add_picture_options(pictures: argparse._ArgumentGroup) -> None:
 
 def _add_mask_options(masks: argparse._ArgumentGroup) -> None:
     masks.add_argument(
-        "--masks", metavar="N", type=whole_number(1), help="draw N masks"
+        "--masks",
+        metavar="N",
+        type=whole_number(1, 1_000_000),  # whose names have six digits
+        help="draw N masks",
     )
     masks.add_argument(
         "--kind",
@@ -126,7 +129,7 @@ def _add_mask_options(masks: argparse._ArgumentGroup) -> None:
     masks.add_argument(
         "--seed",
         metavar="N",
-        type=whole_number(0),
+        type=whole_number(0, 2**63 - 1),
         default=0,
         help="of the masks (default: 0)",
     )
@@ -144,6 +147,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     for location in filter(None, (arguments.source, arguments.output)):
         refuse_address(location)
+    refuse_undecodable(arguments.output)
     masks = arguments.output
     if arguments.source is not None:
         prepare_pictures(arguments)

@@ -31,7 +31,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from migan_jax.config import load_config, recipe_names, run_verb, verb_parser
+from migan_jax.config import (
+    load_config,
+    recipe_names,
+    run_verb,
+    verb_parser,
+    whole_number,
+)
 from migan_jax.errors import UserError, missing_here
 
 if TYPE_CHECKING:
@@ -82,15 +88,15 @@ def parse_arguments() -> argparse.Namespace:
     )
     several.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
     several.add_argument(
-        "--processes", metavar="N", type=int, help="how many there are"
+        "--processes", metavar="N", type=whole_number(1), help="how many there are"
     )
     several.add_argument(
-        "--process-id", metavar="N", type=int, help="which this one is"
+        "--process-id", metavar="N", type=whole_number(0), help="which this one is"
     )
     several.add_argument(
         "--connect-timeout",
         metavar="SECONDS",
-        type=int,
+        type=whole_number(1, most=1_000_000),
         default=300,
         help="how long to wait for the others (default: 300)",
     )

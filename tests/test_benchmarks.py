@@ -26,6 +26,7 @@ TINY = {
     "data": ["--sizes", "16", "--batches", "2"],
     "onnx": "--resolutions 16 --width=0.03125 --photos 40x30".split(),
     "evaluate": ["--size=32", "--batch=2", "--batches=3"],
+    "syncing": "--smoke --photos=2 --side=32".split(),
     # Not `compiled`, which takes minutes at any size.
     "train_step": "--resolution=32 --width=0.03125 --variants ours eager".split(),
 }
@@ -39,7 +40,7 @@ def run(name, *options):
     assert done.returncode == 0, done.stderr
 
 
-LONG = ("train_step",)
+LONG = ("train_step", "syncing")
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,33 @@
 """Recipes and settings: found by name and by path, and wrong ones named."""
 
+import argparse
 import ast
+import functools
 import json
+import math
+import re
 import shlex
+from operator import getitem
 from pathlib import Path
 
 import pytest
 
-from migan_jax.config import base_config, flat, load_config, recipe_names, smoke
+from migan_jax.config import (
+    RANGES,
+    base_config,
+    flat,
+    load_config,
+    recipe_names,
+    smoke,
+    whole_number,
+)
 from migan_jax.errors import UserError
-from migan_jax.training.building import build_system, check_settings, total_steps
+from migan_jax.training.building import (
+    build_system,
+    check_settings,
+    total_steps,
+    waiting,
+)
 
 FOLDER = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -152,6 +170,38 @@ def test_a_recipes_typo_is_not_a_new_setting(tmp_path):
     assert "no setting batchsize (did you mean batch_size?)" in sentence
 
 
+def test_a_configuration_of_ones_own(tmp_path):
+    """Whatever a recipe makes is put over the defaults, as what these are."""
+
+    def recipe(content):
+        lines = "import ml_collections", "def get_config():"
+        made = f"    return ml_collections.ConfigDict({content})"
+        (tmp_path / "mine.py").write_text("\n".join((*lines, made)))
+        return str(tmp_path / "mine.py")
+
+    own = recipe("{'total_kimg': 3, 'seed': 7}")
+    config = load(own, "patience_kimg=2")
+    assert flat(config) == flat(base_config()) | {
+        "total_kimg": 3.0,
+        "seed": 7,
+        "patience_kimg": 2.0,
+    }
+    for content, part in {
+        "{'data': {'source': 3}}": "makes no configuration: .*'source'",
+        "{'batch_size': 1.5}": "makes no configuration: .*'batch_size'",
+        "{'data': {'sauce': 'x'}}": "there is no setting sauce",
+        "{'data': 3}": "makes no configuration: .*'data'",
+        "{'seed': 2**63}": "^seed is 9223372036854775808, but must be",
+        "{'seed': None}": "^seed is None, but must be",
+        "{'networks': None}": "^networks.channel_base is None, but must be",
+        "{'total_kimg': 10**400}": "makes no configuration: ",
+    }.items():
+        own = recipe(content)
+        for tiny in (False, True):
+            with pytest.raises(UserError, match=part):
+                load(own, tiny=tiny)
+
+
 @pytest.mark.parametrize(
     "setting, part",
     [
@@ -160,7 +210,7 @@ def test_a_recipes_typo_is_not_a_new_setting(tmp_path):
         ("networks.dtype=float16", "networks.dtype is one of auto, float32, bfloat16"),
         ("networks.channel_base=128", "channel_base is 128, but must be at least 512"),
         ("parts=0", "parts is 0"),
-        ("mesh.space=0", "mesh.space is auto or a whole number from 1 up, not 0"),
+        ("mesh.space=0", "mesh.space is 0, but must be .* from 1 to 16,384, or auto"),
         ("keep_last=0", "keep_last is 0"),
         ("total_kimg=0", "total_kimg is 0.0"),
         ("optimizer.learning_rate=nan", "learning_rate is nan"),
@@ -178,6 +228,63 @@ def test_settings_that_make_no_sense(setting, part):
         check_settings(load("places512", setting))
     with pytest.raises(UserError, match="a comodgan has none"):
         check_settings(load("comodgan_places512", "teacher=x"))
+
+
+def holder_of(config, key):
+    """The part of a configuration that has a setting, and its last name."""
+    *path, last = key.split(".")
+    return functools.reduce(getitem, path, config), last
+
+
+def with_setting(key, value):
+    """A configuration as only Python can make it: of any types."""
+    config = base_config()
+    inner, last = holder_of(config, key)
+    with inner.ignore_type():
+        inner[last] = value
+    return config
+
+
+def test_every_number_has_a_range():
+    config = base_config()
+    kinds = {}
+    for key in flat(config):
+        inner, last = holder_of(config, key)
+        kinds[key] = inner.get_type(last)
+    numbers = {key for key, kind in kinds.items() if kind in (int, float, object)}
+    assert numbers == set(RANGES)
+    for key, (least, most) in RANGES.items():
+        assert type(least) is type(most) is {object: int}.get(kinds[key], kinds[key])
+
+
+@pytest.mark.parametrize("key", RANGES)
+def test_numbers_outside_of_their_ranges_are_refused(key):
+    least, most = RANGES[key]
+    beyond = least - 1, most + 1, True
+    if isinstance(least, float):
+        beyond = math.nextafter(least, -1), math.nextafter(most, math.inf)
+    for value in (least, most):
+        assert flat(load("scenes64", f"{key}={value}"))[key] == value
+    for value in (*beyond, 10**300, -math.inf, math.inf, math.nan, "x", [1]):
+        with pytest.raises(UserError, match=rf"^{re.escape(key)} is .*, but must be "):
+            check_settings(with_setting(key, value))
+        assert f"{key} is " in refused("scenes64", f"{key}={value}")
+
+
+def test_the_longest_runs_have_steps_that_int32_counts():
+    longest = f"total_kimg={RANGES['total_kimg'][1]}"
+    warm_up = f"optimizer.warmup_kimg={RANGES['optimizer.warmup_kimg'][1]}"
+    config = load("scenes64", longest, warm_up, "batch_size=1")
+    assert max(total_steps(config), *waiting(config).values()) < 2**31
+
+
+def test_arguments_that_are_whole_numbers():
+    read = whole_number(1, 1000)
+    assert [read(text) for text in ("1", "1000", "٣")] == [1, 1000, 3]
+    for text in ("0", "1001", "-1", "1.5", "", "inf", "²", "9" * 20, "9" * 5000):
+        with pytest.raises(argparse.ArgumentTypeError, match="from 1 to 1,000"):
+            read(text)
+    assert whole_number(0)(f"{10**9}") == 10**9
 
 
 def test_one_override_shrinks_any_recipe():

@@ -74,11 +74,16 @@ def test_a_mask_that_was_changed_is_noticed(folder):
 def test_a_description_that_was_changed_is_noticed(folder):
     path = folder / "masks.json"
     content = json.loads(path.read_text())
-    content["sha256_of_each"].pop()
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="changed after it was written"):
-        MaskSet(folder)
-    for damaged in ("{}", "[]", "x", "[" * 100_000):
+    for changed in {"sha256_of_each": content["sha256_of_each"][1:]}, {"count": 5}:
+        path.write_text(json.dumps(content | changed))
+        with pytest.raises(UserError, match="changed after it was written"):
+            MaskSet(folder)
+    path.write_text(json.dumps(content | {"resolution": 32}))
+    with pytest.raises(UserError, match=r"000000.png is not the mask"):
+        MaskSet(folder)[0]
+    kinds = {"kind": 3}, {"seed": True}, {"count": -1}, {"sha256_of_each": [3]}
+    damages = [json.dumps(content | changed) for changed in kinds]
+    for damaged in (*damages, "{}", "[]", "x", "[" * 100_000):
         path.write_text(damaged)
         with pytest.raises(UserError, match="damaged or not ours: draw the set again"):
             MaskSet(folder)

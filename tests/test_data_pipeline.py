@@ -240,7 +240,7 @@ def test_a_crop_that_does_not_exist(photos):
     with pytest.raises(UserError, match="crop is one of square, whole, native"):
         loader_of(config, open_parts(config)[0])
     config.data.update({"crop": "square", "crop_scale": 0.0})
-    with pytest.raises(UserError, match="crop_scale is a share above 0"):
+    with pytest.raises(UserError, match="crop_scale is 0"):
         loader_of(config, open_parts(config)[0])
 
 

@@ -1,9 +1,12 @@
 """Shards: what they hold, how they are continued, what is written beside them."""
 
 import hashlib
+import itertools
 import json
+import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +14,16 @@ import time
 
 import numpy as np
 import pytest
-from photo_folders import mask_folder, photo_folder, save
+from photo_folders import mask_folder, opened, photo_folder, save
 from pictures import picture
 from PIL import Image
 
+from migan_jax.data.mask_sets import MaskSet, write_mask_set
 from migan_jax.data.preparing import Options, Preparation
 from migan_jax.data.rejects import Rejects
 from migan_jax.data.sources import ArrayRecordSource, FileSource
 from migan_jax.errors import UserError
+from migan_jax.metrics.test_set import TestSet
 
 KEPT = Options(size=None, smallest_side=1, shard_bytes=20_000)  # four pictures or so
 
@@ -294,6 +299,106 @@ def test_damaged_notes_are_one_sentence(name, damage, photos, tmp_path):
     (output / name).write_text(damage)
     with pytest.raises(UserError, match=f"{name} is damaged or not ours"):
         prepare(source, output)
+
+
+# Edited by hand: what is read then is right, or refused in one sentence.
+
+EACH = Options(size=None, smallest_side=1, shard_bytes=1)  # in a shard of its own
+VALUES = None, True, -1, 10**400, math.inf, "x", [], [1], {}, {"a": 1}
+
+
+def edits(value):
+    """Copies of what a file holds, with one thing in it replaced or removed."""
+    yield from VALUES
+    keys = range(len(value)) if isinstance(value, list) else value
+    for key in keys if isinstance(value, list | dict) else ():
+        for changed in edits(value[key]):
+            copy = value.copy()
+            copy[key] = changed
+            yield copy
+        copy = value.copy()
+        del copy[key]
+        yield copy
+
+
+def damages(whole):
+    """Other content for a file; None for a folder in its place."""
+    yield from (None, b"", whole[: len(whole) // 2], bytes(100), b"\xff" * 9)
+    yield from (json.dumps(value).encode() for value in edits(json.loads(whole)))
+
+
+@pytest.fixture
+def states(photos, masks, tmp_path):
+    """Three pictures and a bad one with masks; in folders, one whole and one begun."""
+    for path in [path for path in photos.rglob("*.png") if path.name > "02.png"]:
+        path.unlink()
+        (masks / path.relative_to(photos)).with_suffix(".bmp").unlink()
+    (photos / "bad.png").write_bytes(b"x")
+    shutil.copy(masks / "01.bmp", masks / "bad.bmp")
+    source, folder = FileSource(photos, masks), tmp_path / "states"
+    prepare(source, folder / "whole", EACH)
+    drawn = {"kind": "box", "count": 3, "resolution": 16, "seed": 0}
+    write_mask_set(folder / "whole" / "masks", **drawn)
+    with pytest.raises(Interrupted):
+        prepare(source, folder / "begun", EACH, advance=interrupt_after(3))
+    return source, folder
+
+
+def read_all(source, folder):
+    """Its pictures as they are, those with its masks, and those after going on."""
+
+    def evaluated():
+        pictures, masks = FileSource(source.files.location), MaskSet(folder / "masks")
+        masks.check()
+        test_set = TestSet(pictures, resolution=16, masks=masks, count=2)
+        return test_set.batch(range(len(test_set)))
+
+    readers = (lambda: opened(folder)), evaluated, lambda: prepare(source, folder, EACH)
+    for read in readers:
+        try:
+            yield [example[-2:] for example in read()]  # picture and hole
+        except UserError as error:
+            assert "\n" not in str(error)
+            yield None
+
+
+@pytest.mark.parametrize(
+    "every", [pytest.param(1, marks=pytest.mark.full), 7], ids=["all", "some"]
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "whole/index.json",
+        "whole/masks/masks.json",
+        "begun/plan.json",
+        "begun/shard-00000.json",  # of a picture
+        "begun/shard-00002.json",  # of none, since it is bad
+        "begun/rejected.json",
+    ],
+)
+def test_edited_files(name, every, states, tmp_path):
+    source, folder = states
+    state, file = name.split("/", 1)
+    copy, whole = tmp_path / "copy", (folder / name).read_bytes()
+
+    def read_with(content):
+        shutil.copytree(folder / state, copy)
+        (copy / file).unlink()
+        if content is None:
+            (copy / file).mkdir()
+        else:
+            (copy / file).write_bytes(content)
+        yield from read_all(source, copy)
+        shutil.rmtree(copy)
+
+    expected = list(read_with(whole))
+    assert all(expected) if state == "whole" else expected[-1]
+    for content in itertools.islice(damages(whole), 0, None, every):
+        for found, right in zip(read_with(content), expected, strict=True):
+            for here, there in zip(found, right, strict=True) if found else ():
+                assert np.array_equal(here[0], there[0]), content
+                # An index that names no masks is one of pictures alone.
+                assert here[1] is None or np.array_equal(here[1], there[1]), content
 
 
 def test_interrupted_while_the_first_file_is_written(photos, tmp_path):

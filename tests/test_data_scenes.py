@@ -77,6 +77,11 @@ def test_a_seed_is_a_scene_in_another_process():
     assert run.stdout.decode().strip() == expected, run.stderr.decode()
 
 
+def test_a_scene_may_be_one_surface():
+    """Seen from so near that nothing else is: no pixel is mixed."""
+    assert scene((0, 4331), None).std() > 5
+
+
 def test_a_generator_draws_one_scene_after_another():
     rng = np.random.default_rng(0)
     first, second = (draw_scene(rng, SIZE, "leaves") for _ in range(2))

@@ -23,15 +23,14 @@ pytestmark = pytest.mark.slow
 CHECKPOINT = "run"
 # Verbs, with what they are told; the folder is the disk's, IN has pictures.
 VERBS = {
-    "train": ["--config=scenes64", "--smoke", "--workdir=again"],
-    "inpaint": ["--checkpoint=run", "--image=IN/photos", "--mask=IN/masks"]
-    + ["--output=filled"],
-    "convert": ["run", "converted"],
-    "convert to a file": ["run", "converted.safetensors"],
-    "prepare": ["IN/photos", "prepared", "--smallest-side=8"],
-    "prepare masks": ["masks", "--masks=20", "--resolution=32"],
-    "evaluate": ["--checkpoint=run", "--images=IN/photos", "--output=report"],
-    "export": ["--checkpoint=run", "--kind=network", "--output=net.onnx"],
+    "train": "--config=scenes64 --smoke --workdir=again",
+    "inpaint": "--checkpoint=run --image=IN/photos --mask=IN/masks --output=filled",
+    "convert": "run converted",
+    "convert to a file": "run converted.safetensors",
+    "prepare": "IN/photos prepared --smallest-side=8",
+    "prepare masks": "masks --masks=20 --resolution=32",
+    "evaluate": "--checkpoint=run --images=IN/photos --output=report",
+    "export": "--checkpoint=run --kind=network --output=net.onnx",
 }
 CUTS = 20
 
@@ -101,7 +100,7 @@ def files_in(folder):
 
 
 def do(verb, disk, cache, inputs):
-    words = [word.replace("IN", str(inputs)) for word in VERBS[verb]]
+    words = [word.replace("IN", str(inputs)) for word in VERBS[verb].split()]
     command = [sys.executable, "-m", f"migan_jax.{verb.split()[0]}", *words]
     done = subprocess.run(
         command,

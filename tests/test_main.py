@@ -90,3 +90,67 @@ def test_a_wrong_checkpoint_is_named_before_jax_is_imported(verb, tmp_path):
     parts = "no checkpoint at", "README.md is not a", "not a run's workdir", "a bucket"
     for line, part in zip(said, parts, strict=True):
         assert line.startswith("error: ") and part in line and line.endswith(" False")
+
+
+def begun_as_a_verb(main, folder, **options):
+    """Run a program that begins and ends as verbs do."""
+    code = f"from migan_jax.config import run_verb\n{main}\nrun_verb(main)"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, cwd=folder, stderr=subprocess.PIPE, text=True, timeout=60, **options
+    )
+
+
+# What begins while it is imported, or by the garbage collector, and what goes on.
+INTERRUPTED = {
+    "importing": """
+import time
+def main():
+    import interrupting
+    time.sleep(60)
+""",
+    "collecting garbage": """
+import gc, time
+def interrupt(phase, info):
+    gc.callbacks.remove(interrupt)
+    import interrupting
+def main():
+    gc.callbacks.append(interrupt)
+    gc.collect()
+    time.sleep(60)
+""",
+}
+SWALLOWING = """
+import signal, time
+try:
+    signal.raise_signal(signal.SIGINT)
+    time.sleep(0.1)
+except KeyboardInterrupt:
+    pass
+"""
+
+
+@pytest.mark.parametrize("when", INTERRUPTED)
+def test_ctrl_c_is_not_swallowed(when, tmp_path):
+    (tmp_path / "interrupting.py").write_text(SWALLOWING)
+    ended = begun_as_a_verb(INTERRUPTED[when], tmp_path)
+    assert (ended.returncode, ended.stderr) == (1, "interrupted\n")
+
+
+def test_output_that_cannot_be_written_is_found_at_the_start(tmp_path):
+    with open("/dev/full", "w") as full:
+        main = "def main(): open('begun', 'w')"
+        ended = begun_as_a_verb(main, tmp_path, stdout=full)
+    assert ended.returncode == 1 and list(tmp_path.iterdir()) == []
+    assert ended.stderr.startswith("error: What is printed cannot be written: No space")
+
+
+def test_output_that_is_closed_is_left_out(tmp_path):
+    """And no file that is opened gets its number, and with it what is printed."""
+    main = "def main():\n  with open('result', 'w') as file: print(1), file.write('2')"
+    closing = "import os; os.close(0); os.close(1); os.execv"
+    code = f"from migan_jax.config import run_verb\n{main}\nrun_verb(main)"
+    python = sys.executable
+    program = f"{closing}({python!r}, [{python!r}, '-c', {code!r}])"
+    ended = subprocess.run([python, "-c", program], cwd=tmp_path)
+    assert ended.returncode == 0 and (tmp_path / "result").read_text() == "2"

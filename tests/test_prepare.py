@@ -132,11 +132,34 @@ def test_a_disk_that_is_too_small(photos, tmp_path, monkeypatch):
         ["a", "--masks=x"],
         ["a", "--masks=2", "--seed=-1"],
         ["a", "--masks=2", "--own-masks=b"],
+        ["a", "b", f"--size={10**12}"],
+        ["a", "b", f"--smallest-side={10**12}"],
+        ["a", "b", f"--workers={10**6}"],
+        ["a", f"--masks={10**20}"],
+        ["a", f"--masks={'9' * 5000}"],
+        ["a", "--masks=2", f"--seed={2**63}"],
+        ["a", "--masks=2", f"--resolution={10**12}"],
     ],
 )
 def test_usage(arguments, monkeypatch, capsys):
     assert run_here(monkeypatch, prepare, *arguments) == 2
     assert "usage:" in capsys.readouterr().err
+
+
+def test_the_largest_numbers(photos, tmp_path, monkeypatch):
+    options = f"--size={10**9}", "--smallest-side=1", "--workers=1024"
+    assert run_here(monkeypatch, prepare, photos, tmp_path / "out", *options) == 0
+    assert len(ArrayRecordSource(tmp_path / "out")) == 12
+    options = "--masks=1", "--resolution=16", f"--seed={2**63 - 1}"
+    for _ in range(2):  # drawn, and found to be complete
+        assert run_here(monkeypatch, prepare, tmp_path / "set", *options) == 0
+    options = f"--smallest-side={10**9}", "--max-rejected=1"
+    message = run_here(monkeypatch, prepare, photos, tmp_path / "none", *options)
+    one_sentence(message, "None of the pictures")
+    message = run_here(
+        monkeypatch, prepare, tmp_path / "m", f"--resolution={10**9}", "--masks=1"
+    )
+    one_sentence(message, "8 to 16,384 pixels, not 1,000,000,000")
 
 
 def test_one_picture_is_a_dataset(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Files from anywhere: what is wrong gets one sentence, and no code is run."""
 
+import itertools
 import json
 import os
 import pickle
@@ -176,6 +177,11 @@ LYING_HEADERS = {
     "negative": {"a": tensor("F32", [-16], end=64)},
     "overflow": {"a": tensor("F32", [2**62, 2**62], end=64)},
     "backwards": {"a": tensor("F32", [16], begin=64, end=0)},
+    "vast": {"a": tensor("F32", [0, 2**62], end=0), "b": tensor("F32", [16])},
+    "vaster": {"a": tensor("F16", [2**63, 0], end=0), "b": tensor("F32", [16])},
+    "many dimensions": {"a": tensor("F32", [1] * 64 + [16])},
+    "fractions": {"a": tensor("F32", [16.0])},
+    "null": {"a": {"dtype": "F32", "shape": None, "data_offsets": [0, 64]}},
     "strange type": {"a": tensor("X99", [16])},
     "unsupported type": {"a": tensor("F8_E4M3", [64], end=64)},
     "half bytes": {"a": tensor("F4", [128], end=64)},
@@ -191,6 +197,20 @@ def test_lying_safetensors_headers(lie, tmp_path):
     path = tmp_path / "x.safetensors"
     write_header(path, LYING_HEADERS[lie])
     refusal(path)
+
+
+def test_changed_safetensors_headers(tmp_path):
+    """Any value by any other: what is still read holds no more than the file."""
+    path = tmp_path / "x.safetensors"
+    values = [None, -1, 3, 2**40, 2**64, 1e300, "F64", [], [0], [0, 2**62], [1] * 65]
+    places = [(name, key) for name in "ab" for key in ("dtype", "shape", 0, 1)]
+    for (name, key), value in itertools.product(places, values):
+        header = {"a": tensor("F32", [0], end=0), "b": tensor("F32", [16])}
+        inside = header[name]["data_offsets"] if isinstance(key, int) else header[name]
+        inside[key] = value
+        write_header(path, header)
+        arrays = read_or_refuse(path) or {}
+        assert sum(array.nbytes for array in arrays.values()) in (0, 64)
 
 
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 10**8, 10**12, 71, 1])

@@ -72,14 +72,21 @@ class MaskSet:
         self.folder = folder
         if not is_mask_set(folder):
             raise UserError(f"{folder} is no set of masks: it has no {DESCRIPTION}.")
-        types = {"kind": str, "count": int, "resolution": int, "seed": int}
-        types |= {"sha256": str, "sha256_of_each": list}
-        remedy = "draw the set again, into another folder"
-        description = read_json(folder / DESCRIPTION, remedy, **types)
+        description = read_json(
+            folder / DESCRIPTION,
+            "draw the set again, into another folder",
+            kind=str,
+            count=int,
+            resolution=int,
+            seed=int,
+            sha256=str,
+            sha256_of_each=list[str],
+        )
         self.settings = {key: description[key] for key in SETTINGS}
         self._digests: list[str] = description["sha256_of_each"]
         self.digest: str = description["sha256"]
-        if digest_of_all(self._digests) != self.digest:
+        whole = len(self._digests) == description["count"]
+        if not whole or digest_of_all(self._digests) != self.digest:
             raise UserError(f"{folder / DESCRIPTION} was changed after it was written.")
 
     def __len__(self) -> int:
@@ -102,7 +109,8 @@ class MaskSet:
             raise UserError(f"{path} cannot be read: {reason(error)}.") from error
         with open_image(BytesIO(content), path) as image:
             hole = mask_of(image, "white", path).hole
-        if digest_of(hole) != digest:
+        size = self.settings["resolution"]
+        if hole.shape != (size, size) or digest_of(hole) != digest:
             raise UserError(
                 f"{path} is not the mask that was written: draw the set again."
             )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from migan_jax.config import require_at_least
+from migan_jax.config import check_numbers
 from migan_jax.data.examples import Crop
 from migan_jax.data.held_out import Part, hold_out
 from migan_jax.data.mask_samplers import SAMPLERS
@@ -66,17 +66,7 @@ def _overlap(one: str, other: str) -> bool:
 def check_settings(config: "ConfigDict") -> None:
     """Refuse settings that make no sense, by their names."""
     data = config.data
-    require_at_least(
-        config,
-        {
-            "resolution": 1,
-            "batch_size": 1,
-            "seed": 0,
-            "data.workers": 0,
-            "data.smallest_side": 1,
-            "data.held_out": 0,
-        },
-    )
+    check_numbers(config)
     if data.mask_kind not in SAMPLERS:
         kinds = ", ".join(SAMPLERS)
         raise UserError(f"data.mask_kind is one of {kinds}, not {data.mask_kind!r}.")
@@ -84,6 +74,4 @@ def check_settings(config: "ConfigDict") -> None:
         raise UserError(
             f"data.draw_masks_on is 'device' or 'host', not {data.draw_masks_on!r}."
         )
-    if not 0 <= data.bad_share <= 1:
-        raise UserError(f"data.bad_share is from 0 to 1, not {data.bad_share}.")
     Crop(config.resolution, data.crop, data.crop_scale)  # refuses what it cannot do

@@ -56,6 +56,10 @@ class Options:
     shard_bytes: int = SHARD_BYTES
 
 
+# What a plan says.
+PLANNED = {"source": Fingerprint.__annotations__, "options": Options.__annotations__}
+
+
 class Record(NamedTuple):
     """What is stored of a picture, or why it is not."""
 
@@ -83,26 +87,24 @@ class Preparation:
         names = os.listdir(self.output) if os.path.isdir(self.output) else []
         if INDEX in names:
             path = self.output / INDEX
-            self._check_plan(read_json(path, REMEDY, plan=dict)["plan"], path)
+            self._check_plan(read_json(path, REMEDY, plan=PLANNED)["plan"])
             ArrayRecordSource(self.output)  # are all of its shards there?
             self._remove_notes()
             return True
         if PLAN in names:
             path = self.output / PLAN
-            self._check_plan(read_json(path, REMEDY), path)
+            self._check_plan(read_json(path, REMEDY, **PLANNED))
         elif any(not _is_leftover(name) for name in names):
             raise UserError(f"{self.output} holds something else: name another folder.")
         return False
 
-    def _check_plan(self, begun: dict[str, Any], path: Path) -> None:
+    def _check_plan(self, begun: dict[str, Any]) -> None:
         """What is there already must be of the same files, with the same options."""
-        if not {"source", "options"} <= set(begun):
-            raise UserError(f"{path} is damaged or not ours: {REMEDY}.")
-        earlier = Fingerprint.of_json(begun["source"], path)
+        earlier = Fingerprint.of_json(begun["source"])
         if change := self.source.fingerprint.change_since(earlier):
             raise UserError(f"{change} {self.output} was begun before that: {REMEDY}.")
         for name, value in self._plan["options"].items():
-            before = begun["options"].get(name)
+            before = begun["options"][name]
             if before != value:
                 raise UserError(
                     f"{self.output} was begun with {name} {before}, not {value}: "
@@ -219,8 +221,7 @@ class Preparation:
     def _finish(self) -> None:
         """Make the shards a dataset, and a sheet to look at."""
         numbers = range(len(self._shards))
-        types = {"names": list, "digests": list, "bytes": int}
-        notes = [read_json(self._note(n), REMEDY, **types) for n in numbers]
+        notes = [self._read_note(number) for number in numbers]
         used = [number for number in numbers if notes[number]["names"]]
         if not used:
             raise UserError(
@@ -241,6 +242,16 @@ class Preparation:
         write_sheet(self.source, index["names"], self.output / SHEET)
         write_json(self.output / INDEX, index)
         self._remove_notes()
+
+    def _read_note(self, number: int) -> dict[str, Any]:
+        path = self._note(number)
+        kinds = {"names": list[str], "bytes": int, "digests": list[str]}
+        note = read_json(path, REMEDY, **kinds)
+        known = set(map(self.source.name, self._shards[number]))
+        blobs = len(note["names"]) * (2 if self.source.has_masks else 1)
+        if not known.issuperset(note["names"]) or len(note["digests"]) != blobs:
+            raise UserError(f"{path} is not of these pictures: {REMEDY}.")
+        return note
 
     def _remove_notes(self) -> None:
         """What the index, which is there, says too."""

@@ -33,12 +33,13 @@ class Rejects:
             self._read(report)
 
     def _read(self, report: Path) -> None:
-        content = read_json(report, "remove it", source=dict, rejected=dict)
-        earlier = Fingerprint.of_json(content["source"], report)
+        kinds = {"source": Fingerprint.__annotations__, "rejected": dict[str, str]}
+        content = read_json(report, "remove it", **kinds)
+        earlier = Fingerprint.of_json(content["source"])
         if change := self._source.fingerprint.change_since(earlier):
             logger.warning("%s %s is begun anew.", change, report)
         else:
-            self.reasons = {str(k): str(v) for k, v in content["rejected"].items()}
+            self.reasons = content["rejected"]
 
     def add(self, name: str, reason: str, seen: int) -> None:
         """Note a picture; UserError if they are too many of the `seen` ones."""

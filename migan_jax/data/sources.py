@@ -29,7 +29,7 @@ from migan_jax.data.examples import Encoded, Example, decode
 from migan_jax.data.masks import MaskHole, doubt_about
 from migan_jax.data.scenes import FAMILIES, draw_scene
 from migan_jax.errors import UserError, missing_here
-from migan_jax.files import read_json, reason, refuse_address
+from migan_jax.files import read_json, reason, refuse_address, refuse_undecodable
 
 if TYPE_CHECKING:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -56,12 +56,9 @@ class Fingerprint:
     digest: str
 
     @classmethod
-    def of_json(cls, content: dict[str, Any], path: Path) -> "Fingerprint":
+    def of_json(cls, content: dict[str, Any]) -> "Fingerprint":
         """What `dataclasses.asdict` made of one, read from a file."""
-        try:
-            return cls(**content)
-        except TypeError as error:
-            raise UserError(f"{path} is damaged or not ours: remove it.") from error
+        return cls(**{key: content[key] for key in cls.__annotations__})
 
     def change_since(self, earlier: "Fingerprint") -> str | None:
         """A sentence that names what changed, or None. A move alone is no change."""
@@ -202,8 +199,9 @@ class ArrayRecordSource(Source):
         self._images = _open_records(location, index["images"])
         self._masks = _open_records(location, index["masks"])
         self.has_masks = bool(self._masks)
-        counts = {len(r) for r in (self._names, self._images, self._masks) if r}
-        if len(counts) != 1:
+        parts = self._names, self._images, self._masks
+        counts = {len(part) for part in parts if part is not None}
+        if self._images is None or len(counts) != 1:
             raise UserError(
                 f"{location} does not hold as many pictures as names or masks: prepare "
                 f"it again."
@@ -231,11 +229,18 @@ class ArrayRecordSource(Source):
 def _read_index(location: Path) -> dict[str, Any]:
     """What `prepare` says about a folder, or what there is to say about other files."""
     path = location / INDEX
-    if path.is_file():
-        types = {"names": list, "images": list, "masks": list}
-        types |= {"mask_hole": str, "digest": str, "bytes": int}
-        return read_json(path, f"prepare {location} again", **types)
-    if (location / PLAN).is_file():
+    if os.path.lexists(path):
+        return read_json(
+            path,
+            f"prepare {location} again",
+            names=list[str],
+            images=list[str],
+            masks=list[str],
+            mask_hole=MaskHole,
+            bytes=int,
+            digest=str,
+        )
+    if os.path.lexists(location / PLAN):
         raise UserError(
             f"{location} is not finished: run the command that prepares it again."
         )
@@ -262,6 +267,7 @@ def _open_records(location: Path, names: list[str]) -> "ArrayRecordDataSource | 
     except ModuleNotFoundError as error:
         raise missing_here("array_record", f"Reading {location}") from error
     folder = location if location.is_dir() else location.parent
+    refuse_undecodable(folder)
     try:
         return (
             ArrayRecordDataSource([str(folder / n) for n in names]) if names else None

@@ -212,7 +212,7 @@ def render(rng, size: int, surfaces: Surfaces, height: float) -> np.ndarray:
     chunks = np.array_split(points, 1 + points.shape[1] // CHUNK, axis=1)
     colour = np.concatenate([seen(some) for some in chunks], 1)
     picture, others = np.split(colour, [size**2], axis=1)
-    picture[:, mixed] += others.reshape(3, -1, len(mixed)).sum(1)
+    picture[:, mixed] += others.reshape(3, FINE**2 - 1, len(mixed)).sum(1)
     picture[:, mixed] /= FINE**2
     np.sqrt(picture, out=picture)
     picture += grain * rng.standard_normal(size**2, np.float32)

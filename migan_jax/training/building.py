@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from migan_jax.config import RELEASED, check_numbers, require_at_least
+from migan_jax.config import RELEASED, check_numbers
 from migan_jax.data.mask_samplers import SAMPLERS
 from migan_jax.errors import UserError
 from migan_jax.losses.distillation import LOWEST_RESOLUTION
@@ -69,7 +69,11 @@ def check_settings(config: "ConfigDict") -> None:
         levels(config.resolution)
     except ValueError as error:
         raise UserError(f"resolution: {error}") from error
-    require_at_least(config, {"networks.channel_base": config.resolution})
+    if config.networks.channel_base < config.resolution:
+        raise UserError(
+            f"networks.channel_base is {config.networks.channel_base}, but must be at "
+            f"least {config.resolution}, the resolution."
+        )
     if config.teacher and config.resolution < LOWEST_RESOLUTION:
         raise UserError(
             f"At {config.resolution} pixels nothing is distilled, but from "

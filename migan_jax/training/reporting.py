@@ -254,7 +254,8 @@ def _writing(workdir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"Metrics cannot be written to {workdir}: {reason(error)}."
+            f"Metrics cannot be written to {error.filename or workdir}: "
+            f"{reason(error)}."
         ) from error
 
 

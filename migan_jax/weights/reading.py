@@ -75,14 +75,16 @@ def _read_safetensors(path: Path, file: BinaryIO) -> Tensors:
             f"{path} has tensors of types that are not known here, {_some(strange)}: "
             f"save it as float32."
         )
-    tensors = {}
-    for name, view in views:
-        array = np.frombuffer(view["data"], _DTYPES[view["dtype"]])
-        half = view["dtype"] in ("F16", "BF16")
-        tensors[name] = (array.astype(np.float32) if half else array).reshape(
-            view["shape"]
-        )
-    return tensors
+    try:
+        return {name: _array(view) for name, view in views}
+    except ValueError as error:  # a shape that no array can have
+        raise _damaged(path, error) from error
+
+
+def _array(view: dict[str, Any]) -> np.ndarray:
+    array = np.frombuffer(view["data"], _DTYPES[view["dtype"]])
+    half = view["dtype"] in ("F16", "BF16")
+    return (array.astype(np.float32) if half else array).reshape(view["shape"])
 
 
 def _read_torch(path: Path, file: BinaryIO) -> Tensors:
