@@ -26,9 +26,9 @@ The same command continues what was interrupted.
 
 import argparse
 import dataclasses
-import glob
 import logging
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -39,6 +39,7 @@ from migan_jax.files import (
     read_json,
     reason,
     refuse_address,
+    sha256_of,
     write_json,
     write_whole,
 )
@@ -149,9 +150,8 @@ def check_output(folder: Path) -> None:
         raise UserError(f"--output={folder} is a file: name a folder.")
     try:
         (folder / CHUNKS).mkdir(parents=True, exist_ok=True)
-        trial = folder / CHUNKS / ".writable"
-        write_whole(trial, lambda part: part.touch())
-        trial.unlink()
+        with tempfile.TemporaryFile(dir=folder / CHUNKS):  # of no name: others may run
+            pass
     except OSError as error:
         raise UserError(
             f"--output={folder} cannot be written: {reason(error)}."
@@ -166,8 +166,7 @@ def open_checkpoints(
     from migan_jax.inpainting import Model
     from migan_jax.metrics.evaluator import Method, on_every_device, spread
     from migan_jax.metrics.fills import network_fill
-    from migan_jax.metrics.onnx_fill import open_onnx
-    from migan_jax.weights.feature_networks import sha256_of
+    from migan_jax.metrics.onnx_fill import files_of, open_onnx
 
     methods: dict[str, Method] = {}
     sizes = {}
@@ -176,9 +175,8 @@ def open_checkpoints(
         if name in methods:
             raise UserError(f"--checkpoint={name} is named twice.")
         if path.suffix == ".onnx":
+            files = files_of(path)
             fill, size = open_onnx(path)
-            # Large ones have their weights in a file beside them.
-            files = sorted(path.parent.glob(f"{glob.escape(path.name)}*"))
             digest = " ".join(map(sha256_of, files))
         else:
             checkpoint = migan_jax.load(path).checkpoint
@@ -186,7 +184,7 @@ def open_checkpoints(
             weights = {n: on_every_device(getattr(checkpoint, n)) for n in WEIGHTS}
             model = Model(dataclasses.replace(checkpoint, **weights))
             fill = network_fill(lambda x, m=model: m.complete(spread(x)))
-        methods[name] = Method(fill, {"weights": digest}, size)
+        methods[name] = Method(fill, {"weights": digest}, size, name)
         if size is not None:  # else it takes any
             sizes[name] = size
     if not sizes and resolution is None:

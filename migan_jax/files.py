@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,8 @@ SYNCED_AT_ONCE = 16  # files; a disk that is told of many together writes once f
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file or folder that appears at `path` whole or not at all."""
     path = Path(os.path.abspath(path))  # "." has no name
-    part = path.with_name(f".{path.name[:50]}.part-{os.getpid()}")  # no name too long
+    # No name too long, and one that no other process has.
+    part = path.with_name(f".{path.name[:50]}.part-{secrets.token_hex(4)}")
     try:
         make_folder(path.parent)
         write(part)

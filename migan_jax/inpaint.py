@@ -16,8 +16,9 @@ compressed again, alike), and so do metadata, colour profile and transparency. P
 inside a file, which would show what was removed, are dropped.
 
 Folders are searched with their subfolders. What is done already is skipped, so that the
-same command continues an interrupted batch. Files that cannot be used are reported and
-left out, and then the exit status is 1.
+same command continues an interrupted batch; results that a power cut has damaged are
+made again. Files that cannot be used are reported and left out, and then the exit
+status is 1.
 """
 
 import argparse
@@ -151,7 +152,7 @@ def main() -> None:
 def complete_file(arguments: argparse.Namespace) -> None:
     """One photo: the first thing that is wrong ends it."""
     import migan_jax
-    from migan_jax.photos import check_ending
+    from migan_jax.photos import check_ending, memory_for
 
     image, output = arguments.image, arguments.output
     if os.path.isdir(output):
@@ -164,7 +165,8 @@ def complete_file(arguments: argparse.Namespace) -> None:
         if os.path.lexists(path) and not arguments.force:
             raise UserError(f"{path} exists: choose another name, or add --force.")
     photo, hole = read_pair(job, arguments)
-    complete(job, photo, hole, migan_jax.load(arguments.checkpoint), arguments)
+    with memory_for(image, photo.size):
+        complete(job, photo, hole, migan_jax.load(arguments.checkpoint), arguments)
     print(f"wrote {output}")
 
 
@@ -174,11 +176,12 @@ def complete_folder(arguments: argparse.Namespace) -> None:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     import migan_jax
+    from migan_jax.photos import memory_for
 
     jobs, failures = list_jobs(arguments.image, arguments.mask, arguments.output)
     for sentence in failures:
         logger.warning(sentence)
-    todo = [j for j in jobs if arguments.force or not os.path.isfile(j.output)]
+    todo = [j for j in jobs if arguments.force or not is_there(j.output)]
     if todo:
         model = migan_jax.load(arguments.checkpoint)
         check_feather(arguments.feather, model.network.resolution)
@@ -187,7 +190,8 @@ def complete_folder(arguments: argparse.Namespace) -> None:
         for job in (bar := tqdm(todo, unit="photo", disable=None)):
             try:
                 photo, hole = read_pair(job, arguments)
-                complete(job, photo, hole, model, arguments, tell)
+                with memory_for(job.image, photo.size):
+                    complete(job, photo, hole, model, arguments, tell)
             except UserError as error:
                 failures.append(str(error))
                 logger.warning(error)
@@ -201,6 +205,18 @@ def complete_folder(arguments: argparse.Namespace) -> None:
     )
     if failures:
         raise UserError(f"photos left out, as said above: {len(failures)}.")
+
+
+def is_there(output: Path) -> bool:
+    """Whether a result needs not be made: it is there, and whole."""
+    from migan_jax.photos import is_whole
+
+    if not os.path.isfile(output):
+        return False
+    if is_whole(output):
+        return True
+    logger.warning("%s is damaged or incomplete, and is made again.", output)
+    return False
 
 
 def once(tell: Callable[[str], object]) -> Callable[[str], object]:
@@ -247,6 +263,8 @@ def list_jobs(images: Path, masks: Path, output: Path) -> tuple[list[Job], list[
                 raise UserError(f"{target} is also that of {jobs[target].image}.")
             if {_real(target), _real(job.raw)} & inputs:
                 raise UserError(f"{target} or {job.raw.name} is itself an input.")
+            if os.path.isdir(target):
+                raise UserError(f"{target} is a folder: move it, or name another one.")
             jobs[target] = job
         except UserError as error:
             failures.append(f"{path} is left out: {error}")
@@ -313,7 +331,7 @@ def read_pair(job: Job, arguments: argparse.Namespace) -> tuple["Photo", "np.nda
     check_writable(photo, job.output)
     hole, from_alpha = read_mask(job.mask, mask_hole)
     if hole.shape != photo.pixels.shape[:2]:
-        (height, width), (rows, columns) = photo.pixels.shape[:2], hole.shape
+        (width, height), (rows, columns) = photo.size, hole.shape
         turned = " as viewers turn it" if (rows, columns) == (width, height) else ""
         raise UserError(
             f"{job.mask} is {columns}x{rows} pixels, but {job.image} is "
@@ -323,7 +341,7 @@ def read_pair(job: Job, arguments: argparse.Namespace) -> tuple["Photo", "np.nda
     remedy = "make the other part transparent" if from_alpha else f"--mask-hole={other}"
     if doubt := doubt_about(hole, remedy):
         logger.warning("%s: %s", job.mask, doubt)
-    return photo, grown(hole, arguments.grow)
+    return photo, hole
 
 
 def complete(
@@ -343,7 +361,7 @@ def complete(
     raw = np.empty_like(photo.rgb) if arguments.raw else None
     result = fill_holes(
         photo.rgb,
-        hole,
+        grown(hole, arguments.grow),
         model.complete,
         model.network.resolution,
         arguments.feather,

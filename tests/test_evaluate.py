@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from photo_folders import mask_folder
 from PIL import Image
 from safetensors.numpy import save_file
 from test_data_sources import prepared
-from variables import saved_network
+from variables import random_variables, saved_network
 from verbs import run_here
 
 from migan_jax import evaluate
@@ -21,6 +22,7 @@ from migan_jax.metrics import evaluator
 from migan_jax.models import migan
 from migan_jax.models.inception import Inception
 from migan_jax.weights import feature_networks
+from migan_jax.weights.checkpoint import Checkpoint, save_checkpoint
 from migan_jax.weights.feature_networks import FILES
 
 NARROW = {"channel_base": 128, "channel_max": 8}
@@ -203,6 +205,24 @@ def test_mistakes(monkeypatch, tmp_path, checkpoint, photos):
     assert "cannot be written" in refused(*arguments, photos, unwritable)
 
 
+def test_many_begin_at_once_with_one_output(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(evaluate.check_output, [tmp_path / "out"] * 200))
+    assert list((tmp_path / "out" / "chunks").iterdir()) == []
+
+
+def test_a_checkpoint_that_overflows(monkeypatch, tmp_path, photos):
+    """Finite weights, of which nothing finite comes out."""
+    network = migan.Generator(16, **NARROW)
+    variables = random_variables(network)
+    params = jax.tree.map(lambda leaf: np.copysign(3e38, leaf), variables["params"])
+    path = tmp_path / "network"
+    save_checkpoint(Checkpoint(network, params, variables["stats"]), path, "training")
+    said = refused(monkeypatch, tmp_path, path, photos, "--batch-size=5")
+    assert f"{path} makes NaN or infinity of 01.png" in said
+    assert not any((tmp_path / "out" / "chunks").iterdir())
+
+
 def test_one_picture(monkeypatch, tmp_path, checkpoint):
     folder = tmp_path / "one"
     folder.mkdir()
@@ -225,3 +245,18 @@ def test_an_exported_pipeline(monkeypatch, tmp_path, photos):
     result = result_of(tmp_path / "out")
     assert result["protocol"]["resolution"] == 24
     assert result["methods"][str(path)]["metrics"]["l1"]["value"] == 0
+    # What has a similar name is none of its files.
+    (tmp_path / "pipeline.onnx.d").mkdir()
+    (tmp_path / "pipeline.onnx.old").symlink_to("nowhere")
+    assert run(monkeypatch, tmp_path, path, photos, "--resolution=24") == 0
+
+
+def test_an_exported_network_that_makes_nan(monkeypatch, tmp_path, photos):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from test_metrics_onnx_fill import divided_by_itself
+
+    path = divided_by_itself(tmp_path / "network.onnx")
+    said = refused(monkeypatch, tmp_path, path, photos)
+    assert f"{path} makes NaN or infinity of 01.png" in said
+    assert not any((tmp_path / "out" / "chunks").iterdir())

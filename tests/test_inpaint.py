@@ -14,7 +14,7 @@ from test_weights_names import NETWORKS, plausible_tensors
 from verbs import one_sentence, run_here
 
 import migan_jax
-from migan_jax import inpaint
+from migan_jax import inpaint, photos
 from migan_jax.geometry.filling import DEFAULT_FEATHER
 from migan_jax.photos import read_photo
 from migan_jax.weights.reading import write_tensors
@@ -258,6 +258,20 @@ def test_mistakes_get_one_sentence(changes, parts, run, tmp_path):
     words = [f"{flag}={tmp_path / name}" for flag, name in {**flags, **changes}.items()]
     one_sentence(run(*words), *parts)
     assert tree(tmp_path) == before
+
+
+def test_memory_that_runs_out(run, tmp_path, monkeypatch):
+    image, mask = pair(tmp_path)
+    words = image, mask, f"--output={tmp_path / 'x.png'}"
+
+    def fails(checkpoint):
+        raise MemoryError
+
+    monkeypatch.setattr(migan_jax, "load", fails)
+    one_sentence(run(*words), "photo.png has 50x40 pixels", "make it smaller")
+    monkeypatch.setattr(photos, "free_memory", lambda: 0)
+    one_sentence(run(*words), "photo.png has 50x40 pixels", "make it smaller")
+    assert tree(tmp_path) == ["mask.png", "photo.png"]
 
 
 @pytest.mark.parametrize("value", ["-1", "65"])

@@ -10,10 +10,12 @@ import time
 import numpy as np
 import pytest
 from pictures import hole_in, picture
+from PIL import Image
 from test_inpaint import HOLE, SHAPE, checkpoint, pixels, run, save, tree
 from verbs import one_sentence
 
 import migan_jax
+from migan_jax import inpaint, photos
 from migan_jax.geometry.filling import DEFAULT_FEATHER
 
 __all__ = ["checkpoint", "run"]  # fixtures
@@ -67,14 +69,79 @@ def test_a_batch_is_continued(run, folders, capsys):
     assert run(*arguments_of(folders)) == 0
     out = folders / "out"
     (out / "b.jpg").unlink()
-    (out / "a.png").write_bytes(b"mine")
+    mine = save(out / "a.png", picture(9, 9)).read_bytes()
     capsys.readouterr()
     assert run(*arguments_of(folders)) == 0
     assert "1 completed, 3 there already, 0 left out" in capsys.readouterr().out
-    assert (out / "a.png").read_bytes() == b"mine"
+    assert (out / "a.png").read_bytes() == mine
     assert run(*arguments_of(folders), "--force") == 0
     assert "4 completed, 0 there already" in capsys.readouterr().out
-    assert (out / "a.png").read_bytes() != b"mine"
+    assert (out / "a.png").read_bytes() != mine
+
+
+def test_results_that_a_power_cut_has_damaged_are_made_again(
+    run, folders, capsys, caplog
+):
+    assert run(*arguments_of(folders)) == 0
+    out = folders / "out"
+    whole = {name: (out / name).read_bytes() for name in tree(out)}
+    (out / "a.png").write_bytes(b"")
+    (out / "b.jpg").write_bytes(whole["b.jpg"][:-1])
+    (out / "sub" / "c.tif").write_bytes(bytes(len(whole["sub/c.tif"])))
+    capsys.readouterr()
+    assert run(*arguments_of(folders)) == 0
+    assert "3 completed, 1 there already, 0 left out" in capsys.readouterr().out
+    assert caplog.text.count("damaged or incomplete, and is made again") == 3
+    assert {name: (out / name).read_bytes() for name in tree(out)} == whole
+
+
+def test_a_folder_in_place_of_a_result(run, folders, caplog):
+    (folders / "out" / "b.jpg").mkdir(parents=True)
+    one_sentence(run(*arguments_of(folders)), "left out, as said above: 1")
+    assert f"is left out: {folders / 'out' / 'b.jpg'} is a folder" in caplog.text
+    assert len(tree(folders / "out")) == 3
+
+
+def test_photos_and_masks_larger_than_the_memory(run, folders, caplog, monkeypatch):
+    """They are refused before they are decoded, and the others are done."""
+    save(folders / "photos" / "large.png", picture(100, 100))
+    save(folders / "masks" / "large.png", hole_in((100, 100), (1, 1, 9, 9)))
+    save(folders / "masks" / "b.png", hole_in((200, 200), (1, 1, 9, 9)))
+    monkeypatch.setattr(photos, "free_memory", lambda: 100_000)
+    one_sentence(run(*arguments_of(folders)), "left out, as said above: 2")
+    for name, size, needed in (
+        ("photos/large.png", "100x100", "180 kB"),
+        ("masks/b.png", "200x200", "480 kB"),
+    ):
+        sentence = f"{folders / name} has {size} pixels and needs about {needed}"
+        assert caplog.text.count(sentence) == 1
+    assert tree(folders / "out") == ["a.png", "sub/c.tif", "sub/d.webp"]
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (MemoryError(), "has 50x40 pixels and needs about 36 kB of memory"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."),
+            "cannot be completed, the network finds too little memory (RESOURCE_EXHAU",
+        ),
+    ],
+)
+def test_memory_that_runs_out_ends_one_photo(
+    error, sentence, run, folders, caplog, monkeypatch
+):
+    filled = inpaint.fill_holes
+
+    def fails_once(*arguments, **options):
+        if not caplog.records:
+            raise error
+        return filled(*arguments, **options)
+
+    monkeypatch.setattr(inpaint, "fill_holes", fails_once)
+    one_sentence(run(*arguments_of(folders)), "left out, as said above: 1")
+    assert f"{folders / 'photos' / 'a.png'} {sentence}" in caplog.text
+    assert tree(folders / "out") == ["b.jpg", "sub/c.tif", "sub/d.webp"]
 
 
 def test_bad_files_are_left_out_and_the_rest_is_done(run, folders, capsys, caplog):
@@ -205,6 +272,29 @@ def test_as_a_command(folders, checkpoint):
     assert "Traceback" not in err
     assert err.splitlines()[-1] == "error: photos left out, as said above: 1."
     assert out.count("wrote ") == 4  # no terminal, so lines instead of a bar
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no limit is known")
+def test_a_limit_of_memory(folders, checkpoint):
+    """169 million pixels in 3.4 GB; on one core, since JAX takes more for others."""
+    shutil.rmtree(folders / "photos" / "sub")
+    large = Image.new("1", (13_000, 13_000))
+    large.save(folders / "photos" / "large.png")
+    large.paste(1, (1000, 1000, 12_000, 12_000))
+    large.save(folders / "masks" / "large.png")
+    limited = (
+        "import os, resource, runpy\n"
+        "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (3_400_000_000,) * 2)\n"
+        "runpy.run_module('migan_jax.inpaint', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", limited, f"--checkpoint={checkpoint}"]
+    done = subprocess.run(
+        [*command, *arguments_of(folders)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "large.png has 13000x13000 pixels and needs about 3.04 GB" in done.stderr
+    assert tree(folders / "out") == ["a.png", "b.jpg"]
 
 
 def test_killed_in_the_middle_every_file_is_old_or_new(folders, checkpoint, run):

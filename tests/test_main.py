@@ -112,8 +112,7 @@ def main():
     "collecting garbage": """
 import gc, time
 def interrupt(phase, info):
-    gc.callbacks.remove(interrupt)
-    import interrupting
+    import interrupting  # which the first time only does anything
 def main():
     gc.callbacks.append(interrupt)
     gc.collect()

@@ -167,16 +167,59 @@ def test_another_set_of_the_same_seed_is_not_taken_for_it(photos, tmp_path):
     assert sets[0][0] == sets[0][1] != sets[1][0] == sets[1][1]
 
 
-@pytest.mark.parametrize("damage", [b"", b"no zip", None])
-def test_a_damaged_chunk_is_done_again(damage, photos, tmp_path, caplog):
+def damaged(content, rng):
+    """Something else, or the content with a bit flipped, with zeros, or cut off."""
+    at, flipped = int(rng.integers(len(content))), bytearray(content)
+    flipped[at] ^= 1 << int(rng.integers(8))
+    page = content[:at] + bytes(min(512, len(content) - at)) + content[at + 512 :]
+    ends = content[:at], content[:at] + bytes(len(content) - at)
+    return b"", b"[1]", bytes(len(content)), bytes(flipped), page, *ends
+
+
+def test_a_damaged_chunk_is_done_again(photos, tmp_path, caplog):
     test_set = pictures_of(photos)
     table, _ = measured(test_set, tmp_path)
     (path,) = tmp_path.glob("*.npz")
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    for damage in (d for _ in range(300) for d in damaged(content, rng)):
+        path.write_bytes(damage)
+        caplog.clear()
+        assert (evaluator._read(path) is None) == (damage != content)
+        assert len(caplog.records) == (damage != content)
     again, _ = measured(test_set, tmp_path)
     assert "is damaged and done again" in caplog.text
     assert_same(again, table)
+
+
+def test_a_folder_in_place_of_a_chunk(photos, tmp_path, caplog):
+    test_set = pictures_of(photos)
+    table, _ = measured(test_set, tmp_path)
+    (path,) = tmp_path.glob("*.npz")
+    path.unlink()
+    (path / "sub").mkdir(parents=True)
+    again, _ = measured(test_set, tmp_path)
+    assert f"{path} is done again: Is a directory" in caplog.text
+    assert_same(again, table)
+    assert path.is_file()
+
+
+def test_the_picture_of_which_nan_is_made(photos, tmp_path, monkeypatch):
+    """It is named, with the method; its chunk is not saved, and those before it are."""
+    monkeypatch.setattr(evaluator, "CHUNK", 5)
+    test_set, batches = pictures_of(photos), []
+
+    def complete(x):
+        batches.append(len(x))
+        rgb = 0 * x[..., 1:]
+        if len(batches) == 4:  # of the second chunk, the pictures 8 and 9 and a repeat
+            rgb[1, 0, 0, 2] = np.inf
+        return rgb
+
+    method = Method(network_fill(complete), {"a": "b"}, name="runs/a")
+    with pytest.raises(UserError) as caught:
+        Evaluation(test_set, NO_EYES, tmp_path).work_off([method], batch_size=3)
+    assert f"runs/a makes NaN or infinity of {test_set[9].name}:" in str(caught.value)
+    assert len(list(tmp_path.glob("*.npz"))) == 1
 
 
 def test_fills_do_not_look_into_holes(photos):

@@ -1,6 +1,8 @@
 """Files in and out: pixels, transparency, quality; what is refused."""
 
+import math
 import struct
+import sys
 from io import BytesIO
 
 import numpy as np
@@ -10,8 +12,9 @@ from PIL import Image, JpegImagePlugin
 
 from migan_jax import photos
 from migan_jax.data.decoding import READABLE_ENDINGS
+from migan_jax.data.examples import Encoded, decode
 from migan_jax.errors import UserError
-from migan_jax.photos import read_mask, read_photo, write_photo
+from migan_jax.photos import is_whole, read_mask, read_photo, write_photo
 
 HEIGHT, WIDTH = 24, 36
 RGB = picture(HEIGHT, WIDTH)
@@ -254,6 +257,100 @@ def test_other_formats_are_written_as_well_as_can_be(tmp_path):
     for name in ("b.png", "b.tiff", "b.webp", "b.bmp", "B.PNG"):
         write_photo(photo, tmp_path / name)
         assert np.array_equal(read_photo(tmp_path / name).rgb, photo.rgb)
+
+
+# What is there to its end.
+
+
+def phone_picture(path):
+    image = Image.fromarray(RGB)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(path, exif=exif, quality=60)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif", "bmp"])
+def test_files_cut_off_are_not_whole(ending, tmp_path):
+    phone_picture(tmp_path / "a.jpg")
+    path = tmp_path / f"b.{ending}"
+    write_photo(read_photo(tmp_path / "a.jpg"), path)
+    content, pixels = path.read_bytes(), read_photo(path).pixels
+    assert is_whole(path)
+    size = len(content)
+    for length in (*range(0, size, 9), *range(size - 20, size)):
+        path.write_bytes(content[:length])
+        assert not is_whole(path) or np.array_equal(read_photo(path).pixels, pixels)
+    if ending in ("jpg", "png", "tif"):
+        for length in range(0, size - 40, 9):
+            path.write_bytes(content[:length] + bytes(size - length))
+            assert not is_whole(path), length
+    path.write_bytes(content + b"what a phone adds")
+    assert is_whole(path)
+
+
+def test_what_is_no_file_is_not_whole(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "text.png").write_text("hello")
+    for name in ("folder.png", "text.png", "nothing.png"):
+        assert not is_whole(tmp_path / name)
+
+
+# Too little memory.
+
+
+def test_the_memory_that_is_free():
+    free = photos.free_memory()
+    if sys.platform != "linux":
+        assert free == math.inf
+        return
+    assert 0 < free < 1e15
+    import resource
+
+    with open("/proc/self/statm") as file:
+        taken = int(file.read().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 50_000_000, limits[1]))
+    try:
+        assert photos.free_memory() == pytest.approx(50e6, abs=20e6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_memory_that_runs_out_is_no_damage(tmp_path, monkeypatch):
+    """Neither while a photo is decoded, turned or written, nor in what learns."""
+    path = tmp_path / "x.jpg"
+    phone_picture(path)
+    photo, content = read_photo(path), path.read_bytes()
+
+    def fails(*arguments, **options):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(photos.ImageOps, "exif_transpose", fails)
+        with pytest.raises(
+            UserError, match=r"has 36x24 pixels and needs about 15.6 kB"
+        ):
+            read_photo(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", fails)
+        with pytest.raises(MemoryError):
+            write_photo(photo, path)
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", fails)
+    with pytest.raises(UserError, match=r"has 36x24 pixels and needs about 15.6 kB"):
+        read_photo(path)
+    with pytest.raises(UserError, match=r"has 36x24 pixels and needs about 10.4 kB"):
+        read_mask(path, "white")
+    with pytest.raises(UserError, match=r"x\.jpg is larger than the memory") as caught:
+        decode(Encoded(content), "x.jpg", "white")
+    assert "damaged" not in str(caught.value)
+
+
+def test_other_errors_stay_what_they_are():
+    with (
+        pytest.raises(RuntimeError, match="a bug"),
+        photos.memory_for("x.png", (9, 9)),
+    ):
+        raise RuntimeError("a bug")
 
 
 # What is refused.

@@ -210,11 +210,11 @@ def test_workdir_below_a_file(tmp_path):
 def test_half_written_workdirs_vanish(failure, raised, tmp_path, monkeypatch):
     checkpoint = from_tensors(random_tensors(NETWORKS["migan_fused"]))
 
-    def fail(manager, step, args):
-        (manager.directory / "0.tmp").mkdir()
+    def fail(writer, folder, args):
+        folder.with_name("0.tmp").mkdir(parents=True)
         raise failure
 
-    monkeypatch.setattr(ocp.CheckpointManager, "save", fail)
+    monkeypatch.setattr(ocp.Checkpointer, "save", fail)
     with pytest.raises(raised) as caught:
         save_checkpoint(checkpoint, tmp_path / "run", "fused")
     if raised is UserError:

@@ -47,6 +47,11 @@ def open_image(file: BinaryIO, name: object) -> Iterator[Image.Image]:
         yield image
     except UserError:
         raise
+    except MemoryError as error:
+        raise UserError(
+            f"{name} is larger than the memory that is free: make it smaller, or use a "
+            f"machine with more memory."
+        ) from error
     except Image.DecompressionBombError as error:
         limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
         raise UserError(

@@ -10,9 +10,9 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from migan_jax.data.mask_sets import digest_of, digest_of_all
 from migan_jax.errors import UserError
-from migan_jax.files import reason, write_whole
+from migan_jax.files import reason, remove, write_whole
 from migan_jax.metrics.image import image_metrics
 from migan_jax.metrics.inception import inception_features
 from migan_jax.metrics.lpips import lpips
@@ -31,7 +31,8 @@ from migan_jax.metrics.test_set import TestSet
 
 CHUNK = 128  # pictures
 # Chunks of other versions are not used; the first is that of what is in them.
-VERSION = 2
+VERSION = 3
+DIGEST = hashlib.sha256().digest_size  # bytes, at the end of a chunk's file
 FIGURE = "figure."  # before their names, in a chunk's file
 PACKAGES = "jax", "numpy", "pillow", "dm-pix", "onnxruntime", "opencv-python-headless"
 
@@ -47,6 +48,18 @@ class Method(NamedTuple):
     fill: Fill
     identity: Mapping[str, str]
     resolution: int | None = None  # that it was made for; None for any
+    name: str = "A method"  # in sentences
+
+
+class NotFinite(UserError):
+    """A network makes NaN or infinity of one of the pictures that it was given."""
+
+    def __init__(self, place: int, of: str = "a picture", method: str = "A network"):
+        self.place = place  # of that picture
+        super().__init__(
+            f"{method} makes NaN or infinity of {of}: its run has diverged, or it "
+            f"needs a higher precision, so leave it out."
+        )
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,8 @@ class Evaluation:
                 else:
                     missing[path] = method
             for path, content in self._look(chunk, missing, batch_size, advance):
+                if path.is_dir():  # which no file replaces
+                    remove(path)
                 write_whole(path, lambda part, c=content: _save(part, c))
 
     def table(self, method: Method) -> tuple[Table, str]:
@@ -182,7 +197,11 @@ class Evaluation:
                 "real": self._eyes.features(truths),
             }
             for path, method in methods.items():
-                results = method.fill(truths, holes)
+                try:
+                    results = method.fill(truths, holes)
+                except NotFinite as error:
+                    where = error.place
+                    raise NotFinite(where, names[where], method.name) from error
                 seen = {**shared, "fake": self._eyes.features(results)}
                 for name, values in self._eyes.compare(truths, results, holes).items():
                     seen[FIGURE + name] = values
@@ -206,18 +225,26 @@ def versions(packages: Sequence[str]) -> dict[str, str | None]:
 def _read(path: Path) -> dict[str, np.ndarray] | None:
     """A chunk that is there and whole; what is damaged is done again."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            return dict(content)
+        saved = path.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        logger.warning("%s is damaged and done again: %s", path, reason(error))
+    except OSError as error:
+        logger.warning("%s is done again: %s", path, reason(error))
         return None
+    content, digest = saved[:-DIGEST], saved[-DIGEST:]
+    if hashlib.sha256(content).digest() != digest:
+        logger.warning("%s is damaged and done again.", path)
+        return None
+    with np.load(BytesIO(content), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _save(path: Path, content: Mapping[str, np.ndarray]) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **content)
+    """With a digest after it, by which any damage is told."""
+    buffer = BytesIO()
+    np.savez(buffer, **content)
+    saved = buffer.getvalue()
+    path.write_bytes(saved + hashlib.sha256(saved).digest())
 
 
 def _table_of(content: Mapping[str, np.ndarray]) -> Table:

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from jax.typing import ArrayLike
 
-from migan_jax.errors import UserError
-from migan_jax.metrics.evaluator import Fill
+from migan_jax.metrics.evaluator import Fill, NotFinite
 
 GREY = 128
 RADIUS = 3  # pixels around a hole that OpenCV's methods look at
@@ -23,8 +22,9 @@ def network_fill(complete: Callable[[np.ndarray], ArrayLike]) -> Fill:
         images = truths.astype(np.float32) / 127.5 - 1
         x = np.concatenate([known - 0.5, images * known], axis=-1)
         rgb = np.asarray(complete(x), np.float32)[: len(x)]
-        if not np.isfinite(rgb).all():
-            raise UserError("A checkpoint makes up NaN or infinity: it has diverged.")
+        finite = np.isfinite(rgb).all(axis=(1, 2, 3))
+        if not finite.all():
+            raise NotFinite(int(finite.argmin()))
         made = np.clip(np.rint((rgb + 1) * 127.5), 0, 255).astype(np.uint8)
         return np.where(holes[..., None], made, truths)
 

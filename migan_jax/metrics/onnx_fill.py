@@ -1,13 +1,65 @@
 """Exported networks and pipelines as what fills holes, so that they can be measured."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from migan_jax.errors import UserError, missing_extra
+from migan_jax.files import reason, refuse_undecodable
 from migan_jax.metrics.evaluator import Fill
 from migan_jax.metrics.fills import network_fill
+
+FLOATS = "tensor(float)", "tensor(float16)", "tensor(double)"
+
+
+def files_of(path: Path) -> list[Path]:
+    """A model's own file, and those that it names as holding weights."""
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ModuleNotFoundError as error:
+        raise missing_extra("onnx", "onnx", f"Reading {path.name}") from error
+    try:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}.") from error
+    except DecodeError as error:
+        raise UserError(
+            f"{path} is damaged or no ONNX file: export it again."
+        ) from error
+    named = {
+        entry.value
+        for tensor in _tensors_in(model)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    folder = os.path.abspath(path.parent)
+    for name in named:
+        inside = Path(os.path.abspath(path.parent / name)).is_relative_to(folder)
+        if not inside or not os.path.isfile(path.parent / name):
+            raise UserError(
+                f"{path} has weights in {name}, and its folder has no such file: keep "
+                f"the two together, as they were exported."
+            )
+    return [path, *(path.parent / name for name in sorted(named))]
+
+
+def _tensors_in(message: Any) -> Iterator[Any]:
+    """Those of a graph, of its nodes and of the graphs in them."""
+    from google.protobuf.message import Message
+
+    for field, value in message.ListFields():
+        if field.message_type is None:  # a number or a text
+            continue
+        for part in [value] if isinstance(value, Message) else value:
+            if field.message_type.name == "TensorProto":
+                yield part
+            else:
+                yield from _tensors_in(part)
 
 
 def open_onnx(path: Path) -> tuple[Fill, int | None]:
@@ -18,6 +70,7 @@ def open_onnx(path: Path) -> tuple[Fill, int | None]:
     """
     if not path.is_file():
         raise UserError(f"There is no checkpoint at {path}.")
+    refuse_undecodable(path)
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
@@ -30,18 +83,31 @@ def open_onnx(path: Path) -> tuple[Fill, int | None]:
         why = str(error).splitlines()[0]
         raise UserError(f"{path} cannot be run by onnxruntime: {why}") from error
     inputs = {entry.name: entry for entry in session.get_inputs()}
+    taken = ", ".join(f"{name} {entry.shape}" for name, entry in inputs.items())
+    sizes = [size for entry in inputs.values() for size in entry.shape]
+    if any(isinstance(size, int) and size < 1 for size in sizes):
+        raise UserError(f"{path} takes {taken}, which is no picture: export it again.")
     if {"image", "mask"} == inputs.keys():
+        _check_made(path, session, "tensor(uint8)")
         shape, fill = inputs["image"].shape, _pipeline_fill(path, session)
         return fill, _only_size(path, shape)
     shapes = [entry.shape for entry in inputs.values()]
     if len(shapes) == 1 and len(shapes[0]) == 4 and shapes[0][1] == 4:
+        _check_made(path, session, *FLOATS)
         complete = _network(path, session, batch_of=shapes[0][0])
         return network_fill(complete), _only_size(path, shapes[0])
-    taken = ", ".join(f"{name} {entry.shape}" for name, entry in inputs.items())
     raise UserError(
         f"{path} takes {taken}: neither a network's one input of four channels, nor a "
         f"pipeline's image and mask."
     )
+
+
+def _check_made(path: Path, session: Any, *kinds: str) -> None:
+    made = next((entry.type for entry in session.get_outputs()), "nothing")
+    if made not in kinds:
+        raise UserError(
+            f"{path} makes {made} and not {' or '.join(kinds)}: export it again."
+        )
 
 
 def _only_size(path: Path, shape: list[Any]) -> int | None:
