@@ -439,22 +439,30 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     while frame is not None:
         code = frame.f_code
         if "importlib._bootstrap" in code.co_filename or code in collecting:
-            later = threading.Timer(_LATER, _tell_main_thread, (number,))
-            later.daemon = True
-            later.start()
+            if _raised.is_set():
+                _raised.clear()
+                threading.Thread(target=_insist, args=(number,), daemon=True).start()
             return
         frame = frame.f_back
+    _raised.set()
     raise KeyboardInterrupt
 
 
+_raised = threading.Event()
+_raised.set()
 _LATER = 0.05  # seconds
 
 
-def _tell_main_thread(number: int) -> None:
-    if hasattr(signal, "pthread_kill"):  # which wakes it where it waits
-        signal.pthread_kill(threading.main_thread().ident, number)
-    else:  # Windows
-        signal.raise_signal(number)
+def _insist(number: int) -> None:
+    """Send the signal again and again, since a call that waits may miss one."""
+    while not _raised.wait(_LATER):
+        replaced = signal.getsignal(number) is not _interrupt
+        if hasattr(signal, "pthread_kill"):  # which wakes a call that waits
+            signal.pthread_kill(threading.main_thread().ident, number)
+        else:  # Windows
+            signal.raise_signal(number)
+        if replaced:  # by a handler that has been told now
+            _raised.set()
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ def begun_as_a_verb(main, folder, **options):
     code = f"from migan_jax.config import run_verb\n{main}\nrun_verb(main)"
     command = [sys.executable, "-c", code]
     return subprocess.run(
-        command, cwd=folder, stderr=subprocess.PIPE, text=True, timeout=60, **options
+        command, cwd=folder, stderr=subprocess.PIPE, text=True, timeout=20, **options
     )
 
 
