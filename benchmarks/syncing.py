@@ -12,6 +12,7 @@ only. TensorStore syncs the arrays itself, in all of them. --folder names the di
 """
 
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 from timing import benchmark_parser, minimum_ms, print_table, save_json, use_cores
 
 
@@ -103,6 +105,8 @@ class Saving:
         self.checkpoints = Checkpoints(folder / "run", 1, 0, score)
 
     def __call__(self) -> None:
+        step = np.int32(self.state.step + 1)  # each is saved once
+        self.state = dataclasses.replace(self.state, step=step)
         self.checkpoints.save(self.state, self.system.generator, {}, None)
         self.checkpoints.wait()
 
@@ -112,7 +116,6 @@ class Filling:
 
     def __init__(self, folder: Path, count: int, side: int):
         import jax
-        import numpy as np
         from PIL import Image
 
         from migan_jax.data.sources import SceneSource

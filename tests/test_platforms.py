@@ -1,16 +1,23 @@
 """Where this package can be installed, and what is said where something is missing."""
 
 import configparser
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from photo_folders import photo_folder
+from variables import saved_network
+from verbs import one_sentence, run_here
 
+from migan_jax import convert, inpaint, prepare, train
 from migan_jax.errors import UserError, missing_extra
 from migan_jax.files import held, refuse_address
+from migan_jax.models import migan
 
 ROOT = Path(__file__).parent.parent
 LINUX = {"sys_platform": "linux", "platform_system": "Linux"}
@@ -168,3 +175,33 @@ def test_web_addresses_are_no_buckets():
             UserError, match=r"https://x\.org/net\.pt is an address.*downl"
         ):
             refuse_address(address)
+
+
+def test_names_that_are_not_utf_8(tmp_path, monkeypatch):
+    """What C++ opens is refused before anything is begun; the rest may be called so."""
+    odd = os.fsdecode(b"odd\xff")
+    monkeypatch.chdir(tmp_path)
+    saved_network(
+        migan.Generator(16, channel_base=128, channel_max=8), tmp_path / "net"
+    )
+    try:
+        shutil.copytree("net", odd)
+    except OSError:  # macOS, where there are no such names
+        return
+    photo_folder(tmp_path / f"photos{odd}", count=2)
+    one = f"photos{odd}/01.png"
+    refused = {
+        inpaint: f"--checkpoint={odd} --image={one} --mask={one} --output=out.png",
+        convert: f"net {odd}2",
+        prepare: f"photos{odd} prepared{odd}",
+        train: f"--config=scenes64 --smoke --workdir={odd}2",
+    }
+    before = sorted(map(str, tmp_path.rglob("*")))
+    for verb, words in refused.items():
+        said = run_here(monkeypatch, verb, *words.split())
+        one_sentence(said, "not UTF-8", "rename it")
+    assert sorted(map(str, tmp_path.rglob("*"))) == before
+    words = ["net", f"{odd}.safetensors"]
+    assert run_here(monkeypatch, convert, *words) == 0
+    words = [f"photos{odd}", "prepared", "--smallest-side=8"]
+    assert run_here(monkeypatch, prepare, *words) == 0

@@ -13,6 +13,7 @@ import time
 
 import pytest
 import runs
+from damages import damaged_copies
 
 pytestmark = pytest.mark.slow  # every start of a process takes seconds
 
@@ -166,6 +167,40 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
     assert "Traceback" not in ended.stderr
     (kept,) = (workdir / "checkpoints").glob("*damaged*")
     assert kept.name.startswith(f"{newest}.damaged-")
+
+
+def check_workdir(alone, folder, cache, every):
+    """Whatever happens to a file of the run: it goes on, or says why not."""
+    went_on, refused = 0, 0
+    workdir = folder / "run"
+    shutil.copytree(alone, folder / "sound")
+    for step in (alone / "checkpoints").iterdir():  # tests of checkpoints see to those
+        shutil.rmtree(folder / "sound" / "checkpoints" / step.name)
+    for name, damage, _ in damaged_copies(folder / "sound", workdir, every):
+        shutil.copytree(
+            alone / "checkpoints", workdir / "checkpoints", dirs_exist_ok=True
+        )
+        ended = runs.train(workdir, STEPS + 1, cache)
+        assert "Traceback" not in ended.stderr, (name, damage)
+        if ended.returncode == 0:
+            assert runs.steps(workdir)[-1] == STEPS + 1
+            went_on += 1
+        else:
+            last = ended.stderr.splitlines()[-1]
+            assert last.startswith("error: ") and str(workdir) in last, (name, damage)
+            refused += 1
+    return went_on, refused
+
+
+def test_some_damages_of_a_workdir(alone, cache, tmp_path):
+    went_on, _ = check_workdir(alone, tmp_path, cache, every=41)
+    assert went_on
+
+
+@pytest.mark.full
+def test_every_damage_of_every_file_of_a_workdir(alone, cache, tmp_path):
+    went_on, refused = check_workdir(alone, tmp_path, cache, every=1)
+    assert went_on > 80 and refused < 8
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(cache, tmp_path):

@@ -13,6 +13,7 @@ run begins, and the one before is used.
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -177,7 +178,7 @@ class Checkpoints:
             **({} if figures is None else {"metrics": ocp.args.JsonSave(figures)}),
         )
         with self._explained():
-            self._writer.save(self._folder / str(step), args=items, force=True)
+            self._writer.save(self._folder / str(step), args=items)
 
     def _seal(self) -> None:
         """What Orbax calls when all is written, just before it takes its name."""
@@ -268,42 +269,35 @@ class Checkpoints:
 
     def _set_damaged_aside(self) -> None:
         """Rename what is newer than the newest whole checkpoint, so that it is kept."""
-        damaged: list[Path] = []
         steps = self.steps()
-        for step in reversed(steps):
-            folder = self._folder / str(step)
-            try:
-                check_sealed(folder)
-                if "checksums" in self._read(step, "run"):
-                    break
-            except (MemoryError, PermissionError) as error:
-                raise UserError(f"{folder} cannot be read: {reason(error)}.") from error
-            except Exception as error:  # damage may surface as anything
-                logger.warning(
-                    "checkpoint %d is damaged or incomplete (%s): using the one before",
-                    step,
-                    reason(error),
-                )
-                damaged.append(folder)
-        else:
-            if steps and not any(
-                (self._folder / str(n) / "run").exists() for n in steps
-            ):
-                raise UserError(
-                    f"{self._folder} holds weights, but no run: name another "
-                    f"--workdir, and begin with --init-from={self._folder.parent}."
-                )
-            if steps:
-                raise UserError(
-                    f"None of the checkpoints in {self._folder} can be read: move the "
-                    f"folder away to begin anew."
-                )
-        for folder in damaged:
-            place = folder.with_name(f"{folder.name}{DAMAGED}-{int(time.time())}")
-            os.replace(folder, place)
-            logger.warning(
-                "%s is called %s now, and the one before is used", folder, place.name
+        if steps and not any((self._folder / f"{n}" / "run").exists() for n in steps):
+            raise UserError(
+                f"{self._folder} holds weights, but no run: name another --workdir, "
+                f"and begin with --init-from={self._folder.parent}."
             )
+        damaged = list(itertools.takewhile(self._is_damaged, reversed(steps)))
+        if steps and len(damaged) == len(steps):
+            raise UserError(
+                f"None of the checkpoints in {self._folder} can be read: move the "
+                f"folder away to begin anew."
+            )
+        for step in damaged:
+            place = self._folder / f"{step}{DAMAGED}-{int(time.time())}"
+            os.replace(self._folder / str(step), place)
+            logger.warning("it is kept as %s, and the one before is used", place)
+
+    def _is_damaged(self, step: int) -> bool:
+        folder = self._folder / str(step)
+        try:
+            check_sealed(folder)
+            self._read(step, "run")["checksums"]
+        except (MemoryError, PermissionError) as error:
+            raise UserError(f"{folder} cannot be read: {reason(error)}.") from error
+        except Exception as error:  # damage may surface as anything
+            why = reason(error)
+            logger.warning("checkpoint %d is damaged or incomplete: %s", step, why)
+            return True
+        return False
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
