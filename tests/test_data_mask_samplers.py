@@ -41,6 +41,11 @@ OTHERS = {
     "box": (0.248, 0.083, 0.128, 0.402),
     "cellular_automaton": (0.512, 0.072, 0.373, 0.623),
 }
+# A thin brush is a brush with other numbers.
+NAMES = [
+    pytest.param(name, marks=pytest.mark.full if name == "thin_brush" else ())
+    for name in SAMPLERS
+]
 # Deviations of the sampling error. The seeds are fixed, so that nothing here is chance.
 SIGMAS = 3.5
 
@@ -78,7 +83,7 @@ def check_quantiles(ratios, quantiles, values, count):
         assert abs(below - quantile) < SIGMAS * np.sqrt(variance), quantile
 
 
-@pytest.mark.parametrize("size", REFERENCE)
+@pytest.mark.parametrize("size", [256, pytest.param(512, marks=pytest.mark.full)])
 def test_free_form_masks_of_the_host_are_the_references(size):
     count, mean, deviation, quantiles = REFERENCE[size]
     ratios = hole_ratios(host_masks("free_form", 3000, size))
@@ -105,7 +110,7 @@ def test_other_masks_of_the_host_have_their_published_figures(name):
     check_quantiles(ratios, (0.05, 0.95), (low, high), 3000)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_device_and_host_draw_from_one_distribution(name):
     """Hole ratios by Kolmogorov's distance, and how likely each place is a hole."""
     size, count = 64, 1000
@@ -132,9 +137,10 @@ def stroke_widths(holes):
     ("brush", "size", "widths"),
     [
         (Brush(), 128, (6, 20)),
-        (Brush(), 256, (12, 40)),
+        pytest.param(Brush(), 256, (12, 40), marks=pytest.mark.full),
+        # The reference does not scale them.
         (FreeForm().brush, 192, (12, 48)),
-        (FreeForm().brush, 256, (12, 48)),  # the reference does not scale them
+        pytest.param(FreeForm().brush, 256, (12, 48), marks=pytest.mark.full),
     ],
 )
 def test_stroke_widths(brush, size, widths):
@@ -207,7 +213,11 @@ def test_cells_grow_by_a_cross():
 
 @pytest.mark.parametrize(
     "sampler",
-    [Rectangles(1, 0.1), Rectangles(4, 3.0), Brush((0, 2), (1, 2), (100, 101))],
+    [
+        Rectangles(1, 0.1),
+        pytest.param(Rectangles(4, 3.0), marks=pytest.mark.full),
+        pytest.param(Brush((0, 2), (1, 2), (100, 101)), marks=pytest.mark.full),
+    ],
 )
 def test_useless_masks_are_drawn_again(sampler):
     """Of these, many have no hole or nothing else."""
@@ -223,7 +233,7 @@ def test_useless_masks_are_drawn_again(sampler):
         assert (means > 0).all() and (means < 1).all()
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_masks_depend_on_their_own_key_only(name):
     """Of the smallest size: if none of these had a hole, it would draw for ever."""
     draw = jax.jit(masks_on_device, static_argnums=(0, 2))

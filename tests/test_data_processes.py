@@ -92,7 +92,7 @@ def test_every_step_can_be_the_first(folders, expected):
 # Workers, and records until the kill.
 KILLS = [
     pytest.param(workers, records, marks=() if records == fast else pytest.mark.full)
-    for workers, fast in ((0, 6), (2, 11))
+    for workers, fast in ((0, None), (2, 11))
     for records in range(1, 4 * STEPS, 5)
 ]
 

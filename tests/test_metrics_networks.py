@@ -35,7 +35,7 @@ def pictures(count, size, seed=0):
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("size", [64, 320])
+@pytest.mark.parametrize("size", [64, pytest.param(320, marks=pytest.mark.full)])
 def test_inception_features_are_pytorch_fids(size, tmp_path):
     whole, inner = peers.inception()
     path = tmp_path / "inception.pth"

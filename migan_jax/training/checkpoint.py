@@ -41,8 +41,8 @@ from migan_jax.weights.workdir import check_sealed, seal, step_folder, steps_in
 logger = logging.getLogger(__name__)
 
 # Names of what is no checkpoint: not one yet (Orbax's name), or no more.
-LONGEST_REST = 60  # seconds, for what was begun before an error
 UNFINISHED, REMOVED, DAMAGED = "*.orbax-checkpoint-tmp*", ".removed", ".damaged"
+LONGEST_REST = 60  # seconds, for what was begun before an error
 
 
 class Score(NamedTuple):
