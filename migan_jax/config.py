@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import getitem
 from pathlib import Path
@@ -151,7 +152,7 @@ RANGES = {
     "losses.l1": (0.0, 1e6),
     "losses.r1_gamma": (0.0, 1e6),
     "losses.r1_interval": (1, STEPS),
-    "optimizer.learning_rate": (ABOVE_0, 1e38),  # as float32
+    "optimizer.learning_rate": (1e-30, 1e38),  # as float32
     "optimizer.b2": (0.0, 0.999999),  # float32 takes what is nearer to 1 for 1
     "optimizer.generator_interval": (1, STEPS),
     "optimizer.ema_halflife_kimg": (ABOVE_0, KIMG),
@@ -248,7 +249,8 @@ def load_config(
         config.update_from_flattened_dict(flat(made))
     except UserError:
         raise
-    except Exception as error:  # a recipe is a program, in which anything may fail
+    # A recipe is a program, in which anything may fail.
+    except (Exception, SystemExit) as error:
         unknown = re.search('Key "(.*?)" does not exist', str(error))
         what = f"there is no setting {unknown[1]}" if unknown else reason(error)
         near = nearest(unknown[1], flat(base_config())) if unknown else ""
@@ -322,7 +324,8 @@ def _apply(config: "ConfigDict", setting: str) -> None:
         unset = flat(base_config())[key] is None and text.lower() == "none"
         inner[last] = None if unset else _READERS[kind](text)
     except ValueError as error:
-        raise UserError(f"--config.{key} is {_KINDS[kind]}, not {text!r}.") from error
+        said = text[:40]
+        raise UserError(f"--config.{key} is {_KINDS[kind]}, not {said!r}.") from error
 
 
 def _read_bool(text: str) -> bool:
@@ -404,7 +407,9 @@ def whole_number(least: int, most: int = 1_000_000_000) -> Callable[[str], int]:
 
 def run_verb(main: Callable[[], None]) -> None:
     """Run a verb; a user's mistake is one sentence on stderr and exit status 1."""
-    signal.signal(signal.SIGINT, _interrupt)
+    # Where a shell has it ignored, as for jobs in the background, it stays so.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers
         if getattr(sys, name) is None:  # closed, as by `>&-`: no other file gets it
             setattr(sys, name, open(os.devnull, "r+"))
@@ -439,30 +444,31 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     while frame is not None:
         code = frame.f_code
         if "importlib._bootstrap" in code.co_filename or code in collecting:
-            if _raised.is_set():
-                _raised.clear()
+            if not _pending:
+                _pending.append(number)
                 threading.Thread(target=_insist, args=(number,), daemon=True).start()
             return
         frame = frame.f_back
-    _raised.set()
+    _pending.clear()
     raise KeyboardInterrupt
 
 
-_raised = threading.Event()
-_raised.set()
+_pending: list[int] = []  # and no lock, which a second signal might find taken
 _LATER = 0.05  # seconds
 
 
 def _insist(number: int) -> None:
     """Send the signal again and again, since a call that waits may miss one."""
-    while not _raised.wait(_LATER):
-        replaced = signal.getsignal(number) is not _interrupt
+    while True:
+        time.sleep(_LATER)
+        if not _pending:
+            return
+        if signal.getsignal(number) is not _interrupt:
+            _pending.clear()  # what has replaced it is told once
         if hasattr(signal, "pthread_kill"):  # which wakes a call that waits
             signal.pthread_kill(threading.main_thread().ident, number)
         else:  # Windows
             signal.raise_signal(number)
-        if replaced:  # by a handler that has been told now
-            _raised.set()
 
 
 @contextlib.contextmanager

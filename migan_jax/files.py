@@ -21,6 +21,9 @@ from typing import Any, Literal, get_args, get_origin
 from migan_jax.errors import UserError
 
 REASON_LENGTH = 200
+# What is said where folders cannot be synced: by Windows, by some disks of other
+# machines, and where a folder may be written to but not be listed.
+UNSYNCED_FOLDERS = errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF
 SYNCED_AT_ONCE = 16  # files; a disk that is told of many together writes once for all
 
 
@@ -53,6 +56,7 @@ def make_folder(folder: Path) -> None:
 def sync_tree(path: Path) -> None:
     """Wait until a file is on the disk, or a folder with all that it holds."""
     found = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    found = [name for name in found if name.is_file()]  # a pipe would wait for ever
     with ThreadPoolExecutor(SYNCED_AT_ONCE) as pool:
         list(pool.map(sync, found))
     for folder, _, _ in os.walk(path, topdown=False):
@@ -63,19 +67,18 @@ def sync_tree(path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Wait until a file's contents are on the disk, or the names in a folder."""
-    if os.name == "nt":
-        if path.is_dir():  # which Windows sees to itself
-            return
-        descriptor = os.open(path, os.O_RDWR)  # else it refuses
-    else:
-        descriptor = os.open(path, os.O_RDONLY)
+    is_folder = path.is_dir()
     try:
-        os.fsync(descriptor)
+        # Windows wants to be allowed to write what it syncs.
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # of disks that cannot sync folders
-            raise
-    finally:
-        os.close(descriptor)
+        if is_folder and error.errno in UNSYNCED_FOLDERS:
+            return
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def sha256_of(path: Path) -> str:

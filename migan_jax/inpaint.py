@@ -181,7 +181,13 @@ def complete_folder(arguments: argparse.Namespace) -> None:
     jobs, failures = list_jobs(arguments.image, arguments.mask, arguments.output)
     for sentence in failures:
         logger.warning(sentence)
-    todo = [j for j in jobs if arguments.force or not is_there(j.output)]
+    todo = [
+        job
+        for job in jobs
+        if arguments.force
+        or not is_there(job.output)
+        or (arguments.raw and not is_there(job.raw))
+    ]
     if todo:
         model = migan_jax.load(arguments.checkpoint)
         check_feather(arguments.feather, model.network.resolution)
@@ -213,7 +219,7 @@ def is_there(output: Path) -> bool:
 
     if not os.path.isfile(output):
         return False
-    if is_whole(output):
+    if is_whole(output) or not os.access(output, os.R_OK):
         return True
     logger.warning("%s is damaged or incomplete, and is made again.", output)
     return False

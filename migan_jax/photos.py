@@ -70,6 +70,7 @@ MODE_NAMES["RGBA"] = MODE_NAMES["LA"]
 # pixels and holes of any size: JPEG and PNG take 15 to 20, grey ones 10 to 14, TIFF and
 # CMYK up to 25, WebP 30 and lossless 52; --raw takes 7 more. A mask takes 3 to 13.
 PHOTO_BYTES, MASK_BYTES = 18, 12
+LARGER = {"CMYK": 25, "TIFF": 25, "WEBP": 52}
 # How files end that are there to their end. WebP's length is in its beginning.
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "WEBP": b""}
 
@@ -196,13 +197,14 @@ def _image_in(
         raise unreadable(path, error) from error
     with file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Pillow can do without is no concern
-        with (
-            open_image(file, path) as image,
-            memory_for(path, image.size, bytes_per_pixel) as needed,
-        ):
-            if needed > free_memory():
-                raise MemoryError
-            yield image, file
+        with open_image(file, path) as image:
+            if bytes_per_pixel:
+                kind = "CMYK" if image.mode == "CMYK" else image.format
+                bytes_per_pixel = max(bytes_per_pixel, LARGER.get(kind, 0))
+            with memory_for(path, image.size, bytes_per_pixel) as needed:
+                if needed > free_memory():
+                    raise MemoryError
+                yield image, file
 
 
 @contextlib.contextmanager
@@ -241,11 +243,24 @@ def free_memory() -> float:
     known = dict(re.findall(r"(\w+): +(\d+) kB", meminfo.read_text()))
     free = 1024 * float(known.get("MemAvailable", math.inf))
     free += 1024 * float(known.get("SwapFree", 0))
+    free = min(free, _free_in_container())
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return free
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     return min(free, limit - pages * resource.getpagesize())
+
+
+def _free_in_container() -> float:
+    """What its control group leaves this process; infinity where there is no limit."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())  # or "max"
+        used = int((group / "memory.current").read_text())
+        stat = dict(re.findall(r"(\w+) (\d+)", (group / "memory.stat").read_text()))
+    except (OSError, ValueError):
+        return math.inf
+    return limit - used + int(stat["inactive_file"])  # which is given back
 
 
 def _turn_upright(image: Image.Image, path: Path) -> Metadata:

@@ -140,8 +140,11 @@ def begun(disk, cache):
 
 
 def test_training_and_inpainting_outlive_a_power_cut(begun, cache, inputs):
+    unsynced = begun.root / "unsynced"
+    unsynced.write_text("to see that anything can be lost")
     time.sleep(2)
-    assert lost(begun) == []
+    assert lost(begun) == [unsynced.name]
+    unsynced.unlink()
     do("inpaint", begun, cache, inputs)
     time.sleep(2)
     assert lost(begun) == []

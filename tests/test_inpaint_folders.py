@@ -102,12 +102,23 @@ def test_a_folder_in_place_of_a_result(run, folders, caplog):
     assert len(tree(folders / "out")) == 3
 
 
+def test_raw_outputs_are_there_or_made(run, folders):
+    arguments = [*arguments_of(folders), "--raw"]
+    assert run(*arguments) == 0
+    before = {path: path.read_bytes() for path in (folders / "out").rglob("*.raw.png")}
+    missing, empty = sorted(before)[:2]
+    missing.unlink()
+    empty.write_bytes(b"")
+    assert run(*arguments) == 0
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
 def test_photos_and_masks_larger_than_the_memory(run, folders, caplog, monkeypatch):
     """They are refused before they are decoded, and the others are done."""
     save(folders / "photos" / "large.png", picture(100, 100))
     save(folders / "masks" / "large.png", hole_in((100, 100), (1, 1, 9, 9)))
     save(folders / "masks" / "b.png", hole_in((200, 200), (1, 1, 9, 9)))
-    monkeypatch.setattr(photos, "free_memory", lambda: 100_000)
+    monkeypatch.setattr(photos, "free_memory", lambda: 150_000)
     one_sentence(run(*arguments_of(folders)), "left out, as said above: 2")
     for name, size, needed in (
         ("photos/large.png", "100x100", "180 kB"),

@@ -182,8 +182,33 @@ def other_disk(path):
     )
 
 
+@pytest.mark.parametrize("folder", ["params", "run"])
+def test_a_step_without_a_manifest_is_of_an_earlier_version(
+    folder, two_steps, tmp_path
+):
+    """Or damaged, if others have one."""
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(two_steps / "checkpoints", checkpoints)
+    (checkpoints / "2" / "manifest.json").unlink()
+    with Checkpoints(tmp_path / "run", 2, 1, PSNR) as found:
+        assert found.steps() == [1]
+    shutil.copytree(two_steps / "checkpoints" / "2", checkpoints / "2")
+    for step in "12":
+        (checkpoints / step / "manifest.json").unlink()
+    with Checkpoints(tmp_path / "run", 2, 1, PSNR) as found:
+        assert found.restore(shapes_of(state_at(0))).run["step"] == 2
+    shutil.rmtree(checkpoints / "2" / folder)
+    with Checkpoints(tmp_path / "run", 2, 1, PSNR) as found:
+        like = shapes_of(state_at(0))
+        if folder == "run":
+            assert found.restore(like).run["step"] == 1
+        else:
+            with pytest.raises(UserError, match=r"2 cannot be read .* move it away"):
+                found.restore(like)
+
+
 def test_metrics_that_cannot_be_read_are_none(two_steps, tmp_path):
-    """Those of the newest step do not belong to what a run needs."""
+    """They do not belong to what a run needs."""
     shutil.copytree(two_steps, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "1" / "metrics" / "metrics").write_text("")
     with Checkpoints(tmp_path / "run", 1, 1, PSNR) as checkpoints:

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from migan_jax.data.mask_sets import digest_of, digest_of_all
 from migan_jax.errors import UserError
-from migan_jax.files import reason, remove, write_whole
+from migan_jax.files import reason, write_whole
 from migan_jax.metrics.image import image_metrics
 from migan_jax.metrics.inception import inception_features
 from migan_jax.metrics.lpips import lpips
@@ -143,8 +143,6 @@ class Evaluation:
                 else:
                     missing[path] = method
             for path, content in self._look(chunk, missing, batch_size, advance):
-                if path.is_dir():  # which no file replaces
-                    remove(path)
                 write_whole(path, lambda part, c=content: _save(part, c))
 
     def table(self, method: Method) -> tuple[Table, str]:

@@ -36,12 +36,20 @@ from migan_jax.training.processes import meet
 from migan_jax.training.step import TrainState
 from migan_jax.weights.families import Network, describe
 from migan_jax.weights.locations import CHECKPOINTS
-from migan_jax.weights.workdir import check_sealed, seal, step_folder, steps_in
+from migan_jax.weights.workdir import (
+    check_sealed,
+    is_sealed,
+    seal,
+    step_folder,
+    steps_in,
+)
 
 logger = logging.getLogger(__name__)
 
 # Names of what is no checkpoint: not one yet (Orbax's name), or no more.
 UNFINISHED, REMOVED, DAMAGED = "*.orbax-checkpoint-tmp*", ".removed", ".damaged"
+# What a run cannot go on without.
+NEEDED = "network", "exported", "params", "optimizer", "run"
 LONGEST_REST = 60  # seconds, for what was begun before an error
 
 
@@ -107,11 +115,12 @@ class Checkpoints:
         self._folder, self._score = (workdir / CHECKPOINTS).absolute(), score
         self._keep_last, self._keep_best = keep_last, keep_best
         if jax.process_index() == 0:
-            make_folder(self._folder)
-            for pattern in (UNFINISHED, f"*{REMOVED}"):  # of a run that was killed
-                for path in self._folder.glob(pattern):
-                    remove(path)
-            self._set_damaged_aside()
+            with self._explained():
+                make_folder(self._folder)
+                for pattern in (UNFINISHED, f"*{REMOVED}"):  # of a run that was killed
+                    for path in self._folder.glob(pattern):
+                        remove(path)
+                self._set_damaged_aside()
         meet("only whole checkpoints are there")
         as_json, as_arrays = ocp.JsonCheckpointHandler, ocp.StandardCheckpointHandler
         handler = ocp.CompositeCheckpointHandler(
@@ -194,8 +203,11 @@ class Checkpoints:
             )
 
     def _cannot_write(self, why: str) -> UserError:
-        complete = max(self.steps(), default=None)
-        newest = f"step {complete} is complete" if complete else "there is none yet"
+        steps = self.steps() if self._folder.is_dir() else []
+        complete = max(steps, default=None)
+        newest = "there is none yet"
+        if complete is not None:
+            newest = f"step {complete} is complete"
         return UserError(
             f"A checkpoint cannot be written to {self._folder} ({why}): make room or "
             f"whatever it takes, then the same command goes on ({newest})."
@@ -205,14 +217,17 @@ class Checkpoints:
         """Until what is being saved is complete; then the superfluous ones go."""
         with self._explained():
             self._writer.wait_until_finished()
-        if jax.process_index() == 0:
-            for step in self.steps()[-1:]:  # what Orbax has added when it was sealed
-                sync_tree(self._folder / str(step))
-            sync(self._folder)
-            for step in self._superfluous():
-                removed = self._folder / f"{step}{REMOVED}"
-                os.replace(self._folder / str(step), removed)  # at once, unlike
-                remove(removed)
+            if jax.process_index() == 0:
+                self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        for step in self.steps()[-1:]:  # Orbax adds to it after it was sealed
+            sync_tree(self._folder / str(step))
+        sync(self._folder)
+        for step in self._superfluous():
+            removed = self._folder / f"{step}{REMOVED}"
+            os.replace(self._folder / str(step), removed)  # none is half removed
+            remove(removed)
 
     def _superfluous(self) -> set[int]:
         steps = self.steps()
@@ -275,25 +290,33 @@ class Checkpoints:
                 f"{self._folder} holds weights, but no run: name another --workdir, "
                 f"and begin with --init-from={self._folder.parent}."
             )
-        damaged = list(itertools.takewhile(self._is_damaged, reversed(steps)))
+        # Without a manifest they are of an earlier version, if all of them are.
+        sealed = any(is_sealed(self._folder / str(n)) for n in steps)
+        damaged = [
+            *itertools.takewhile(lambda n: self._is_damaged(n, sealed), steps[::-1])
+        ]
         if steps and len(damaged) == len(steps):
             raise UserError(
                 f"None of the checkpoints in {self._folder} can be read: move the "
                 f"folder away to begin anew."
             )
         for step in damaged:
-            place = self._folder / f"{step}{DAMAGED}-{int(time.time())}"
+            place = self._folder / f"{step}{DAMAGED}-{time.time_ns()}"
             os.replace(self._folder / str(step), place)
             logger.warning("it is kept as %s, and the one before is used", place)
 
-    def _is_damaged(self, step: int) -> bool:
+    def _is_damaged(self, step: int, sealed: bool) -> bool:
         folder = self._folder / str(step)
         try:
-            check_sealed(folder)
+            if sealed and not is_sealed(folder):
+                raise ValueError("its manifest is missing")
+            check_sealed(folder, *NEEDED)
+            if not (folder / "run" / "metadata").is_file():
+                raise ValueError("run is missing")
             self._read(step, "run")["checksums"]
-        except (MemoryError, PermissionError) as error:
+        except (MemoryError, OSError) as error:  # which may pass, unlike damage
             raise UserError(f"{folder} cannot be read: {reason(error)}.") from error
-        except Exception as error:  # damage may surface as anything
+        except (UserError, ValueError, KeyError, TypeError) as error:
             why = reason(error)
             logger.warning("checkpoint %d is damaged or incomplete: %s", step, why)
             return True
@@ -321,9 +344,11 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: object, *rest: object) -> None:
-        if kind is None:
-            self.wait()
-        self.close()
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self.close()
 
 
 def read_networks(source: Path) -> Any:

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from migan_jax.errors import UserError
-from migan_jax.files import reason, sync, sync_tree, write_whole
+from migan_jax.files import reason, sync, write_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -104,6 +104,8 @@ class Reporter:
             # Not the SummaryWriter, whose thread leaves open what is on the disk. Names
             # hold a second, in which a short run may end and go on.
             self._board = EventsWriter(str(board / "events"), f".{first_step:08}")
+            self._board_files = [*board.glob(f"events.*.{first_step:08}")]
+            sync(board)
             sync(workdir)
         self._workdir = workdir
         self._bar = tqdm(
@@ -236,7 +238,8 @@ class Reporter:
                 self._file.flush()
                 os.fsync(self._file.fileno())
                 self._board.flush()
-                sync_tree(self._workdir / BOARD_FOLDER)
+                for path in self._board_files:
+                    sync(path)
 
     def __enter__(self) -> Self:
         return self
@@ -291,7 +294,7 @@ def cut_lines(path: Path, step: int) -> None:
             break
         try:
             later = numbers_in(line)["step"] > step
-        except (ValueError, TypeError, KeyError, OverflowError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             spoiled += 1
         else:
             kept += [] if later else [line]

@@ -135,8 +135,6 @@ class Run:
                     init_from,
                 )
             return None
-        if self._checkpoints.steps():  # none can be read, as restoring is going to say
-            return None
         building.check_start(self.config, init_from)
         if init_from is None:
             return None

@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from migan_jax.errors import UserError
-from migan_jax.files import reason, sha256_of, sync_tree, write_whole
+from migan_jax.files import read_json, reason, sha256_of, sync_tree, write_whole
 from migan_jax.weights.families import Network, build, describe
 from migan_jax.weights.locations import CHECKPOINTS, check_checkpoint, located
 from migan_jax.weights.names import abstract_variables
@@ -26,7 +26,8 @@ MANIFEST = "manifest.json"
 
 def steps_in(checkpoints: Path) -> list[int]:
     """Steps of which there is a checkpoint; Orbax completes it under another name."""
-    names = os.listdir(checkpoints)
+    with os.scandir(checkpoints) as entries:
+        names = [entry.name for entry in entries if entry.is_dir()]
     return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
@@ -38,16 +39,29 @@ def seal(step: Path) -> None:
     sync_tree(step)
 
 
+def is_sealed(step: Path) -> bool:
+    """Whether there is a manifest; versions before there was one wrote none."""
+    return os.path.lexists(step / MANIFEST)
+
+
 def check_sealed(step: Path, *items: str) -> None:
-    """An error if a file is not as it was sealed; of all items if none is named."""
-    if not (step / MANIFEST).exists():
-        return  # of a version that wrote none
-    digests = json.loads((step / MANIFEST).read_text())["sha256"]
-    for name, digest in digests.items():
-        if items and name.partition("/")[0] not in items:
+    """ValueError or UserError if a file of these items is not as it was sealed."""
+    if not is_sealed(step):
+        return
+    why = "nothing tells what is whole"
+    manifest = read_json(step / MANIFEST, why, sha256=dict[str, str])
+    unseen = set(items)
+    for name, digest in manifest["sha256"].items():
+        item = name.partition("/")[0]
+        if item not in items:
             continue
+        unseen.discard(item)
+        if not (step / name).is_file():
+            raise ValueError(f"{name} is missing")
         if sha256_of(step / name) != digest:
             raise ValueError(f"{name} is not what was written")
+    if unseen:
+        raise ValueError(f"{MANIFEST} has nothing of {', '.join(sorted(unseen))}")
 
 
 def write(path: Path, network: Network, params: Any, stats: Any) -> None:
@@ -84,7 +98,10 @@ def step_folder(path: Path) -> Path:
     """That of a workdir's newest step, or the given one."""
     workdir, step = located(path)
     if step is None:
-        step = max(steps_in(workdir / CHECKPOINTS), default=None)
+        try:
+            step = max(steps_in(workdir / CHECKPOINTS), default=None)
+        except OSError as error:
+            raise UserError(f"{workdir} cannot be read: {reason(error)}.") from error
     if step is None:
         raise UserError(f"{workdir} holds no finished checkpoint yet.")
     return (workdir / CHECKPOINTS / str(step)).absolute()
