@@ -94,8 +94,9 @@ def test_a_wrong_checkpoint_is_named_before_jax_is_imported(verb, tmp_path):
 
 def begun_as_a_verb(main, folder, **options):
     """Run a program that begins and ends as verbs do."""
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # also in CI
     code = f"from migan_jax.config import run_verb\n{main}\nrun_verb(main)"
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", f"import signal\n{heard}\n{code}"]
     return subprocess.run(
         command, cwd=folder, stderr=subprocess.PIPE, text=True, timeout=20, **options
     )
@@ -134,6 +135,17 @@ def test_ctrl_c_is_not_swallowed(when, tmp_path):
     (tmp_path / "interrupting.py").write_text(SWALLOWING)
     ended = begun_as_a_verb(INTERRUPTED[when], tmp_path)
     assert (ended.returncode, ended.stderr) == (1, "interrupted\n")
+
+
+def test_ctrl_c_stays_ignored_in_the_background(tmp_path):
+    main = """
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+def main():
+    signal.raise_signal(signal.SIGINT)
+    open("done", "w").close()
+"""
+    assert begun_as_a_verb(main, tmp_path).returncode == 0
+    assert (tmp_path / "done").exists()
 
 
 def test_output_that_cannot_be_written_is_found_at_the_start(tmp_path):
