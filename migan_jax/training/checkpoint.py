@@ -109,7 +109,7 @@ class _PatientLoops(asyncio.DefaultEventLoopPolicy):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. To be closed, or used in a `with`."""
+    """The checkpoints of one workdir. To be used in a `with`."""
 
     def __init__(self, workdir: Path, keep_last: int, keep_best: int, score: Score):
         self._folder, self._score = (workdir / CHECKPOINTS).absolute(), score
@@ -332,23 +332,19 @@ class Checkpoints:
             why = cause[1].strip() if cause else reason(error)
             raise self._cannot_write(why) from error
 
-    def close(self) -> None:
-        """Wait for what is being saved; an error of it is only told."""
-        try:
-            self.wait()
-        except UserError as error:
-            logger.error(error)
-        self._writer.close()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, *rest: object) -> None:
+        """Wait for what is being saved; its error does not replace another one."""
         try:
+            self.wait()
+        except UserError as error:
             if kind is None:
-                self.wait()
+                raise
+            logger.error(error)
         finally:
-            self.close()
+            self._writer.close()
 
 
 def read_networks(source: Path) -> Any:
