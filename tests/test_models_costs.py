@@ -1,5 +1,6 @@
 """Multiply-adds: the papers' figures, and a count on the PyTorch twin."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -106,6 +107,31 @@ def test_form_of_the_kernels_costs_nothing():
         for form in ("collapsed", "expanded", "fused")
     ]
     assert costs[0] == costs[1] == costs[2]
+
+
+class Scaled(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x * self.param("strength", nn.initializers.ones, (1,) * x.ndim)
+
+
+class ScaledAndCounted(Scaled):
+    @nn.nowrap
+    def cost(self, args, out):
+        return Cost(elementwise=out.size)
+
+
+def test_a_layer_states_its_own_cost():
+    x = jnp.zeros((1, 8, 8, 4))
+    assert count(nn.Sequential([ScaledAndCounted(), ScaledAndCounted()]), x) == {
+        "layers_0": Cost(elementwise=x.size),
+        "layers_1": Cost(elementwise=x.size),
+    }
+
+
+def test_a_layer_that_keeps_its_cost_to_itself():
+    with pytest.raises(TypeError, match=r"Scaled has parameters \(strength\)"):
+        count(nn.Sequential([Scaled()]), jnp.zeros((1, 8, 8, 4)))
 
 
 def is_modulated(name, module):

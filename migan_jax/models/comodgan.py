@@ -11,6 +11,13 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from migan_jax.models.channels import LOWEST_RESOLUTION, channels_at, levels
+from migan_jax.models.costs import (
+    Cost,
+    activation_cost,
+    pixels_of,
+    size_of,
+    upsampling_cost,
+)
 from migan_jax.models.layers import (
     Dense,
     EqualisedConv,
@@ -270,6 +277,11 @@ class LowestBlock(nn.Module):
         )
         return x, ToRGB(name="torgb")(x, styles[:, 1])
 
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        """The encoder's feature added."""
+        return Cost(elementwise=size_of(out))
+
 
 class SynthesisBlock(nn.Module):
     """One level above: up-sampling, the encoder's feature, refinement, to-RGB.
@@ -291,6 +303,12 @@ class SynthesisBlock(nn.Module):
             x + feature, styles[:, 1], layer_noise(noise, f"{self.name}/conv1")
         )
         return x, ToRGB(name="torgb")(x, styles[:, 2])
+
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        """The encoder's feature added, and the image so far doubled and added to."""
+        image = 3 * pixels_of(out)
+        return upsampling_cost(image) + Cost(elementwise=size_of(out) + image)
 
 
 class ModulatedConv(nn.Module):
@@ -314,6 +332,15 @@ class ModulatedConv(nn.Module):
         bias = self.param("bias", constant(0), (self.features,))
         return lrelu_agc(add_bias(x, bias))
 
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        x, *_ = args
+        products = Cost(9 * pixels_of(x) * x.shape[-1] * self.features)
+        filtered = Cost(filter=16 * size_of(out)) if self.up else Cost()
+        # The reference scales activations: styles in, norms out.
+        scaling = Cost(elementwise=size_of(x) + size_of(out))
+        return products + filtered + scaling + activation_cost(out)
+
 
 class ToRGB(nn.Module):
     """Modulated 1x1 convolution to three channels, without demodulation."""
@@ -327,3 +354,8 @@ class ToRGB(nn.Module):
         x = at_least_float32(x) * scales[:, None, None]
         y = conv_pointwise(x, weight)
         return add_bias(y, self.param("bias", constant(0), (3,)))
+
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        x, *_ = args
+        return Cost(x.shape[-1] * size_of(out))

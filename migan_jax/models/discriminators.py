@@ -10,6 +10,7 @@ import jax
 from jax.typing import DTypeLike
 
 from migan_jax.models.channels import LOWEST_RESOLUTION, channels_at, levels
+from migan_jax.models.costs import Cost, size_of
 from migan_jax.models.layers import (
     Dense,
     EqualisedConv,
@@ -89,6 +90,11 @@ class SeparableResidualBlock(nn.Module):
         )(x)
         return x + skip * BRANCH_GAIN
 
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        """The skip's gain and the sum."""
+        return Cost(elementwise=2 * size_of(out))
+
 
 class SeparableHead(nn.Module):
     """The 4x4 level: batch statistics, then two dense layers."""
@@ -146,6 +152,11 @@ class ResidualBlock(nn.Module):
         x = lrelu_agc(EqualisedConv(self.channels, name="conv0")(x))
         down = EqualisedConv(self.out_channels, down=True, name="conv1")
         return lrelu_agc(down(x), BRANCH_GAIN) + skip * BRANCH_GAIN
+
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        """The skip's gain and the sum."""
+        return Cost(elementwise=2 * size_of(out))
 
 
 class Head(nn.Module):

@@ -17,6 +17,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from migan_jax.models.costs import (
+    Cost,
+    activation_cost,
+    pixels_of,
+    size_of,
+    upsampling_cost,
+)
 from migan_jax.models.noise import LayerNoise, tile_noise
 from migan_jax.ops.activation import lrelu_agc
 from migan_jax.ops.conv import (
@@ -82,6 +89,10 @@ class DepthwiseConv(nn.Module):
         y = conv_depthwise(x, self.reparam.kernel(self, (3, 3, 1, c)))
         return add_bias(y, self.param("bias", constant(0), (c,)))
 
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        return Cost(9 * size_of(out))
+
 
 class PointwiseConv(nn.Module):
     """1x1 convolution; down-sampling filters before it, up-sampling after it."""
@@ -100,6 +111,19 @@ class PointwiseConv(nn.Module):
         if self.use_bias:
             y = add_bias(y, self.param("bias", constant(0), (self.features,)))
         return upsample2x(y) if self.resample == "up" else y
+
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        (x,) = args
+        convolved, resampling = pixels_of(x), Cost()
+        if self.resample == "down":
+            convolved //= 4
+            resampling = Cost(filter=16 * convolved * x.shape[-1])
+        if self.resample == "up":
+            # The reference stuffs zeros by multiplying repeated pixels with a mask.
+            mask = Cost(elementwise=size_of(out))
+            resampling = upsampling_cost(size_of(out)) + mask
+        return Cost(convolved * x.shape[-1] * self.features) + resampling
 
 
 class NoiseInjection(nn.Module):
@@ -120,6 +144,11 @@ class NoiseInjection(nn.Module):
             stored = self.get_variable("stats", "noise")
             noise = tile_noise(stored, *x.shape[1:3])[None, :, :, None]
         return x + spread_like(strength * noise, x)
+
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        # Times the strength, one channel; the sum, all of them.
+        return Cost(elementwise=pixels_of(out) + size_of(out))
 
 
 class SeparableConv(nn.Module):
@@ -145,6 +174,11 @@ class SeparableConv(nn.Module):
             x = NoiseInjection(self.noise_resolution, name="noise")(x, noise)
         return lrelu_agc(x, self.gain)
 
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        x, *_ = args
+        return activation_cost(x) + activation_cost(out)
+
 
 class NormalisedConv(nn.Module):
     """1x1 convolution of the generator's input: one weight, normalised unless fused."""
@@ -158,6 +192,12 @@ class NormalisedConv(nn.Module):
         weight = self.param("weight", normal, shape)
         y = conv_pointwise(x, weight if self.fused else normalise_kernel(weight))
         return add_bias(y, self.param("bias", constant(0), (self.features,)))
+
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        (x,) = args
+        # With the activation, which follows wherever this layer is used.
+        return Cost(x.shape[-1] * size_of(out)) + activation_cost(out)
 
 
 class Dense(nn.Module):
@@ -177,6 +217,11 @@ class Dense(nn.Module):
         kernel = weight[None, None] * (multiplier / math.sqrt(fan_in))
         y = conv_pointwise(x[:, None, None], kernel)[:, 0, 0]
         return add_bias(y, bias * multiplier)
+
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        (x,) = args
+        return Cost(size_of(x) * self.features)
 
 
 class EqualisedConv(nn.Module):
@@ -205,6 +250,17 @@ class EqualisedConv(nn.Module):
         if self.use_bias:
             y = add_bias(y, self.param("bias", constant(0), (self.features,)))
         return y
+
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        (x,) = args
+        cost = Cost(self.size**2 * x.shape[-1] * size_of(out))
+        if self.down:
+            _, h, w, c = x.shape
+            filtered = (h + 1) * (w + 1) if self.size == 3 else h * w // 4
+            cost += Cost(filter=16 * filtered * c)
+        # All but the residual skips, which have no bias, are activated.
+        return cost + (activation_cost(out) if self.use_bias else Cost())
 
 
 def run_block(

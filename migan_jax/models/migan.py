@@ -7,6 +7,7 @@ import jax
 from jax.typing import DTypeLike
 
 from migan_jax.models.channels import LOWEST_RESOLUTION, channels_at, levels
+from migan_jax.models.costs import Cost, pixels_of, size_of, upsampling_cost
 from migan_jax.models.layers import (
     NormalisedConv,
     PointwiseConv,
@@ -186,3 +187,13 @@ class SynthesisBlock(nn.Module):
         )(x + feature, second)
         to_rgb = PointwiseConv(3, self.reparam, use_bias=True, name="torgb")
         return x, to_rgb(at_least_float32(x))
+
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        """The encoder's feature added, and the image so far doubled and added to."""
+        summed = Cost(elementwise=size_of(out))
+        if self.resolution == LOWEST_RESOLUTION:
+            return summed
+        image = 3 * pixels_of(out)
+        # The sum, and the mask with which the reference stuffs zeros.
+        return summed + upsampling_cost(image) + Cost(elementwise=2 * image)
