@@ -8,6 +8,8 @@ EXTRAS ?= dev,onnx,torch,eval,heif,peers
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(EXTRAS)
 WORKERS ?= 2
+# A file's tests are run by one process, which compiles once for all of them.
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Fewer tests: `make test TESTS=tests/test_ops_conv.py`.
 TESTS ?=
 
@@ -33,14 +35,10 @@ train: $(STAMP)
 	$(RUN) -m migan_jax.train --config=scenes64 --workdir=runs/scenes
 
 test: $(STAMP) lint
-	$(RUN) -m pytest -n $(WORKERS) -m "not slow and not aot and not full" $(TESTS)
+	$(RUN) -m pytest $(PARALLEL) -m "not slow and not aot and not full" $(TESTS)
 
-# Full-size networks want the memory and the cores for themselves.
-ALONE := tests/test_aot*.py tests/test_benchmarks.py tests/test_models_full_width.py
 test-slow: $(STAMP)
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "slow and not full" \
-		$(patsubst %,--ignore-glob="%",$(ALONE))
-	$(RUN) -m pytest -m "(slow or aot) and not full" $(ALONE)
+	$(RUN) -m pytest $(PARALLEL) -m "(slow or aot) and not full" $(TESTS)
 
 test-full: $(STAMP)
 	$(RUN) -m pytest -m full

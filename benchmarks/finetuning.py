@@ -27,10 +27,10 @@ import migan_jax
 from migan_jax.config import flat, load_config
 from migan_jax.data.held_out import HeldOut, load_held_out
 from migan_jax.data.opening import open_parts
+from migan_jax.families import load_checkpoint, save_checkpoint
 from migan_jax.metrics.evaluator import Fill
 from migan_jax.metrics.fills import mean_colour, network_fill
 from migan_jax.metrics.image import image_metrics
-from migan_jax.weights.checkpoint import load_checkpoint, save_checkpoint
 
 # Of the recipe for 256 pixels, everything else stays.
 FROM_SCENES64 = (
@@ -98,7 +98,7 @@ def figures(fill: Fill, held_out: dict[str, HeldOut]) -> dict[str, float]:
 
 
 def by_network(path: Path) -> Fill:
-    return network_fill(migan_jax.load(path).complete)
+    return network_fill(migan_jax.load(path).predict)
 
 
 def measured(parts: HeldOut, fill: Fill) -> float:

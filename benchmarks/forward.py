@@ -77,7 +77,7 @@ def make_alternatives(twins: dict, batch: int, threads: int) -> dict:
     import numpy as np
     import torch
 
-    from migan_jax.weights.checkpoint import from_tensors
+    from migan_jax.families import from_tensors
 
     torch.set_num_threads(threads)
     state = twins["reference"].state_dict()

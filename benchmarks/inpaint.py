@@ -63,7 +63,7 @@ def make_network(resolution: int):
     generator = Generator(resolution, reparam=Reparam("fused"))
     x = jnp.zeros((1, resolution, resolution, 4))
     variables = jax.jit(generator.init)(jax.random.key(0), x)
-    return Model(Checkpoint(generator, variables["params"], variables["stats"]))
+    return Model.of(Checkpoint(generator, variables["params"], variables["stats"]))
 
 
 def measure(model, arguments, width: int, height: int, parts: tuple) -> dict:
@@ -76,12 +76,12 @@ def measure(model, arguments, width: int, height: int, parts: tuple) -> dict:
     size = arguments.resolution
     image, hole = make_photo(width, height, parts)
     crops = len(plan(hole, size, "auto"))
-    x = np.zeros((1, size, size, 4), np.float32)
-    output = model.complete(x)
+    square = [np.zeros((1, size, size, channels), np.float32) for channels in (3, 1)]
+    output = model.predict(*square)
     runs = {
-        "all": lambda: fill_holes(image, hole, model.complete, size),
-        "network": lambda: [model.complete(x) for _ in range(crops)],
-        "geometry": lambda: fill_holes(image, hole, lambda x: output, size),
+        "all": lambda: fill_holes(image, hole, model.predict, size),
+        "network": lambda: [model.predict(*square) for _ in range(crops)],
+        "geometry": lambda: fill_holes(image, hole, lambda *given: output, size),
         "copy": image.copy,
     }
     times = minimum_ms(runs, arguments.repeats)
@@ -116,11 +116,11 @@ def extra_megabytes(width: int, height: int, parts: tuple, size: int) -> float:
 
     small, hole = make_photo(64, 64, parts)
     output = np.zeros((1, size, size, 3), np.float32)
-    fill_holes(small, hole, lambda x: output, size)  # loads what is loaded once
+    fill_holes(small, hole, lambda *given: output, size)  # loads what is loaded once
     image, hole = make_photo(width, height, parts)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is in use
     before = resident_megabytes("VmRSS")
-    result = fill_holes(image, hole, lambda x: output, size)
+    result = fill_holes(image, hole, lambda *given: output, size)
     return resident_megabytes("VmHWM") - before - result.nbytes / 1e6
 
 

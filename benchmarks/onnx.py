@@ -94,8 +94,9 @@ def networks(resolution: int, arguments: Any) -> Iterable[dict[str, Any]]:
 
 def reference_form(checkpoint: Any) -> Any:
     """The twin as its authors have it, through the same exporter."""
+    from migan_jax.families import to_tensors
     from migan_jax.twins.build import build_twin, load_twin
-    from migan_jax.weights.checkpoint import to_form, to_tensors
+    from migan_jax.weights.checkpoint import to_form
 
     fused = to_form(checkpoint, "fused")
     twin = build_twin(fused.network, upsampling="reference")

@@ -92,13 +92,15 @@ class Saving:
         import jax
 
         from migan_jax.config import load_config
-        from migan_jax.training import building
+        from migan_jax.families import all_kinds
         from migan_jax.training.checkpoint import Checkpoints, Score
+        from migan_jax.training.setup import build_system, first_state
 
         config = load_config(recipe, [], smoke)
-        self.system = building.build_system(config, None)
-        optimizers = building.build_optimizers(config, self.system)
-        self.state = building.first_state(config, self.system, optimizers)
+        system = build_system(config, {})
+        exported = {name: system.networks[name] for name in system.exported}
+        self.shipped = exported, all_kinds()
+        self.state = first_state(config, system)
         leaves = jax.tree.leaves(self.state)
         self.megabytes = sum(leaf.nbytes for leaf in leaves) / 1e6
         score = Score("hole_psnr", more_is_better=True)
@@ -107,7 +109,7 @@ class Saving:
     def __call__(self) -> None:
         step = np.int32(self.state.step + 1)  # each is saved once
         self.state = dataclasses.replace(self.state, step=step)
-        self.checkpoints.save(self.state, self.system.generator, {}, None)
+        self.checkpoints.save(self.state, *self.shipped, {}, None)
         self.checkpoints.wait()
 
 
@@ -119,9 +121,10 @@ class Filling:
         from PIL import Image
 
         from migan_jax.data.sources import SceneSource
+        from migan_jax.families import save_checkpoint
         from migan_jax.models.layers import Reparam
         from migan_jax.models.migan import Generator
-        from migan_jax.weights.checkpoint import Checkpoint, save_checkpoint
+        from migan_jax.weights.checkpoint import Checkpoint
 
         for name in ("photos", "masks"):
             (folder / name).mkdir()

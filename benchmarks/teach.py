@@ -21,12 +21,13 @@ import optax
 from migan_jax.data.mask_samplers import SAMPLERS, mask_on_host
 from migan_jax.data.scenes import draw_scene
 from migan_jax.data.transforms import sample_keys
+from migan_jax.families import save_checkpoint
 from migan_jax.losses.reconstruction import l1_in_hole
 from migan_jax.models.migan import Generator
 from migan_jax.models.noise import random_noise
-from migan_jax.systems.base import generator_input, hole_psnr
-from migan_jax.training.optimizer import adam
-from migan_jax.weights.checkpoint import Checkpoint, save_checkpoint
+from migan_jax.systems.images import generator_input, hole_psnr
+from migan_jax.systems.optimizers import adam
+from migan_jax.weights.checkpoint import Checkpoint
 
 BATCH = 8  # windows; of whole pictures as many as have that many pixels
 WHOLE_SHARE = 0.15  # of the steps, at the end
@@ -55,7 +56,10 @@ def teach(arguments: argparse.Namespace) -> Checkpoint:
     variables = jax.jit(generator.init)(jax.random.key(0), sample)
     params, stats = variables["params"], variables["stats"]
     schedule = optax.cosine_decay_schedule(LEARNING_RATE, steps)
-    optimizer = adam(schedule, 0.5, 0.99, reparam=generator.reparam)
+    optimizer = optax.chain(
+        adam(1.0, 0.5, 0.99, reparam=generator.reparam),
+        optax.scale_by_schedule(schedule),  # of steps, as batches have two sizes
+    )
 
     @jax.jit
     def step(params, state, key, image, mask):

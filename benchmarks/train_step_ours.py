@@ -1,6 +1,7 @@
 """The JAX side of `train_step.py`: the program of a run, and the pieces of it."""
 
 import dataclasses
+import math
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import optax
 from inpaint import resident_megabytes
 from timing import minimum_ms
 from train_step_torch import (
+    B1,
     B2,
     DISTILLATION_WEIGHT,
     EMA_DECAY,
@@ -22,16 +24,16 @@ from train_step_torch import (
     widths,
 )
 
+from migan_jax.families import from_tensors
 from migan_jax.models import comodgan, migan
 from migan_jax.models.costs import count
 from migan_jax.models.layers import Reparam
-from migan_jax.systems.base import generator_input
+from migan_jax.systems.base import Inputs, Loss, TrainState
 from migan_jax.systems.migan import MIGAN
-from migan_jax.training.optimizer import lazy_adam
-from migan_jax.training.step import TrainState, make_penalty_step, make_step
-from migan_jax.weights.checkpoint import from_tensors
+from migan_jax.systems.optimizers import lazy_adam
+from migan_jax.training.step import make_step
+from migan_jax.training.timeline import Timeline
 from migan_jax.weights.fusing import collapse
-from migan_jax.weights.names import abstract_inputs
 
 MATRIX_SIDE = 4096
 # How often an iteration runs a piece; what is part of other pieces is not listed.
@@ -55,11 +57,12 @@ def draw_inputs(arguments: Namespace) -> dict[str, Any]:
     batch = {"image": jax.random.bits(key, (*shape, 3), jnp.uint8), "mask": mask}
     sizes, codes = widths(arguments)
     generator, teacher = migan.Generator(**sizes), comodgan.Generator(**sizes, **codes)
-    system = MIGAN(generator, None, None, teacher=teacher)
+    system = MIGAN(generator, None, None, optimizers={}, teacher=teacher)
     key = jax.random.fold_in(jax.random.key(0), 0)
-    prepared = system.prepare(batch, jax.random.fold_in(key, 0))
-    drawn = system.draw("generator", jax.random.fold_in(key, 1), prepared["sample"])
-    return jax.device_get({"batch": batch, "prepared": prepared, "z": drawn["z"]})
+    prepared = system.prepare(batch, jax.random.fold_in(key, 0), jnp.zeros(()))
+    turn_key = jax.random.fold_in(key, 1)
+    z, _ = system.teachers_latents(turn_key, prepared["sample"])
+    return jax.device_get({"batch": batch, "prepared": prepared, "z": z})
 
 
 class Ours:
@@ -86,25 +89,33 @@ class Ours:
             networks["generator"],
             networks["discriminator"],
             sampler=None,  # the batch has its own masks
+            optimizers={
+                name: lazy_adam(LEARNING_RATE, B1, B2, interval, Reparam())
+                for name, interval in INTERVALS.items()
+            },
             r1_gamma=R1_GAMMA,
             r1_interval=INTERVALS["discriminator"],
             teacher=networks["teacher"],
             distillation_weight=DISTILLATION_WEIGHT,
         )
-        self._optimizers = {
-            player: lazy_adam(LEARNING_RATE, B2, interval, Reparam())
-            for player, interval in INTERVALS.items()
-        }
         self._state = self._first_state(params, stats)
-        step = make_step(self._system, self._optimizers, EMA_DECAY)
+        (span,) = Timeline(
+            self._system.stages(),
+            batch_size=arguments.batch,
+            resolution=arguments.resolution,
+            total_kimg=1.0,  # or any other: nothing here changes with it
+        ).spans
+        halflife_kimg = arguments.batch / 1000 * math.log(0.5, EMA_DECAY)
+        step = make_step(self._system, span, ema_halflife_kimg=halflife_kimg)
         self._step = jax.jit(step, donate_argnums=0)
-        penalise = make_penalty_step(self._system, self._optimizers)
+        (every,) = span.stage.lazy
+        penalise = make_step(self._system, span, every=every)
         self._penalise = jax.jit(penalise, donate_argnums=0)
 
     def _first_state(self, params: dict[str, Any], stats: dict[str, Any]) -> TrainState:
         opt_state = {
-            player: optimizer.init({player: params[player]})
-            for player, optimizer in self._optimizers.items()
+            name: optimizer.init({name: params[name]})
+            for name, optimizer in self._system.optimizers.items()
         }
         # A copy, since a step is given all of the state's memory to write to.
         ema = jax.tree.map(jnp.copy, {"generator": params["generator"]})
@@ -161,21 +172,17 @@ class Ours:
 
     # The pieces: functions of state, frozen, prepared batch and key.
 
-    def _gradient(
-        self, system: MIGAN, player: str, regularize: bool = False
-    ) -> Callable[..., Any]:
-        """A player's gradient and metrics."""
+    def _gradient(self, name: str, loss: Loss) -> Callable[..., Any]:
+        """A loss's gradient for a network, and metrics."""
 
         def run(state: TrainState, frozen: Any, batch: Any, key: Any) -> Any:
-            def loss(own: Any) -> Any:
+            def of_own(own: Any) -> Any:
                 params = {**state.params, **own}
-                value, (_, metrics) = system.loss(
-                    player, params, state.stats, frozen, batch, key, regularize
-                )
+                inputs = Inputs(frozen, batch, key, progress=0.0, kimg=0.0)
+                value, (_, metrics) = loss(params, state.stats, inputs)
                 return value, metrics
 
-            own = {player: state.params[player]}
-            return jax.grad(loss, has_aux=True)(own)
+            return jax.grad(of_own, has_aux=True)({name: state.params[name]})
 
         return run
 
@@ -184,22 +191,19 @@ class Ours:
         untaught = dataclasses.replace(system, teacher=None)
 
         def teach(state: TrainState, frozen: Any, batch: Any, key: Any) -> Any:
-            drawn = system.draw("generator", key, batch["sample"])
-            x = generator_input(batch["image"], batch["mask"])
-            given = drawn["z"], drawn["teacher_noise"]
-            return system.teacher.apply(frozen["teacher"], x, *given)[1]
+            return system.teach(Inputs(frozen, batch, key, 0.0, 0.0))
 
         def complete(state: TrainState, frozen: Any, batch: Any, key: Any) -> Any:
-            drawn = system.draw("discriminator", key, batch["sample"])
-            return system.complete(state.params, state.stats, batch, drawn)[:2]
+            inputs = Inputs(frozen, batch, key, 0.0, 0.0)
+            return system.complete(state.params, state.stats, inputs)
 
         def update(state: TrainState, frozen: Any, batch: Any, key: Any) -> Any:
             """With the parameters themselves for gradients."""
             made = {}
-            for player, optimizer in self._optimizers.items():
-                own = {player: state.params[player]}
-                updates, moments = optimizer.update(own, state.opt_state[player], own)
-                made[player] = (optax.apply_updates(own, updates), moments)
+            for name, optimizer in system.optimizers.items():
+                own = {name: state.params[name]}
+                updates, moments = optimizer.update(own, state.opt_state[name], own)
+                made[name] = (optax.apply_updates(own, updates), moments)
             new = made["generator"][0]
             ema = optax.incremental_update(new, state.ema, 1 - EMA_DECAY)
             return made, ema
@@ -207,9 +211,9 @@ class Ours:
         return {
             "teacher forward": teach,
             "G forward (in both steps)": complete,
-            "G step, no teacher": self._gradient(untaught, "generator"),
-            "D step": self._gradient(system, "discriminator"),
-            "R1 step": self._gradient(system, "discriminator", regularize=True),
+            "G step, no teacher": self._gradient("generator", untaught.generator_loss),
+            "D step": self._gradient("discriminator", system.discriminator_loss),
+            "R1 step": self._gradient("discriminator", system.r1_loss),
             "Adam and EMA": update,
         }
 
@@ -217,7 +221,7 @@ class Ours:
         """Of convolutions, dense layers and filters in each of the pieces."""
 
         def forward(network: Any) -> int:
-            costs = count(network, *abstract_inputs(network)).values()
+            costs = count(network, *network.inputs()).values()
             one = sum(cost.convolution + cost.filter for cost in costs)
             return one * self._arguments.batch
 

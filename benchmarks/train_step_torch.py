@@ -17,7 +17,7 @@ from migan_jax.twins import comodgan, migan
 from migan_jax.twins.discriminators import MIGANDiscriminator
 
 KERNELS = 9
-LEARNING_RATE, B2, EMA_DECAY = 1e-3, 0.99, 0.999
+LEARNING_RATE, B1, B2, EMA_DECAY = 1e-3, 0.0, 0.99, 0.999
 INTERVALS = {"generator": 4, "discriminator": 16}
 R1_GAMMA, DISTILLATION_WEIGHT = 10.0, 2.0
 
@@ -94,7 +94,7 @@ class Theirs:
             self._optimizers[player] = torch.optim.Adam(
                 self._networks[player].requires_grad_(False).parameters(),
                 LEARNING_RATE * share,
-                (0.0, B2**share),
+                (B1**share, B2**share),
                 1e-8,
             )
         self._image, self._mask = (

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 import migan_jax
 from migan_jax.geometry.filling import DEFAULT_FEATHER, grown
 from migan_jax.models.migan import Generator
-from migan_jax.training.optimizer import adam
+from migan_jax.systems.optimizers import adam
 from migan_jax.weights.checkpoint import Checkpoint
 
 DOCS = Path(__file__).parent
@@ -193,7 +193,10 @@ def learn_from_scenes() -> migan_jax.Model:
     )
     params, stats = variables["params"], variables["stats"]
     schedule = optax.cosine_decay_schedule(LEARNING_RATE, STEPS)
-    optimizer = adam(schedule, 0.5, 0.99, reparam=generator.reparam)
+    optimizer = optax.chain(
+        adam(1.0, 0.5, 0.99, reparam=generator.reparam),
+        optax.scale_by_schedule(schedule),  # of steps
+    )
 
     @jax.jit
     def step(params, state, image, mask):
@@ -215,7 +218,7 @@ def learn_from_scenes() -> migan_jax.Model:
             print(
                 f"step {index + 1} of {STEPS}: {value:.3f}, {seconds:.0f} s", flush=True
             )
-    return migan_jax.Model(Checkpoint(generator, params, stats))
+    return migan_jax.Model.of(Checkpoint(generator, params, stats))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def base_config() -> "ConfigDict":
 
     return ConfigDict(
         {
-            "system": "migan",  # or "comodgan", its teacher
+            "system": "migan",  # a family of families.py
             "seed": 0,
             "resolution": 512,
             "batch_size": 32,  # of all processes together
@@ -96,12 +96,16 @@ def base_config() -> "ConfigDict":
 
 
 def _optimizer_settings() -> dict[str, Any]:
+    from ml_collections.config_dict import placeholder
+
     return {
         "learning_rate": 1e-3,
+        "discriminator_learning_rate": placeholder(float),  # if it is another
+        "b1": 0.0,
         "b2": 0.99,
         # As if the generator had a lazy penalty too, like the reference.
         "generator_interval": 4,
-        "ema_halflife_kimg": 20.0,
+        "ema_halflife_kimg": 20.0,  # of the exported weights' average; 0: none
         # Of the run's beginning, in which the discriminator learns alone.
         "warmup_kimg": 0.0,
         # Levels of the discriminator, from the largest on, that stay as they are.
@@ -153,9 +157,11 @@ RANGES = {
     "losses.r1_gamma": (0.0, 1e6),
     "losses.r1_interval": (1, STEPS),
     "optimizer.learning_rate": (1e-30, 1e38),  # as float32
-    "optimizer.b2": (0.0, 0.999999),  # float32 takes what is nearer to 1 for 1
+    "optimizer.discriminator_learning_rate": (1e-30, 1e38),
+    "optimizer.b1": (0.0, 0.999999),  # float32 takes what is nearer to 1 for 1
+    "optimizer.b2": (0.0, 0.999999),
     "optimizer.generator_interval": (1, STEPS),
-    "optimizer.ema_halflife_kimg": (ABOVE_0, KIMG),
+    "optimizer.ema_halflife_kimg": (0.0, KIMG),
     "optimizer.warmup_kimg": (0.0, KIMG),
     "optimizer.frozen_levels": (0, 100),
     "parts": (1, 65_536),

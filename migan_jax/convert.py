@@ -13,6 +13,7 @@ OUTPUT's ending decides what is written; a name without ending is a workdir.
 """
 
 import argparse
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,25 +57,27 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     check_checkpoint(arguments.input)
+    from migan_jax.families import inpaints, load_checkpoints, save_checkpoint
     from migan_jax.files import remove
-    from migan_jax.weights.checkpoint import (
-        is_file_name,
-        load_checkpoint,
-        save_checkpoint,
-    )
-    from migan_jax.weights.families import GENERATORS, family_of
+    from migan_jax.weights.checkpoint import is_file_name
     from migan_jax.weights.reading import import_torch
 
     to_file = is_file_name(arguments.output)
     if arguments.check:
         import_torch("--check")  # before anything is written
-    checkpoint = load_checkpoint(arguments.input)
-    fusible = family_of(checkpoint.network) in GENERATORS
-    form = arguments.form or ("fused" if fusible and to_file else "training")
-    save_checkpoint(checkpoint, arguments.output, form)
-    written = load_checkpoint(arguments.output)
-    print(f"read    {arguments.input}: {_describe(checkpoint)}")
-    print(f"wrote   {arguments.output}: {_describe(written)}")
+    read = load_checkpoints(arguments.input).values()
+    if arguments.check:
+        from migan_jax.twins.build import refuse_without_twin
+
+        for checkpoint in read:
+            refuse_without_twin(checkpoint.network)
+    shipped = all(inpaints(checkpoint.network) for checkpoint in read)
+    form = arguments.form or ("fused" if shipped and to_file else "training")
+    first, *others = read
+    save_checkpoint(first, arguments.output, form, *others)
+    written = load_checkpoints(arguments.output)
+    print(f"read    {arguments.input}: {_describe(read)}")
+    print(f"wrote   {arguments.output}: {_describe(written.values())}")
     if arguments.check and not check(arguments.input, written):
         remove(arguments.output)
         raise UserError(
@@ -83,25 +86,29 @@ def main() -> None:
         )
 
 
-def check(source: Path, written: "Checkpoint") -> bool:
-    """Print how far the written network is from a PyTorch twin loaded with the source.
+def check(source: Path, written: "Mapping[str, Checkpoint]") -> bool:
+    """Print how far what was written is from PyTorch twins loaded with the source."""
+    from migan_jax.families import load_checkpoints, load_file
+
+    original = load_checkpoints(source) if source.is_dir() else load_file(source)
+    return all(check_network(original[role], written[role]) for role in written)
+
+
+def check_network(original: "Checkpoint", written: "Checkpoint") -> bool:
+    """The same of one network.
 
     Two images, because discriminators compare those of a batch.
     """
     import jax
     import numpy as np
 
+    from migan_jax.families import to_tensors
     from migan_jax.twins.build import run_twin
-    from migan_jax.weights.checkpoint import load_checkpoint, load_file, to_tensors
-    from migan_jax.weights.families import family_of
 
     network = written.network
     rng = np.random.default_rng(0)
-    shapes = [(2, network.resolution, network.resolution, 4)]
-    if family_of(network) == "comodgan":
-        shapes.append((2, network.z_dim))
+    shapes = [(2, *x.shape[1:]) for x in network.inputs()]
     inputs = [rng.standard_normal(shape, np.float32) for shape in shapes]
-    original = load_checkpoint(source) if source.is_dir() else load_file(source)
     expected = run_twin(original.network, to_tensors(original), *inputs)
     actual = jax.jit(network.apply)(written.variables, *inputs)
     # Generators return (rgb, pyramid).
@@ -111,16 +118,22 @@ def check(source: Path, written: "Checkpoint") -> bool:
     return bool(worst <= CHECK_TOLERANCE * scale)
 
 
-def _describe(checkpoint: "Checkpoint") -> str:
+def _describe(checkpoints: "Iterable[Checkpoint]") -> str:
     import jax
 
-    from migan_jax.weights.families import family_of, has_kernels
+    from migan_jax.families import name_of
+    from migan_jax.weights.kinds import has_kernels
 
-    network, form = checkpoint.network, ""
-    if has_kernels(network):
-        form = f", {'fused' if network.reparam.form == 'fused' else 'training'} form"
-    count = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params))
-    return f"{family_of(network)}, {network.resolution} px{form}, {count:,} parameters"
+    lines = []
+    for checkpoint in checkpoints:
+        network, form = checkpoint.network, ""
+        if has_kernels(network):
+            kind = "fused" if network.reparam.form == "fused" else "training"
+            form = f", {kind} form"
+        count = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params))
+        size = f"{network.resolution} px"
+        lines.append(f"{name_of(network)}, {size}{form}, {count:,} parameters")
+    return "; ".join(lines)
 
 
 if __name__ == "__main__":

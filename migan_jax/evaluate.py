@@ -48,6 +48,7 @@ from migan_jax.weights.locations import CONFIG_FILE, check_checkpoint, located
 if TYPE_CHECKING:
     from migan_jax.metrics.evaluator import Eyes, Method
     from migan_jax.metrics.test_set import TestSet
+    from migan_jax.weights.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ def open_checkpoints(
     """Methods by name, and the size that they are for."""
     import migan_jax
     from migan_jax.inpainting import Model
-    from migan_jax.metrics.evaluator import Method, on_every_device, spread
+    from migan_jax.metrics.evaluator import Method, spread
     from migan_jax.metrics.fills import network_fill
     from migan_jax.metrics.onnx_fill import files_of, open_onnx
 
@@ -179,11 +180,15 @@ def open_checkpoints(
             fill, size = open_onnx(path)
             digest = " ".join(map(sha256_of, files))
         else:
-            checkpoint = migan_jax.load(path).checkpoint
-            digest, size = checkpoint.digest, checkpoint.network.resolution
-            weights = {n: on_every_device(getattr(checkpoint, n)) for n in WEIGHTS}
-            model = Model(dataclasses.replace(checkpoint, **weights))
-            fill = network_fill(lambda x, m=model: m.complete(spread(x)))
+            loaded = migan_jax.load(path)
+            digest = " ".join(c.digest for c in loaded.checkpoints.values())
+            size = loaded.network.resolution
+            model = Model({r: _spread(c) for r, c in loaded.checkpoints.items()})
+
+            def complete(image: Any, known: Any, model: Model = model) -> Any:
+                return model.predict(spread(image), spread(known))
+
+            fill = network_fill(complete)
         methods[name] = Method(fill, {"weights": digest}, size, name)
         if size is not None:  # else it takes any
             sizes[name] = size
@@ -196,6 +201,13 @@ def open_checkpoints(
             f"Only networks of one size can be compared: {said} pixels{asked}."
         )
     return methods, resolution or next(iter(sizes.values()))
+
+
+def _spread(checkpoint: "Checkpoint") -> "Checkpoint":
+    from migan_jax.metrics.evaluator import on_every_device
+
+    weights = {name: on_every_device(getattr(checkpoint, name)) for name in WEIGHTS}
+    return dataclasses.replace(checkpoint, **weights)
 
 
 def open_test_set(arguments: argparse.Namespace, resolution: int) -> "TestSet":

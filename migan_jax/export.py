@@ -194,7 +194,7 @@ def without_noise(model: "Model") -> "Model":
     import jax.numpy as jnp
 
     silent = jax.tree.map(jnp.zeros_like, model.stats)  # a MI-GAN has no others
-    return type(model)(dataclasses.replace(model.checkpoint, stats=silent))
+    return type(model).of(dataclasses.replace(model.checkpoint, stats=silent))
 
 
 if __name__ == "__main__":

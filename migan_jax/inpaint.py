@@ -368,7 +368,7 @@ def complete(
     result = fill_holes(
         photo.rgb,
         grown(hole, arguments.grow),
-        model.complete,
+        model.predict,
         model.network.resolution,
         arguments.feather,
         raw=raw,

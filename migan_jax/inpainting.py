@@ -1,9 +1,11 @@
-"""Using a trained generator: `load` a checkpoint, complete photos, run the network."""
+"""Using trained networks: load a checkpoint, complete photos, run the bare network."""
 
 import dataclasses
+import functools
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,13 @@ from jax.typing import ArrayLike
 
 from migan_jax.data.masks import MaskHole, doubt_about, hole_of
 from migan_jax.errors import UserError
+from migan_jax.families import (
+    Family,
+    all_kinds,
+    family_of,
+    inpaints,
+    load_checkpoints,
+)
 from migan_jax.geometry.crops import Crops
 from migan_jax.geometry.filling import (
     DEFAULT_FEATHER,
@@ -19,38 +28,66 @@ from migan_jax.geometry.filling import (
     fill_holes,
     grown,
 )
-from migan_jax.weights.checkpoint import Checkpoint, load_checkpoint
-from migan_jax.weights.families import GENERATORS, Network, family_of
+from migan_jax.weights.checkpoint import Checkpoint
+from migan_jax.weights.kinds import Network, kind_of
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_Z_SEED = 0
+DEFAULT_SEED = 0
 
 
 def load(checkpoint: str | Path) -> "Model":
-    """Load a generator: a released `.pt`, a `.safetensors`, or a run's workdir.
+    """Load what inpaints: a released `.pt`, a `.safetensors`, or a run's workdir.
 
-    Sizes are inferred from the tensors' shapes. A Co-Mod-GAN loads the same way.
+    The family and its sizes are inferred from the tensors' names and shapes.
     """
-    loaded = load_checkpoint(checkpoint)
-    if family_of(loaded.network) not in GENERATORS:
-        raise UserError(
-            f"{checkpoint} is a discriminator, which cannot inpaint: load the "
-            f"generator's file."
-        )
+    loaded = load_checkpoints(checkpoint)
+    for role, part in loaded.items():
+        family = family_of(part.network)
+        needed = " and ".join(family.exported)
+        if not inpaints(part.network):
+            raise UserError(
+                f"{checkpoint} is a {role}, which cannot inpaint: load the {needed}'s "
+                f"file."
+            )
+        if set(loaded) != set(family.exported):
+            raise UserError(
+                f"{checkpoint} holds {' and '.join(loaded)} only: a {family.title} "
+                f"inpaints with {needed}."
+            )
     return Model(loaded)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A generator with its weights, ready to run."""
+    """Networks that inpaint together, of any family, with their weights.
 
-    checkpoint: Checkpoint
+    Most families have one: `checkpoint`, `network`, `params` and `stats` are of it, or
+    of the first.
+    """
+
+    checkpoints: Mapping[str, Checkpoint]  # by role
+
+    @classmethod
+    def of(cls, *checkpoints: Checkpoint) -> Self:
+        """A model of networks with their weights, whose kinds say their roles."""
+        return cls({kind_of(c.network, all_kinds()).role: c for c in checkpoints})
 
     def __repr__(self) -> str:
-        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        name, size = family_of(self.network), self.network.resolution
-        return f"Model({name}, {size} px, {count:,} parameters)"
+        params = [checkpoint.params for checkpoint in self.checkpoints.values()]
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        size = self.network.resolution
+        return f"Model({self.family.name}, {size} px, {count:,} parameters)"
+
+    @property
+    def family(self) -> Family:
+        """What is known of networks like these."""
+        return family_of(self.network)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The network with its weights."""
+        return next(iter(self.checkpoints.values()))
 
     @property
     def network(self) -> Network:
@@ -75,6 +112,7 @@ class Model:
         feather: int = DEFAULT_FEATHER,
         crops: Crops = "auto",
         grow: int = 0,
+        seed: int = DEFAULT_SEED,
     ) -> np.ndarray:
         """Make up the hole of a photo of any size; `geometry.filling` says how.
 
@@ -89,6 +127,7 @@ class Model:
           crops: "auto" fills holes that are far apart, or long and thin, in crops of
             their own, unshrunk where it can; "one" takes a single crop.
           grow: widens the hole by so many pixels first, for masks drawn too tight.
+          seed: of what families draw that have many completions for a photo.
 
         Returns uint8 [H, W, 3]. Pixels farther than `feather` from the hole are those
         of the photo, bit for bit.
@@ -100,12 +139,58 @@ class Model:
         if doubt := doubt_about(hole, f"mask_hole={other!r}"):
             logger.warning(doubt)
         hole = grown(hole, grow)
-        return fill_holes(image, hole, self.complete, size, feather, crops)
+        predict = functools.partial(self.predict, seed=seed)
+        return fill_holes(image, hole, predict, size, feather, crops)
 
-    def complete(self, x: np.ndarray) -> np.ndarray:
-        """The network as `fill_holes` calls it; a Co-Mod-GAN's z is fixed."""
-        latents = () if self._is_migan else (self._default_z(len(x)),)
-        rgb, _ = _apply(self.network, self.checkpoint.variables, x, *latents)
+    def complete(
+        self,
+        image: ArrayLike,
+        known: ArrayLike,
+        z: ArrayLike | None = None,
+        points: ArrayLike | None = None,
+        seed: int = DEFAULT_SEED,
+        *,
+        stages: bool = False,
+    ) -> Any:
+        """Complete pictures at their own size: no crops, no resizing, no rounding.
+
+        Can be traced, by `jax.jit` and `jax.grad`.
+
+        Args:
+          image: [N, H, W, 3] in [0, 1]; what is in holes does not matter.
+          known: [N, H, W, 1], 1 where known and 0 in the hole.
+          z, points: latents and keypoints of families that have them; otherwise drawn.
+          seed: of what is drawn.
+          stages: also return {name: picture} of what came before the last one.
+
+        Returns float32 [N, H, W, 3] in [0, 1], in which known pixels are as they were.
+        """
+        image, known = _as_float(image, "image"), _as_float(known, "known")
+        planes = (*image.shape[:3], 1)
+        if image.ndim != 4 or image.shape[3] != 3 or known.shape != planes:
+            raise ValueError(
+                f"Pictures are [N, H, W, 3] and what is known of them [N, H, W, 1], "
+                f"not {list(image.shape)} and {list(known.shape)}."
+            )
+        latents = self._latents(len(image), seed, z=z, points=points)
+        masked = jnp.where(known > 0, 2 * image - 1, 0)
+        rgb, before = self._predict(masked, known, latents)
+        made = (jnp.clip(rgb, -1, 1) + 1) / 2
+        result = jnp.where(known > 0, image * known, 0) + made * (1 - known)
+        if not stages:
+            return result
+        return result, {name: (rgb + 1) / 2 for name, rgb in before.items()}
+
+    def predict(
+        self, image: ArrayLike, known: ArrayLike, seed: int = DEFAULT_SEED
+    ) -> np.ndarray:
+        """Whole pictures as the networks make them, for `geometry.fill_holes`.
+
+        Args:
+          image: [N, H, W, 3] in [-1, 1], 0 in holes.
+          known: [N, H, W, 1], 1 where known and 0 in the hole.
+        """
+        rgb, _ = self._predict(image, known, self._latents(len(image), seed))
         return np.asarray(rgb)
 
     def forward(
@@ -114,48 +199,77 @@ class Model:
         """Run the bare network in float32 with its stored noise.
 
         Args:
-          x: [N, H, W, 4], concat(mask - 0.5, image * mask): image in [-1, 1], mask 1
-            where known and 0 in the hole. The range is not checked.
-          z: latents [N, z_dim] of a Co-Mod-GAN; without them one draw from a fixed seed
-            is used, and said.
-          pyramid: also return {resolution: rgb}, each layer's own to-RGB.
+          x: [N, H, W, C], as the network takes it. MI-GAN and Co-Mod-GAN: concat(mask -
+            0.5, image * mask), image in [-1, 1], mask 1 where known and 0 in the hole.
+            The range is not checked.
+          z: latents [N, z_dim] of a network that takes them; without them one draw from
+            a fixed seed is used, and said.
+          pyramid: also return what else the network gives. MI-GAN and Co-Mod-GAN:
+            {resolution: rgb}, each layer's own to-RGB.
 
         Returns the whole picture [N, H, W, 3], not pasted into the input.
         """
-        x = jnp.asarray(x)
-        if x.dtype in (jnp.uint8, jnp.bool_):
-            raise ValueError(
-                f"The network takes scaled images (pixels / 127.5 - 1), not {x.dtype}."
-            )
-        x = x.astype(jnp.float32)
+        x = _as_float(x, "x")
         if x.ndim != 4:
-            raise ValueError(f"The network takes [N, H, W, 4], not {list(x.shape)}.")
-        if self._is_migan and z is not None:
-            raise ValueError("z is for Co-Mod-GAN; a MI-GAN takes none.")
-        latents = () if self._is_migan else (self._checked_z(z, len(x)),)
-        rgb, levels = _apply(self.network, self.checkpoint.variables, x, *latents)
+            channels = self.network.inputs()[0].shape[-1]
+            raise ValueError(
+                f"The network takes [N, H, W, {channels}], not {list(x.shape)}."
+            )
+        latents = self._latents(len(x), DEFAULT_SEED, z=z)
+        if latents and z is None:
+            logger.warning("No z given: drawing it from seed %d.", DEFAULT_SEED)
+        output = _apply(self.network, self.checkpoint.variables, x, *latents.values())
+        rgb, levels = output if isinstance(output, tuple) else (output, {})
         return (rgb, levels) if pyramid else rgb
 
-    @property
-    def _is_migan(self) -> bool:
-        return family_of(self.network) == "migan"
+    def _predict(
+        self, image: ArrayLike, known: ArrayLike, latents: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        networks = tuple((role, c.network) for role, c in self.checkpoints.items())
+        variables = {role: c.variables for role, c in self.checkpoints.items()}
+        return _predict(
+            self.family.predict, networks, variables, image, known, dict(latents)
+        )
 
-    def _checked_z(self, z: ArrayLike | None, count: int) -> jax.Array:
-        if z is None:
-            logger.warning("No z given: drawing it from seed %d.", DEFAULT_Z_SEED)
-            return self._default_z(count)
-        z, shape = jnp.asarray(z, jnp.float32), (count, self.network.z_dim)
-        if z.shape != shape:
-            raise ValueError(
-                f"z of this network is {list(shape)}, not {list(z.shape)}."
-            )
-        return z
+    def _latents(
+        self, count: int, seed: int, **given: ArrayLike | None
+    ) -> dict[str, jax.Array]:
+        """What the family draws, or what is given of it."""
+        networks = {role: c.network for role, c in self.checkpoints.items()}
+        latents = self.family.draw(networks, jax.random.key(seed), count)
+        for name, value in given.items():
+            if value is None:
+                continue
+            if name not in latents:
+                raise ValueError(f"A {self.family.title} takes no {name}.")
+            value, shape = jnp.asarray(value, jnp.float32), latents[name].shape
+            if value.shape != shape:
+                raise ValueError(
+                    f"{name} of this network is {list(shape)}, not {list(value.shape)}."
+                )
+            latents[name] = value
+        return latents
 
-    def _default_z(self, count: int) -> jax.Array:
-        key = jax.random.key(DEFAULT_Z_SEED)
-        return jax.random.normal(key, (count, self.network.z_dim), jnp.float32)
+
+def _as_float(x: ArrayLike, name: str) -> jax.Array:
+    x = jnp.asarray(x)
+    if x.dtype in (jnp.uint8, jnp.bool_):
+        raise ValueError(f"{name}: scaled floating point is taken, not {x.dtype}.")
+    return x.astype(jnp.float32)
 
 
 @jax.jit(static_argnums=0)
 def _apply(network: Network, variables: Any, *inputs: jax.Array) -> Any:
     return network.apply(variables, *inputs)
+
+
+@jax.jit(static_argnums=(0, 1))
+def _predict(
+    predict: Any,
+    networks: tuple[tuple[str, Network], ...],
+    variables: Mapping[str, Any],
+    image: jax.Array,
+    known: jax.Array,
+    latents: Mapping[str, jax.Array],
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    return predict(dict(networks), variables, image, known, latents)

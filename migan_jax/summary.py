@@ -1,9 +1,11 @@
 """Show the networks, their parameters and multiply-adds, beside the papers' figures.
 
-  # All four networks at 256 px, and a picture of one forward pass:
+  # All networks at 256 px, and a picture of MI-GAN's forward pass:
   python -m migan_jax.summary --picture=forward.png
   # One of them, at another size:
   python -m migan_jax.summary --family=comodgan --resolution=512
+  # What a recipe trains:
+  python -m migan_jax.summary --config=places512
   # What a checkpoint holds:
   python -m migan_jax.summary --checkpoint=migan_512_places2.pt --picture=forward.png
 
@@ -22,20 +24,10 @@ from migan_jax.config import run_verb, verb_parser
 from migan_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from migan_jax.families import Published
     from migan_jax.models.costs import Cost
     from migan_jax.weights.checkpoint import Checkpoint
-    from migan_jax.weights.families import Network
-
-FAMILIES = ("migan", "migan_discriminator", "comodgan", "comodgan_discriminator")
-
-# Published for the generators: G multiply-adds, and M parameters with FIR taps.
-PAPERS_MULTIPLY_ADDS = {
-    ("migan", 256): 11.19,
-    ("migan", 512): 15.69,
-    ("comodgan", 256): 91.21,
-    ("comodgan", 512): 121.09,
-}
-PAPERS_PARAMETERS = {("migan", 256): 5.95, ("migan", 512): 5.98}
+    from migan_jax.weights.kinds import Network
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,8 +35,9 @@ def parse_arguments() -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--family",
-        choices=FAMILIES,
-        help="show only this network (default: all four)",
+        metavar="NAME",
+        help="show only this network, such as migan or migan_discriminator (default: "
+        "all that there are)",
     )
     parser.add_argument(
         "--resolution",
@@ -55,7 +48,12 @@ def parse_arguments() -> argparse.Namespace:
         "--checkpoint",
         metavar="CKPT",
         type=Path,
-        help="show the network of this .pt, .safetensors or workdir instead",
+        help="show the networks of this .pt, .safetensors or workdir instead",
+    )
+    which.add_argument(
+        "--config",
+        metavar="RECIPE[:VARIANT]",
+        help="show the networks that this recipe trains, in its sizes",
     )
     parser.add_argument(
         "--picture",
@@ -71,37 +69,66 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(format="%(message)s")
+    checkpoints: list[Checkpoint] = []
+    if arguments.resolution is not None and not (
+        arguments.checkpoint is arguments.config is None
+    ):
+        owner = "recipe" if arguments.checkpoint is None else "checkpoint"
+        raise UserError(f"--resolution: a {owner} has its own, leave it out.")
     if arguments.checkpoint is not None:
-        if arguments.resolution is not None:
-            raise UserError("--resolution: a checkpoint has its own, leave it out.")
-        from migan_jax.weights.checkpoint import load_checkpoint
+        from migan_jax.families import load_checkpoints
 
-        checkpoint = load_checkpoint(arguments.checkpoint)
-        networks = [checkpoint.network]
+        checkpoints = list(load_checkpoints(arguments.checkpoint).values())
+        networks = [checkpoint.network for checkpoint in checkpoints]
+    elif arguments.config is not None:
+        networks = networks_of(arguments.config)
     else:
-        checkpoint = None
-        names = FAMILIES if arguments.family is None else (arguments.family,)
-        networks = [_fresh(name, arguments.resolution or 256) for name in names]
+        networks = _fresh(arguments.family, arguments.resolution or 256)
     if arguments.picture is not None:
-        _check_picture(arguments.picture, networks[0])
+        shown = _together(networks)
+        _check_picture(arguments.picture, shown)
     for network in networks:
         print("\n".join(describe(network)), end="\n\n")
     if arguments.picture is not None:
-        if checkpoint is None:
+        if not checkpoints:
             print("The weights are random, so the completion means nothing yet.")
-            checkpoint = _initialised(networks[0])
-        save_forward_pass(checkpoint, arguments.picture)
+            checkpoints = _initialised(shown)
+        save_forward_pass(checkpoints, arguments.picture)
+
+
+def _together(networks: list["Network"]) -> list["Network"]:
+    """Those of the first one's family that complete pictures together."""
+    from migan_jax.families import family_of, inpaints
+
+    if not inpaints(networks[0]):
+        return []
+    family = family_of(networks[0])
+    return [n for n in networks if inpaints(n) and family_of(n) is family]
+
+
+def networks_of(recipe: str) -> list["Network"]:
+    """Those that a recipe trains, its frozen ones left out."""
+    import jax.numpy as jnp
+
+    from migan_jax.config import load_config
+    from migan_jax.families import family_named
+
+    config = load_config(recipe, [], False)
+    family = family_named(config.system)
+    family.check_settings(config)
+    return list(family.system(config, {}, jnp.float32).networks.values())
 
 
 def describe(network: "Network") -> list[str]:
     """The network's table, line by line."""
+    from migan_jax.families import name_of
     from migan_jax.models.costs import Cost, count
-    from migan_jax.weights.families import family_of
-    from migan_jax.weights.names import abstract_inputs
 
-    costs = count(network, *abstract_inputs(network))
-    parameters = parameters_by_block(network)
-    title = f"{family_of(network)}, {network.resolution} px"
+    costs = count(network, *network.inputs())
+    parameters = parameters_of(network)
+    title = name_of(network)
+    if size := getattr(network, "resolution", None):
+        title += f", {size} px"
     lines = [
         title,
         "=" * len(title),
@@ -122,38 +149,25 @@ def describe(network: "Network") -> list[str]:
     ]
 
 
-def parameters_by_block(network: "Network") -> dict[str, int]:
+def parameters_of(network: "Network") -> dict[str, int]:
     """Trainable parameters per block, in the order of the forward pass."""
-    import jax
-
-    from migan_jax.models.costs import block_of
+    from migan_jax.models.costs import parameters_by_block
     from migan_jax.weights.names import abstract_variables
 
-    blocks: dict[str, int] = {}
-    params = abstract_variables(network)["params"]
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        block = block_of([part.key for part in path])
-        blocks[block] = blocks.get(block, 0) + leaf.size
-
-    def forward_order(block: str) -> tuple[int, int]:
-        part, _, level = block.rpartition(" ")
-        size = int(level[1:]) if level[1:].isdigit() else 0
-        return (2, size) if part == "synthesis" else (1 if size else 0, -size)
-
-    return {block: blocks[block] for block in sorted(blocks, key=forward_order)}
+    return parameters_by_block(abstract_variables(network)["params"])
 
 
 def _trainable_state(network: "Network") -> list[str]:
     """What storing n kernels as one saves."""
     import dataclasses
 
-    from migan_jax.weights.families import has_kernels
+    from migan_jax.weights.kinds import has_kernels
 
     if not has_kernels(network) or network.reparam.form == "fused":
         return []
     expanded, collapsed = (
         sum(
-            parameters_by_block(
+            parameters_of(
                 network.clone(reparam=dataclasses.replace(network.reparam, form=form))
             ).values()
         )
@@ -166,8 +180,6 @@ def _trainable_state(network: "Network") -> list[str]:
 
 
 def _as_the_papers_count(network: "Network", cost: "Cost") -> list[str]:
-    from migan_jax.weights.families import family_of
-
     counted = cost.as_papers_count / 1e9
     lines = [
         ("convolutions and dense layers", cost.convolution),
@@ -177,45 +189,58 @@ def _as_the_papers_count(network: "Network", cost: "Cost") -> list[str]:
         ("as the papers count", cost.as_papers_count),
     ]
     text = [f"  {name:<48}{value / 1e9:>9.3f} G" for name, value in lines]
-    key = (family_of(network), network.resolution)
-    if published := PAPERS_MULTIPLY_ADDS.get(key):
-        difference = f"{100 * (counted / published - 1):+.2f} %"
-        text[-1] += f"   (paper: {published} G, {difference})"
+    if published := _published(network):
+        paper = published.multiply_adds
+        difference = f"{100 * (counted / paper - 1):+.2f} %"
+        text[-1] += f"   (paper: {paper} G, {difference})"
     return text
+
+
+def _published(network: "Network") -> "Published | None":
+    """Papers' figures, which are of what inpaints."""
+    from migan_jax.families import family_of, inpaints
+
+    if not inpaints(network):
+        return None
+    return family_of(network).published.get(network.resolution)
 
 
 def _with_filter_taps(network: "Network", parameters: int) -> list[str]:
     """The paper's parameter count, which includes constants of the released files."""
-    from migan_jax.weights.families import family_of
     from migan_jax.weights.names import fused_filter_taps
 
-    published = PAPERS_PARAMETERS.get((family_of(network), network.resolution))
-    if published is None:
+    published = _published(network)
+    if published is None or published.parameters is None:
         return []
     taps = sum(array.size for array in fused_filter_taps(network).values())
     return [
         f"parameters with the files' {taps:,} constant FIR taps: "
-        f"{parameters + taps:,}   (paper: {published} M, the rest is unexplained)"
+        f"{parameters + taps:,}   (paper: {published.parameters} M, the rest is "
+        f"unexplained)"
     ]
 
 
-def _check_picture(path: Path, network: "Network") -> None:
+def _check_picture(path: Path, shown: list["Network"]) -> None:
     """Say what is wrong before anything long is done."""
-    from migan_jax.weights.families import GENERATORS, family_of
-
     if path.suffix != ".png":
         raise UserError(f"--picture={path}: choose a name that ends in .png.")
-    if family_of(network) not in GENERATORS:
+    if not shown:
         raise UserError(
-            "--picture: a discriminator cannot inpaint, choose the generator's family."
+            "--picture: a discriminator cannot inpaint, choose the generator's name."
         )
 
 
-def _fresh(family: str, resolution: int) -> "Network":
+def _fresh(name: str | None, resolution: int) -> list["Network"]:
+    """All networks in the papers' widths, or that of a name."""
+    from migan_jax.config import nearest
+    from migan_jax.families import all_kinds
     from migan_jax.models.channels import levels
-    from migan_jax.weights import families
     from migan_jax.weights.inference import HIGHEST_RESOLUTION
 
+    kinds = {kind.name: kind for kind in all_kinds()}
+    if name is not None and name not in kinds:
+        near = nearest(name, kinds) or f", but {', '.join(sorted(kinds))}"
+        raise UserError(f"--family: there is no {name}{near}.")
     if resolution > HIGHEST_RESOLUTION:
         raise UserError(
             f"--resolution: {resolution} is more than {HIGHEST_RESOLUTION}."
@@ -224,48 +249,57 @@ def _fresh(family: str, resolution: int) -> "Network":
         levels(resolution)
     except ValueError as error:
         raise UserError(f"--resolution: {error}") from error
-    return families.FAMILIES[family](resolution)
+    chosen = kinds.values() if name is None else [kinds[name]]
+    return [kind.module(resolution) for kind in chosen]
 
 
-def _initialised(network: "Network") -> "Checkpoint":
+def _initialised(networks: list["Network"]) -> list["Checkpoint"]:
+    """With random weights."""
     import jax
     import jax.numpy as jnp
 
     from migan_jax.weights.checkpoint import Checkpoint
-    from migan_jax.weights.names import abstract_inputs
 
-    zeros = [jnp.zeros(x.shape, x.dtype) for x in abstract_inputs(network)]
-    variables = jax.jit(network.init)(jax.random.key(0), *zeros)
-    return Checkpoint(network, variables["params"], variables["stats"])
+    made = []
+    for network in networks:
+        zeros = [jnp.zeros(x.shape, x.dtype) for x in network.inputs()]
+        variables = jax.jit(network.init)(jax.random.key(0), *zeros)
+        stats = variables.get("stats", {})
+        made.append(Checkpoint(network, variables["params"], stats))
+    return made
 
 
-def save_forward_pass(checkpoint: "Checkpoint", path: Path) -> None:
+def save_forward_pass(checkpoints: list["Checkpoint"], path: Path) -> None:
     """Fill the hole of a drawn scene and save what went in and what came out."""
     import numpy as np
 
     from migan_jax.inpainting import Model
 
-    model = Model(checkpoint)
-    scene, known = drawn_scene(model.network.resolution)
-    x = np.concatenate([known - 0.5, scene * known], axis=-1)[None]
+    model = Model.of(*checkpoints)
+    scene, known = (x[None] for x in drawn_scene(model.network.resolution))
     times = []
     for _ in range(2):
         start = time.perf_counter()
-        rgb, pyramid = model.forward(x, pyramid=True)
-        rgb = np.asarray(rgb[0])
+        output = model.predict(scene * known, known)
         times.append(time.perf_counter() - start)
     compile_s, run_s = times[0] - times[1], times[1]
+    filled, before = model.complete((scene + 1) / 2, known, stages=True)
     panels = {
         "input": scene * known + (1 - known),
-        "completion": scene * known + np.clip(rgb, -1, 1) * (1 - known),
+        **{name: 2 * picture - 1 for name, picture in before.items()},
+        "completion": 2 * filled - 1,
     }
     # Contributions, and the output of an untrained network, have ranges of their own.
-    levels = {f"to-RGB at {r} px": y[0] for r, y in sorted(pyramid.items())}
-    for name, output in {"network output": rgb, **levels}.items():
-        output = np.asarray(output)
-        largest = max(1.0, float(np.abs(output).max()))
-        panels[f"{name}, values to {largest:.2g}"] = output / largest
-    save_panels(panels, path)
+    levels = {}
+    if len(checkpoints) == 1:
+        x = np.concatenate([known - 0.5, scene * known], axis=-1)
+        _, pyramid = model.forward(x, pyramid=True)
+        levels = {f"to-RGB at {r} px": y for r, y in sorted(pyramid.items())}
+    for name, picture in {"network output": output, **levels}.items():
+        picture = np.asarray(picture)
+        largest = max(1.0, float(np.abs(picture).max()))
+        panels[f"{name}, values to {largest:.2g}"] = picture / largest
+    save_panels({name: np.asarray(x[0]) for name, x in panels.items()}, path)
     print(f"forward pass: compiled in {compile_s:.1f} s, ran in {run_s:.3f} s")
     print(f"picture: {path}")
 

@@ -1,4 +1,4 @@
-"""Train MI-GAN, or its teacher.
+"""Train an inpainting network: MI-GAN, or another family's.
 
   # A recipe that comes with the package, or a file of your own:
   python -m migan_jax.train --config=places512
@@ -39,10 +39,11 @@ from migan_jax.config import (
     whole_number,
 )
 from migan_jax.errors import UserError, missing_here
+from migan_jax.weights.locations import CHECKPOINTS
 
 if TYPE_CHECKING:
-    from migan_jax.training.run import Run
-    from migan_jax.training.stopping import Stopping
+    from migan_jax.training.loop import Ending
+    from migan_jax.training.setup import Setup
 
 logger = logging.getLogger("migan_jax.train")  # also where this module is __main__
 
@@ -166,10 +167,14 @@ def main() -> None:
         processes.workdir_held(workdir, arguments.anew),
     ):
         logger.info("workdir: %s", workdir)
-        from migan_jax.training.run import Run
+        from migan_jax.training.loop import train
+        from migan_jax.training.overview import announce
+        from migan_jax.training.setup import set_up
 
-        with Run(config, workdir, source, arguments.force_resume) as run:
-            train(run, stopping)
+        setup = set_up(config, workdir, source, arguments.force_resume)
+        with setup.checkpoints:
+            announce(setup)
+            conclude(setup, train(setup, stopping))
 
 
 @contextlib.contextmanager
@@ -187,50 +192,73 @@ def logs_of_one_process() -> Iterator[None]:
         yield
 
 
-def train(run: "Run", stopping: "Stopping") -> None:
-    """The loop. Its order matters: evaluate, save, next batch, step, report.
+def conclude(setup: "Setup", ending: "Ending") -> None:
+    """Say how a run has ended and what there is, of several processes in the first."""
+    step = ending.step
+    if ending.is_stale:
+        say(stale_sentence(setup, ending))
+    elif step < setup.end_step:
+        saved = f"saved is {ending.saved or 'nothing'}"
+        if ending.saved == step:
+            saved = "saved"
+        say(f"stopped at step {step:,}, {saved}: the same command goes on there")
+        return
+    if ending.saved != step:
+        kept = "there is no checkpoint yet"
+        if ending.saved is not None:
+            kept = f"the newest checkpoint is of step {ending.saved:,}"
+        raise UserError(
+            f"The run has ended at step {step:,} with losses or weights that are not "
+            f"finite; {kept}."
+        )
+    say(farewell(setup, step))
 
-    A step's metrics are waited for when the next step is on its way.
-    """
-    run.announce()
-    if run.first_step < run.total_steps:
-        run.compile()
-    with run.batches() as batches, run.reporter() as reporter:
-        pending = None
-        for step in range(run.first_step, run.total_steps + 1):
-            last = step == run.total_steps
-            stop = stopping.asked(step)
-            due = step % run.config.save_every_steps == 0 or last
-            if (due or stop) and pending is not None:
-                reporter.take(step, pending)
-                pending = None
-            fresh = step > run.first_step
-            if due and (fresh or step == 0):
-                run.evaluate(reporter, step)
-            if (due or stop) and fresh:
-                run.save(reporter, step)
-            if last or stop or (due and run.is_stale(step)):
-                break
-            try:
-                with reporter.waiting():
-                    batch = run.put(next(batches))
-            except UserError:
-                if not stopping.told:
-                    raise
-                # The signal went to the processes that load, too.
-                if fresh and not due:
-                    if pending is not None:
-                        reporter.take(step, pending)
-                    run.save(reporter, step)
-                break
-            if step == run.first_step:
-                run.meet()
-                stopping.hold_back()
-            metrics = run.advance(step, batch)
-            if pending is not None:
-                reporter.take(step, pending)
-            pending = metrics
-        run.finish(reporter, step)
+
+def say(text: str) -> None:
+    import jax
+
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def stale_sentence(setup: "Setup", ending: "Ending") -> str:
+    """That a run has stopped by itself, and where its best weights are."""
+    best, value = ending.best
+    folder = setup.workdir / CHECKPOINTS / str(best)
+    if best == 0:
+        which = "was that of the beginning"
+    elif best in setup.checkpoints.steps():
+        which = f"was step {best:,}'s ({folder})"
+    else:
+        which = f"was step {best:,}'s, which is not kept"
+    return (
+        f"the held-out {setup.score.name} has not improved for "
+        f"{setup.config.patience_kimg} kimg: the best, "
+        f"{value if setup.score.more_is_better else -value:.4g}, {which}"
+    )
+
+
+def farewell(setup: "Setup", step: int) -> str:
+    """What to do next, as a command that works."""
+    import jax
+
+    from migan_jax.training.curves import CURVES_FILE
+
+    python = Path(sys.executable)
+    here = python.is_relative_to(Path.cwd())  # as where make has installed it
+    python = python.relative_to(Path.cwd()) if here else "python"
+    image, mask, options, what = "PHOTO", "MASK", "", "your photo"
+    if setup.samples is not None and jax.process_index() == 0:
+        image, mask = setup.samples.save_example(setup.workdir)
+        # Its mask is exact; those of photos want the margin that is the default.
+        options, what = " --feather=0", "the first of the samples"
+    curves = f", curves in {setup.workdir / CURVES_FILE}" if step else ""
+    return (
+        f"finished {step:,} steps{curves}. Next, fill {what}:\n"
+        f"  {python} -m migan_jax.inpaint --checkpoint={setup.workdir} \\\n"
+        f"      --image={image} --mask={mask} \\\n"
+        f"      --output=inpainted.png{options}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A system with random weights beside its PyTorch twins, and one batch for both.
 
-Noise is stored and latents are fixed, so that both compute the same.
+Noise is stored and latents are given, so that both compute the same: what stands for
+the numbers of the samples are their latents.
 """
 
 import functools
@@ -12,6 +13,7 @@ from parity import by_name, flax_of, inputs_like, randomise
 from torch.nn.functional import softplus
 
 from migan_jax.data.mask_samplers import SAMPLERS
+from migan_jax.systems.base import Inputs
 from migan_jax.systems.comodgan import CoModGAN
 from migan_jax.systems.migan import MIGAN
 from migan_jax.twins import comodgan, migan
@@ -23,10 +25,34 @@ CODES = {"z_dim": 12, "w_dim": 10, "encoder_dim": 14}
 SAMPLER = SAMPLERS["box"]
 
 
-class Game:
-    """A system with random weights, its twins, and one batch for both."""
+class GivenMIGAN(MIGAN):
+    def prepare(self, batch, key, progress):
+        return batch
 
-    def __init__(self, family, dtype=np.float64):
+    def noise(self, key, samples):
+        return "stored"
+
+    def teachers_latents(self, key, samples):
+        return samples, "stored"
+
+
+class GivenCoModGAN(CoModGAN):
+    def prepare(self, batch, key, progress):
+        return batch
+
+    def draw(self, key, samples):
+        return {"noise": "stored", "z": samples}
+
+
+class Game:
+    """A system with random weights, its twins, and one batch for both.
+
+    Args:
+      optimizers: from the generator's and the discriminator's network to optax's
+        transformations by name.
+    """
+
+    def __init__(self, family, dtype=np.float64, optimizers=lambda *networks: {}):
         self.family = family
         self.dtype = dtype
         self.teacher = self.make(comodgan.Generator(**NARROW, **CODES), 1)
@@ -41,13 +67,14 @@ class Game:
             "discriminator": flax_of(self.judge),
         }
         networks = [checkpoint.network for checkpoint in self.ours.values()]
+        rest = {"optimizers": optimizers(*networks), "l1_weight": 3.0}
         if family == "migan":
             self.frozen = {"teacher": flax_of(self.teacher).variables}
             teacher = flax_of(self.teacher).network
-            self.system = MIGAN(*networks, SAMPLER, l1_weight=3.0, teacher=teacher)
+            self.system = GivenMIGAN(*networks, SAMPLER, **rest, teacher=teacher)
         else:
             self.frozen = {}
-            self.system = CoModGAN(*networks, SAMPLER, l1_weight=3.0)
+            self.system = GivenCoModGAN(*networks, SAMPLER, **rest)
         self.params = {name: c.params for name, c in self.ours.items()}
         self.stats = {name: c.stats for name, c in self.ours.items()}
         self.draw_batch(0)
@@ -57,39 +84,34 @@ class Game:
         rng = np.random.default_rng(seed)
         mask = (rng.random((BATCH, SIZE, SIZE, 1)) < 0.5).astype(self.dtype)
         self.mask = torch.from_numpy(np.moveaxis(mask, -1, 1).copy())
-        self.batch = {"image": image, "mask": mask}
-        self.z, self.their_z = inputs_like((BATCH, CODES["z_dim"]), self.dtype, seed)
+        z, self.their_z = inputs_like((BATCH, CODES["z_dim"]), self.dtype, seed)
+        self.batch = {"image": image, "mask": mask, "sample": z}
 
     def make(self, twin, seed):
         is_double = self.dtype == np.float64
         return randomise(twin, torch.float64 if is_double else torch.float32, seed)
 
-    @property
-    def drawn(self):
-        if self.family == "migan":
-            return {"noise": "stored", "teacher_noise": "stored", "z": self.z}
-        return {"noise": "stored", "z": self.z}
-
     # What a turn is about: "generator", "discriminator" or the lazy "penalty".
 
     def ours_in(self, turn):
-        """Loss, metrics and gradient in the player's parameters, under their names."""
-        player = "generator" if turn == "generator" else "discriminator"
-        run = self.compiled(turn, player)
-        (value, metrics), gradient = run(self.params[player], self.batch, self.z)
-        return value, metrics, by_name(self.ours[player].network, gradient)
+        """Loss, metrics and gradient in the turn's parameters, under their names."""
+        name = "generator" if turn == "generator" else "discriminator"
+        run = self.compiled(turn, name)
+        (value, metrics), gradient = run(self.params[name], self.batch)
+        return value, metrics, by_name(self.ours[name].network, gradient)
 
     @functools.cache  # noqa: B019  # games end with their tests
-    def compiled(self, turn, player):
-        def loss(own, batch, z):
-            params = {**self.params, player: own}
-            if turn == "penalty":
-                value, (_, metrics) = self.system.penalty(params, self.stats, batch)
-                return value, metrics
-            drawn = {**self.drawn, "z": z}
-            value, (_, metrics) = self.system.loss_of(
-                player, params, self.stats, self.frozen, batch, drawn
-            )
+    def compiled(self, turn, name):
+        minimised = {
+            "generator": self.system.generator_loss,
+            "discriminator": self.system.discriminator_loss,
+            "penalty": self.system.r1_loss,
+        }[turn]
+
+        def loss(own, batch):
+            params = {**self.params, name: own}
+            inputs = Inputs(self.frozen, batch, jax.random.key(0), 0.0, 0.0)
+            value, (_, metrics) = minimised(params, self.stats, inputs)
             return value, metrics
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))

@@ -7,9 +7,12 @@ and everything is compared under those names: a wrong map cannot cancel out.
 import jax
 import numpy as np
 import torch
+from variables import (
+    entries,
+    relative_l2,  # noqa: F401  # found here, too
+)
 
-from migan_jax.weights.checkpoint import from_tensors
-from migan_jax.weights.names import entries
+from migan_jax.families import from_tensors
 
 
 def randomise(twin, dtype, seed=0):
@@ -70,10 +73,3 @@ def by_name(network, params):
                 leaf = leaf[key]
             named |= entry.to_tensors(jax.device_get(leaf))
     return named
-
-
-def relative_l2(actual, expected):
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    assert actual.shape == expected.shape
-    norm = np.linalg.norm(expected.ravel().astype(np.float64))
-    return np.linalg.norm((actual - expected).ravel().astype(np.float64)) / norm

@@ -18,9 +18,9 @@ def picture(height, width, seed=0):
     return np.clip(values, 20, BRIGHTEST).astype(np.uint8)
 
 
-def white(x):
+def white(image, known):
     """A network that sees nothing but white."""
-    return np.ones((*x.shape[:3], 3), np.float32)
+    return np.ones(image.shape, np.float32)
 
 
 def hole_in(shape, *boxes):

@@ -70,9 +70,15 @@ def train(workdir, steps, cache, *more, devices=1, **settings):
 
 
 def start(workdir, steps, cache, *more, devices=1, session=False, **settings):
-    """Begin to run; with `session`, as the first of a group of processes."""
+    """Begin to train; with `session`, as the first of a group of processes."""
+    arguments = command(workdir, steps, *more, **settings)[2:]
+    return begin(*arguments, cache=cache, devices=devices, session=session)
+
+
+def begin(module, *arguments, cache, devices=1, session=False):
+    """Begin to run a verb."""
     process = subprocess.Popen(
-        command(workdir, steps, *more, **settings),
+        [sys.executable, "-m", module, *map(str, arguments)],
         env=environment(cache, devices),
         start_new_session=session,
         stdout=subprocess.PIPE,

@@ -14,11 +14,13 @@ from topologies import all_reduces, tpu_devices
 
 from migan_jax.data.mask_samplers import SAMPLERS
 from migan_jax.models import comodgan, discriminators, migan
+from migan_jax.systems.base import Inputs
 from migan_jax.systems.comodgan import CoModGAN
 from migan_jax.systems.migan import MIGAN
-from migan_jax.training.optimizer import lazy_adam
-from migan_jax.training.step import init_state, make_penalty_step, make_step
-from migan_jax.weights.names import abstract_inputs, abstract_variables
+from migan_jax.systems.optimizers import lazy_adam
+from migan_jax.training.step import init_state, make_step
+from migan_jax.training.timeline import Timeline
+from migan_jax.weights.names import abstract_variables
 
 BATCH, SIZE = 8, 32
 HALF = {
@@ -35,11 +37,27 @@ NETWORKS = {
     "comodgan_discriminator": discriminators.CoModGANDiscriminator(**HALF),
 }
 TEACHER, BOX = NETWORKS["comodgan"], SAMPLERS["box"]
+
+
+def optimizers_of(network):
+    reparam = getattr(network, "reparam", None)
+    return {
+        "generator": lazy_adam(1e-3, 0.0, 0.99, 4, reparam),
+        "discriminator": lazy_adam(1e-3, 0.0, 0.99, 16, reparam),
+    }
+
+
 SYSTEMS = {
     "migan": MIGAN(
-        NETWORKS["migan"], NETWORKS["migan_discriminator"], BOX, teacher=TEACHER
+        NETWORKS["migan"],
+        NETWORKS["migan_discriminator"],
+        BOX,
+        optimizers_of(NETWORKS["migan"]),
+        teacher=TEACHER,
     ),
-    "comodgan": CoModGAN(TEACHER, NETWORKS["comodgan_discriminator"], BOX),
+    "comodgan": CoModGAN(
+        TEACHER, NETWORKS["comodgan_discriminator"], BOX, optimizers_of(TEACHER)
+    ),
 }
 
 
@@ -76,8 +94,7 @@ def test_features_are_in_half_precision_and_pictures_are_not(name):
     variables = abstract_variables(network)
     params = variables.pop("params")
     inputs = [
-        jax.ShapeDtypeStruct((BATCH, *x.shape[1:]), x.dtype)
-        for x in abstract_inputs(network)
+        jax.ShapeDtypeStruct((BATCH, *x.shape[1:]), x.dtype) for x in network.inputs()
     ]
 
     def loss(params, rest, *inputs):
@@ -109,36 +126,26 @@ def test_the_penalty_is_computed_in_float32(name):
         "sample": jax.ShapeDtypeStruct((BATCH,), jnp.int32),
     }
 
-    def of(regularize):
+    def of(minimised):
         def loss(own, state, batch):
             params = {**state.params, "discriminator": own}
-            args = params, state.stats, frozen_of(system), batch, jax.random.key(0)
-            return system.loss("discriminator", *args, regularize=regularize)[0]
+            inputs = Inputs(frozen_of(system), batch, jax.random.key(0), 0.0, 0.0)
+            return minimised(params, state.stats, inputs)[0]
 
         own = state.params["discriminator"]
         return lowered_for_tpu(jax.grad(loss), own, state, batch)
 
-    penalty = of(True)
+    penalty = of(system.r1_loss)
     assert "bf16" not in penalty
     assert sum(1 for product in products(penalty) if maps_of(product)) > 20
-    assert "bf16" in of(False)
+    assert "bf16" in of(system.discriminator_loss)
 
 
 # Compiled for a TPU.
 
 
-def optimizers_of(system):
-    reparam = getattr(system.generator, "reparam", None)
-    return {
-        "generator": lazy_adam(1e-3, 0.99, 4, reparam),
-        "discriminator": lazy_adam(1e-3, 0.99, 16, reparam),
-    }
-
-
 def abstract_state(system):
-    return jax.eval_shape(
-        lambda: init_state(system, optimizers_of(system), jax.random.key(0))
-    )
+    return jax.eval_shape(lambda: init_state(system, jax.random.key(0)))
 
 
 def frozen_of(system):
@@ -160,11 +167,11 @@ def compiled_step(system, devices, penalty=False):
     )
     images = jax.ShapeDtypeStruct((BATCH, SIZE, SIZE, 3), jnp.uint8)
     split = NamedSharding(mesh, PartitionSpec("data", "space"))
-    optimizers = optimizers_of(system)
-    if penalty:
-        step = make_penalty_step(system, optimizers)
-    else:
-        step = make_step(system, optimizers, 0.5)
+    span = Timeline(
+        system.stages(), batch_size=BATCH, resolution=SIZE, total_kimg=1
+    ).at(0)
+    every = span.stage.lazy[0] if penalty else 1
+    step = make_step(system, span, ema_halflife_kimg=BATCH / 1000, every=every)
     program = jax.jit(step, donate_argnums=0, out_shardings=(everywhere, everywhere))
     with jax.set_mesh(mesh):
         lowered = program.lower(state, frozen, {"image": placed(images, split)}, key)
@@ -177,7 +184,7 @@ def devices(monkeypatch):
 
 
 @pytest.mark.aot
-@pytest.mark.parametrize("penalty", [False, True])
+@pytest.mark.parametrize("penalty", [pytest.param(False, marks=pytest.mark.full), True])
 def test_gradients_are_reduced_in_float32(penalty, devices):
     system = SYSTEMS["migan"]
     program = compiled_step(system, devices.reshape(4, 1), penalty)
@@ -188,8 +195,8 @@ def test_gradients_are_reduced_in_float32(penalty, devices):
     params = abstract_state(system).params
     moved = sum(
         leaf.size
-        for player in (system.regularized if penalty else system.players)
-        for leaf in jax.tree.leaves(params[player])
+        for name in (["discriminator"] if penalty else system.networks)
+        for leaf in jax.tree.leaves(params[name])
     )
     # Most of the discriminator's twice: those of real and of fake pictures are added up
     # afterwards. The rest is statistics of the minibatch, much beside so few weights.

@@ -16,7 +16,8 @@ pytest.importorskip("pytorch_fid")
 
 import migan_jax
 
-pytestmark = [pytest.mark.torch, pytest.mark.slow]
+# They are no part of what is installed, and each start takes seconds.
+pytestmark = [pytest.mark.torch, pytest.mark.full]
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 TINY = {
@@ -40,12 +41,7 @@ def run(name, *options):
     assert done.returncode == 0, done.stderr
 
 
-LONG = ("train_step", "syncing")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.full if n in LONG else ()) for n in TINY]
-)
+@pytest.mark.parametrize("name", TINY)
 def test_benchmark_runs(name, tmp_path):
     path = tmp_path / "table.json"
     run(name, *TINY[name], "--repeats=1", "--threads=1", f"--json={path}")

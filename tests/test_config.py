@@ -10,6 +10,8 @@ import shlex
 from operator import getitem
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from migan_jax.config import (
@@ -22,13 +24,15 @@ from migan_jax.config import (
     whole_number,
 )
 from migan_jax.errors import UserError
-from migan_jax.training.building import (
+from migan_jax.training.setup import (
     build_system,
     check_settings,
-    total_steps,
-    waiting,
+    first_state,
+    timeline_of,
 )
+from migan_jax.training.step import make_step
 
+VARIANTS = ("baseline", "reparam", "reparam_kd", "teacher")
 FOLDER = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.py"))
 RUNGS = [f"places256:{rung}" for rung in ("baseline", "reparam", "reparam_kd")]
@@ -36,6 +40,10 @@ RUNGS = [f"places256:{rung}" for rung in ("baseline", "reparam", "reparam_kd")]
 
 def load(recipe, *settings, tiny=False):
     return load_config(recipe, settings, tiny)
+
+
+def steps_of(config):
+    return timeline_of(config, build_system(config, {})).end_step
 
 
 def refused(recipe, *settings):
@@ -74,10 +82,65 @@ def test_recipes_make_sense_and_say_what_they_are(recipe):
         assert f"\n{section}" in documentation
     if not rung:
         stated = documentation.replace(",", "")
-        assert f"{config.total_kimg:.0f} kimg {total_steps(config)} steps" in stated
+        assert f"{config.total_kimg:.0f} kimg {steps_of(config)} steps" in stated
     (line,) = (x for x in documentation.splitlines() if x.startswith("Command"))
     assert f"--config={name}" in shlex.split(line)
     assert str(config.resolution) in name
+
+
+# One of each kind of program; the others differ in sizes only. A warm-up follows below.
+DIFFERENT = "scenes64", "scenes64:baseline", "scenes64:teacher"
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, *RUNGS])
+def test_a_first_state_of_every_recipe_can_be_made(recipe):
+    config = load(recipe)
+    state = jax.eval_shape(lambda: first_state(config, build_system(config, {})))
+    assert state.params.keys() == {"generator", "discriminator"}
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.ema)) > 1e5
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(name, marks=() if name in DIFFERENT else pytest.mark.full)
+        for name in (*RECIPES, *RUNGS, *(f"scenes64:{name}" for name in VARIANTS))
+    ],
+)
+def test_all_programs_of_a_recipe_can_be_made(recipe):
+    """In its own sizes and batches, but for a teacher's file: steps of all stages."""
+    config = load(recipe)
+    system = build_system(config, {})
+    state = jax.eval_shape(lambda: first_state(config, system))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    for span in timeline_of(config, system).spans:
+        pictures = span.batch_size, span.resolution, span.resolution, 3
+        batch = {"image": jax.ShapeDtypeStruct(pictures, np.uint8)}
+        for every in (1, *span.stage.lazy):
+            step = make_step(system, span, ema_halflife_kimg=1, every=every)
+            after, metrics = jax.eval_shape(step, state, {}, batch, key)
+            assert jax.tree.map(shape_of, after) == jax.tree.map(shape_of, state)
+            assert metrics and {shape_of(x) for x in metrics.values()} == {()}
+
+
+def shape_of(leaf):
+    return leaf.shape
+
+
+def test_a_warm_up_does_without_the_generators_gradient():
+    """It is not computed and thrown away: what waits costs nothing."""
+    config = load("finetune256", "optimizer.warmup_kimg=0.008", tiny=True)
+    system = build_system(config, {})
+    state = jax.eval_shape(lambda: first_state(config, system))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = {"image": jax.ShapeDtypeStruct((8, 16, 16, 3), np.uint8)}
+    batch["mask"] = jax.ShapeDtypeStruct((8, 16, 16, 1), np.uint8)
+    spent = {}
+    for span in timeline_of(config, system).spans:
+        step = jax.jit(make_step(system, span))
+        cost = step.lower(state, {}, batch, key).cost_analysis()
+        spent[span.stage.name] = cost["flops"]
+    assert spent["warm-up"] < 0.7 * spent["main"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -96,13 +159,13 @@ def test_the_ladder_changes_what_it_says():
 
 
 def test_the_papers_games_are_what_is_built():
-    system = build_system(load("places512"), None)
+    system = build_system(load("places512"), {})
     assert system.distillation_weight == 2 and system.r1_gamma == 10
     assert system.generator.reparam.kernels == 9
     assert system.generator.resolution == system.discriminator.resolution == 512
-    teacher = build_system(load("comodgan_places512", "losses.l1=3"), None)
+    teacher = build_system(load("comodgan_places512", "losses.l1=3"), {})
     assert teacher.mixing_probability == 0.5 and teacher.l1_weight == 3
-    expanded = build_system(load("places256", "reparam.expanded=true"), None)
+    expanded = build_system(load("places256", "reparam.expanded=true"), {})
     assert expanded.generator.reparam.form == "expanded"
 
 
@@ -205,7 +268,7 @@ def test_a_configuration_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     "setting, part",
     [
-        ("system=gan", "system is migan or comodgan"),
+        ("system=gan", "system is comodgan or migan, not 'gan'"),
         ("resolution=100", "power of two"),
         ("networks.dtype=float16", "networks.dtype is one of auto, float32, bfloat16"),
         ("networks.channel_base=128", "channel_base is 128, but must be at least 512"),
@@ -275,7 +338,8 @@ def test_the_longest_runs_have_steps_that_int32_counts():
     longest = f"total_kimg={RANGES['total_kimg'][1]}"
     warm_up = f"optimizer.warmup_kimg={RANGES['optimizer.warmup_kimg'][1]}"
     config = load("scenes64", longest, warm_up, "batch_size=1")
-    assert max(total_steps(config), *waiting(config).values()) < 2**31
+    spans = timeline_of(config, build_system(config, {})).spans
+    assert max(span.whole_steps for span in spans) < 2**31
 
 
 def test_arguments_that_are_whole_numbers():
@@ -290,7 +354,7 @@ def test_arguments_that_are_whole_numbers():
 def test_one_override_shrinks_any_recipe():
     for recipe in RECIPES:
         config = load(recipe, tiny=True)
-        assert total_steps(config) == 2 and config.resolution == 16
+        assert steps_of(config) == 2 and config.resolution == 16
         assert config.teacher is None and config.data.source == "scenes"
     config = base_config()
     smoke(config)
@@ -298,6 +362,6 @@ def test_one_override_shrinks_any_recipe():
 
 
 def test_halving_the_batch_doubles_the_steps():
-    assert total_steps(load("places512")) == 781_250
-    assert total_steps(load("places512", "batch_size=16")) == 1_562_500
-    assert total_steps(load("places512", "total_kimg=0.001")) == 1
+    assert steps_of(load("places512")) == 781_250
+    assert steps_of(load("places512", "batch_size=16")) == 1_562_500
+    assert steps_of(load("places512", "total_kimg=0.001")) == 1

@@ -11,8 +11,8 @@ from test_weights_names import NETWORKS, plausible_tensors, random_tensors
 from verbs import one_sentence, run_here
 
 from migan_jax import convert
+from migan_jax.families import load_checkpoint
 from migan_jax.weights import fusing
-from migan_jax.weights.checkpoint import load_checkpoint
 from migan_jax.weights.reading import read_tensors, write_tensors
 
 

@@ -41,9 +41,9 @@ OTHERS = {
     "box": (0.248, 0.083, 0.128, 0.402),
     "cellular_automaton": (0.512, 0.072, 0.373, 0.623),
 }
-# A thin brush is a brush with other numbers.
+# A thin brush is a brush with other numbers, and free forms are drawn with one, too.
 NAMES = [
-    pytest.param(name, marks=pytest.mark.full if name == "thin_brush" else ())
+    pytest.param(name, marks=pytest.mark.full if "brush" in name else ())
     for name in SAMPLERS
 ]
 # Deviations of the sampling error. The seeds are fixed, so that nothing here is chance.
@@ -91,10 +91,8 @@ def test_free_form_masks_of_the_host_are_the_references(size):
     check_quantiles(ratios, QUANTILES, quantiles, count)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("size", "drawn"), [(256, 1000), pytest.param(512, 250, marks=pytest.mark.full)]
-)
+@pytest.mark.full  # the host's are, and the device's are the host's
+@pytest.mark.parametrize(("size", "drawn"), [(256, 1000), (512, 250)])
 def test_free_form_masks_of_the_device_are_the_references(size, drawn):
     count, mean, deviation, quantiles = REFERENCE[size]
     ratios = hole_ratios(device_masks("free_form", drawn, size))
@@ -222,10 +220,11 @@ def test_cells_grow_by_a_cross():
 def test_useless_masks_are_drawn_again(sampler):
     """Of these, many have no hole or nothing else."""
     size = 32
-    holes = jax.vmap(lambda key: sampler.hole_on_device(key, size))(keys(200))
+    draw = jax.jit(jax.vmap(lambda key: sampler.hole_on_device(key, size)))
+    holes = draw(keys(200))
     useless = holes.all((1, 2)) | ~holes.any((1, 2))
     assert 0.1 < useless.mean()
-    device = masks_on_device(sampler, keys(200), size)
+    device = jax.jit(masks_on_device, static_argnums=(0, 2))(sampler, keys(200), size)
     rng = np.random.default_rng(0)
     host = np.stack([mask_on_host(sampler, rng, size) for _ in range(200)])
     for masks in (np.asarray(device[..., 0]), host):
@@ -233,7 +232,15 @@ def test_useless_masks_are_drawn_again(sampler):
         assert (means > 0).all() and (means < 1).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=() if name in ("free_form", "box") else pytest.mark.full
+        )
+        for name in SAMPLERS
+    ],
+)
 def test_masks_depend_on_their_own_key_only(name):
     """Of the smallest size: if none of these had a hole, it would draw for ever."""
     draw = jax.jit(masks_on_device, static_argnums=(0, 2))
@@ -251,7 +258,7 @@ def test_the_smallest_masks_of_the_host_have_holes(name):
     assert (holes.any(axis=(1, 2)) & ~holes.all(axis=(1, 2))).any()
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_data_transforms.py does the same with simpler ones
 def test_masks_are_the_same_on_eight_devices():
     draw = jax.jit(masks_on_device, static_argnums=(0, 2))
     mesh = jax.sharding.Mesh(jax.devices(), ("data",))

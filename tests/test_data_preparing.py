@@ -143,13 +143,16 @@ main()
 """
 
 
-def test_killed_at_any_time_and_continued(tmp_path):
+@pytest.mark.parametrize(
+    "kills", [(5,), pytest.param((2, 5, 11), marks=pytest.mark.full)], ids=len
+)
+def test_killed_at_any_time_and_continued(kills, tmp_path):
     """The real command and the real signal."""
     photos = photo_folder(tmp_path / "photos", count=40, height=200, width=300)
     output = tmp_path / "out"
     options = [photos, output, "--workers=1", "--size=150"]
     command = [sys.executable, "-c", PREPARE, *map(str, options)]
-    for shards in (2, 5, 11):
+    for shards in kills:
         killed = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         while len(list(output.glob("shard-*"))) < shards:
             assert killed.poll() is None

@@ -15,11 +15,12 @@ pytest.importorskip("onnxscript")
 
 from pictures import hole_in, picture
 from PIL import Image
-from variables import saved_network
+from variables import SLIM, saved_network
 from verbs import run_here
 
 import migan_jax
 from migan_jax import export
+from migan_jax.exporting import checking
 from migan_jax.models import migan
 
 pytestmark = [
@@ -54,11 +55,13 @@ def code(language):
 def folder(tmp_path_factory):
     """With a pipeline; and what is to come of the photo."""
     folder = tmp_path_factory.mktemp("app")
-    network = migan.Generator(16, channel_base=128, channel_max=8)
+    network = migan.Generator(16, **SLIM)
     checkpoint = saved_network(network, folder / "network")
     output = folder / "migan_pipeline.onnx"
     given = f"--checkpoint={checkpoint}", f"--output={output}", "--kind=pipeline"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checking, "REPEATS", 1)
+        patch.setattr(export, "TYPICAL", 4)  # pictures, which are looked at for long
         assert run_here(patch, export, *given) == 0
     model = migan_jax.load(checkpoint)
     return folder, model.inpaint(PHOTO, HOLE, crops="one")
@@ -80,7 +83,7 @@ def test_python(folder, tmp_path, monkeypatch):
     same(np.asarray(Image.open("result.png")), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_javascript(folder, tmp_path):
     """Needs node, and a registry of its packages."""
     if shutil.which("npm") is None:

@@ -13,24 +13,23 @@ from photo_folders import mask_folder
 from PIL import Image
 from safetensors.numpy import save_file
 from test_data_sources import prepared
-from variables import random_variables, saved_network
+from variables import SLIM, random_variables, saved_network
 from verbs import run_here
 
 from migan_jax import evaluate
 from migan_jax.data.sources import FileSource
+from migan_jax.families import save_checkpoint
 from migan_jax.metrics import evaluator
 from migan_jax.models import migan
 from migan_jax.models.inception import Inception
 from migan_jax.weights import feature_networks
-from migan_jax.weights.checkpoint import Checkpoint, save_checkpoint
+from migan_jax.weights.checkpoint import Checkpoint
 from migan_jax.weights.feature_networks import FILES
-
-NARROW = {"channel_base": 128, "channel_max": 8}
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    return saved_network(migan.Generator(16, **NARROW), tmp_path / "network")
+    return saved_network(migan.Generator(16, **SLIM), tmp_path / "network")
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +55,7 @@ def result_of(folder):
 
 
 def test_a_report(monkeypatch, tmp_path, checkpoint, photos, capsys, caplog):
-    other = saved_network(migan.Generator(16, **NARROW), tmp_path / "other", seed=1)
+    other = saved_network(migan.Generator(16, **SLIM), tmp_path / "other", seed=1)
     more = f"--checkpoint={other}", "--batch-size=3"
     assert run(monkeypatch, tmp_path, checkpoint, photos, *more) == 0
     out = capsys.readouterr().out
@@ -109,7 +108,7 @@ def test_the_masks_of_the_runs_training(
 def test_names_of_any_kind(monkeypatch, tmp_path, photos):
     """Formulas, tables and bytes that are no text."""
     folder = tmp_path / "a$_{b$|c (1)<i>"
-    path = saved_network(migan.Generator(16, **NARROW), folder)
+    path = saved_network(migan.Generator(16, **SLIM), folder)
     first = min(photos.iterdir())
     first.rename(photos / os.fsdecode(b"\xff.png"))
     assert run(monkeypatch, tmp_path, path, photos) == 0
@@ -192,12 +191,12 @@ def test_mistakes(monkeypatch, tmp_path, checkpoint, photos):
     said = refused(*arguments, photos, f"--output={tmp_path / 'file'}")
     assert "is a file" in said
     assert "--samples" in refused(*arguments, "scenes")
-    larger = saved_network(migan.Generator(32, **NARROW), tmp_path / "larger")
+    larger = saved_network(migan.Generator(32, **SLIM), tmp_path / "larger")
     said = refused(*arguments, photos, f"--checkpoint={larger}")
     assert "of one size" in said and "of 32" in said
     assert "twice" in refused(*arguments, photos, f"--checkpoint={checkpoint}")
     monkeypatch.chdir(tmp_path)
-    saved_network(migan.Generator(16, **NARROW), Path("mean colour"))
+    saved_network(migan.Generator(16, **SLIM), Path("mean colour"))
     assert "rename it" in refused(monkeypatch, tmp_path, "mean colour", photos)
     no_model = refused(monkeypatch, tmp_path, photos / "none.pt", photos)
     assert "There is no checkpoint" in no_model
@@ -213,7 +212,7 @@ def test_many_begin_at_once_with_one_output(tmp_path):
 
 def test_a_checkpoint_that_overflows(monkeypatch, tmp_path, photos):
     """Finite weights, of which nothing finite comes out."""
-    network = migan.Generator(16, **NARROW)
+    network = migan.Generator(16, **SLIM)
     variables = random_variables(network)
     params = jax.tree.map(lambda leaf: np.copysign(3e38, leaf), variables["params"])
     path = tmp_path / "network"

@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 from photo_folders import photo_folder
 from pictures import hole_in, picture
-from variables import saved_network
+from variables import CODES, SLIM, saved_network
 from verbs import one_sentence, run_here
 
 import migan_jax
@@ -30,13 +30,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-NARROW = {"channel_base": 128, "channel_max": 8}
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "network"
-    return saved_network(migan.Generator(16, **NARROW), folder)
+    return saved_network(migan.Generator(16, **SLIM), folder)
 
 
 def run(monkeypatch, checkpoint, output, *more, kind="network"):
@@ -92,8 +90,15 @@ def test_a_pipeline(monkeypatch, checkpoint, tmp_path):
     assert "255 known" in described(path)["tensors"]
 
 
-@pytest.mark.parametrize("kind", ["network", "pipeline"])
-@pytest.mark.parametrize("precision", ["float16", "int8"])
+@pytest.mark.parametrize(
+    "precision, kind",
+    [
+        ("float16", "network"),
+        ("int8", "pipeline"),
+        pytest.param("float16", "pipeline", marks=pytest.mark.full),
+        pytest.param("int8", "network", marks=pytest.mark.full),
+    ],
+)
 def test_smaller_numbers(precision, kind, monkeypatch, checkpoint, tmp_path, capsys):
     """Inputs and outputs stay; what random weights lose is forced through."""
     photos = photo_folder(tmp_path / "photos")
@@ -119,6 +124,7 @@ def test_smaller_numbers(precision, kind, monkeypatch, checkpoint, tmp_path, cap
     assert report["remark"] == remark(report)
 
 
+@pytest.mark.full
 def test_int8_of_several_pictures_at_a_time(monkeypatch, checkpoint, tmp_path):
     path = tmp_path / "two.onnx"
     more = "--precision=int8", "--batch=2", "--force"
@@ -218,7 +224,7 @@ def test_mistakes(monkeypatch, checkpoint, tmp_path):
     assert str(empty) in refused(checkpoint, "a.onnx", f"--images={empty}")
     one = photo_folder(tmp_path / "one", count=1)
     assert "two at least" in refused(checkpoint, "a.onnx", f"--images={one}")
-    teacher = comodgan.Generator(16, **NARROW, z_dim=4, w_dim=4, encoder_dim=4)
+    teacher = comodgan.Generator(16, **SLIM, **CODES)
     path = saved_network(teacher, tmp_path / "teacher")
     assert "is a comodgan" in refused(path)
 

@@ -8,17 +8,18 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from variables import random_variables
+from variables import SLIM, random_variables
 
 from migan_jax.exporting import int8
 from migan_jax.exporting.activations import hole_of_level, values_inside
 from migan_jax.exporting.int8 import to_int8
 from migan_jax.exporting.ranges import CUT_OFF_COUNTS, STEPS, best_range, ranges_of
+from migan_jax.families import to_tensors
 from migan_jax.models import migan
 from migan_jax.twins.build import load_twin
 from migan_jax.twins.deployed import Deployed
 from migan_jax.twins.onnx_network import to_onnx
-from migan_jax.weights.checkpoint import Checkpoint, to_form, to_tensors
+from migan_jax.weights.checkpoint import Checkpoint, to_form
 
 pytestmark = [
     pytest.mark.torch,
@@ -31,7 +32,7 @@ SIDE = 16
 @pytest.fixture(scope="module")
 def network():
     """Random weights, in float32."""
-    generator = migan.Generator(SIDE, channel_base=128, channel_max=8)
+    generator = migan.Generator(SIDE, **SLIM)
     variables = random_variables(generator)
     trained = Checkpoint(generator, variables["params"], variables["stats"])
     fused = to_form(trained, "fused")

@@ -10,8 +10,8 @@ from migan_jax.geometry import filling
 from migan_jax.geometry.crops import Box, crop_around, plan
 from migan_jax.geometry.filling import (
     fill_holes,
-    network_input,
     squared_distance,
+    to_square,
 )
 
 SIZE = 64
@@ -57,26 +57,23 @@ def test_the_way_to_the_network_is_a_triangle_kernel():
     down = resizing_matrix(triangle, crop.box.height, crop.inner.height)
     right = resizing_matrix(triangle, crop.box.width, crop.inner.width)
     expected = np.einsum("ij,jkc,lk->ilc", down, part / 127.5 - 1, right)
-    actual = network_input(part, no_hole(part.shape[:2]), crop)[0]
-    assert actual.dtype == np.float32
-    assert (actual[..., 0] == 0.5).all()
-    np.testing.assert_allclose(
-        actual[crop.inner.slices][..., 1:], expected, rtol=0, atol=1e-5
-    )
+    shown, known = to_square(part, no_hole(part.shape[:2]), crop)
+    assert shown.dtype == known.dtype == np.float32
+    assert (known == 1).all()
+    np.testing.assert_allclose(shown[0][crop.inner.slices], expected, rtol=0, atol=1e-5)
 
 
 def test_the_way_back_is_a_cubic_kernel():
     hole = hole_in((150, 170), (20, 30, 141, 133))
     image, crop = picture(*hole.shape), crop_of(hole)
     answer = np.random.default_rng(0).uniform(-1, 1, (1, SIZE, SIZE, 3))
-    x = network_input(image[crop.box.slices], hole[crop.box.slices], crop)
-    known = x[0, ..., :1] > 0
-    completed = np.where(known, x[0, ..., 1:], answer[0])[crop.inner.slices]
+    shown, known = to_square(image[crop.box.slices], hole[crop.box.slices], crop)
+    completed = np.where(known > 0, shown, answer)[0][crop.inner.slices]
     down = resizing_matrix(cubic, crop.inner.height, crop.box.height)
     right = resizing_matrix(cubic, crop.inner.width, crop.box.width)
     expected = np.einsum("ij,jkc,lk->ilc", down, completed, right)
     expected = np.clip(127.5 * (expected + 1), 0, 255)
-    result = fill_holes(image, hole, lambda x: answer, SIZE, 0)
+    result = fill_holes(image, hole, lambda *given: answer, SIZE, 0)
     inside = hole[crop.box.slices]
     actual = result[crop.box.slices][inside]
     # Half a level of rounding.
@@ -87,16 +84,16 @@ def test_a_crop_of_the_networks_size_is_shown_and_pasted_exactly():
     hole = hole_in((200, 200), (90, 90, 110, 120))
     image, crop = picture(200, 200), crop_of(hole)
     part = image[crop.box.slices]
-    x = network_input(part, hole[crop.box.slices], crop)[0]
+    shown, _ = to_square(part, hole[crop.box.slices], crop)
     np.testing.assert_allclose(
-        127.5 * (x[..., 1:] + 1),
+        127.5 * (shown[0] + 1),
         np.where(hole[crop.box.slices][..., None], 127.5, part),
         rtol=0,
         atol=1e-4,
     )
-    truth = network_input(part, no_hole(part.shape[:2]), crop)[..., 1:]
+    truth, _ = to_square(part, no_hole(part.shape[:2]), crop)
     for feather in (0, 3, 8):
-        result = fill_holes(image, hole, lambda x: truth, SIZE, feather)
+        result = fill_holes(image, hole, lambda *given: truth, SIZE, feather)
         assert np.array_equal(result, image)
 
 
@@ -105,8 +102,8 @@ def test_strips_change_nothing(monkeypatch):
     image = picture(*hole.shape)
     raw, raw_of_strips = np.empty_like(image), np.empty_like(image)
 
-    def network(x):
-        return gaussian_filter(x[..., 1:], (0, 2, 2, 0)) + 0.1
+    def network(image, known):
+        return gaussian_filter(image, (0, 2, 2, 0)) + 0.1
 
     whole = fill_holes(image, hole, network, SIZE, raw=raw)
     monkeypatch.setattr(filling, "STRIP_PIXELS", 700)
@@ -129,25 +126,30 @@ def test_nothing_of_the_hole_reaches_the_network(box, feather):
     other[hole] = 255 - other[hole]
     seen = []
 
-    def network(x):
-        seen.append(x)
-        return white(x)
+    def network(image, known):
+        seen.append((image, known))
+        return white(image, known)
 
     for image in (one, other):
         fill_holes(image, hole, network, SIZE, feather)
     half = len(seen) // 2
-    for a, b in zip(seen[:half], seen[half:], strict=True):
+    for (a, known), (b, same) in zip(seen[:half], seen[half:], strict=True):
         # What a resized pixel may have of unknown ones is no part of a grey level.
         assert np.abs(a - b).max() < 1e-5
-        assert set(np.unique(a[..., 0])) == {-0.5, 0.5}
-        assert (a[..., 1:][a[..., 0] < 0] == 0).all()
+        assert set(np.unique(known)) == {0, 1} and np.array_equal(known, same)
+        assert (a[known[..., 0] == 0] == 0).all()
 
 
 def test_the_feather_is_unknown_to_the_network():
     hole = hole_in((64, 64), (30, 30, 31, 31))
     seen = []
-    fill_holes(picture(64, 64), hole, lambda x: seen.append(x) or white(x), SIZE, 3)
-    unknown = seen[0][0, ..., 0] < 0
+
+    def network(image, known):
+        seen.append(known)
+        return white(image, known)
+
+    fill_holes(picture(64, 64), hole, network, SIZE, 3)
+    unknown = seen[0][0, ..., 0] == 0
     assert np.array_equal(unknown, distance_transform_edt(~hole) <= 3)
 
 
@@ -156,7 +158,7 @@ def test_what_the_photo_does_not_give_is_mirrored():
     hole = hole_in((40, 24), (10, 10, 15, 15))
     crop = crop_of(hole)
     assert crop.inner == Box(12, 20, 52, 44)
-    x = network_input(image, no_hole(hole.shape), crop)[0]
+    x = to_square(image, no_hole(hole.shape), crop)[0][0]
     inner = x[12:52, 20:44]
     assert np.array_equal(x[12:52, 44:], inner[:, ::-1][:, :20])
     assert np.array_equal(x[12:52, :20], inner[:, ::-1][:, -20:])
@@ -170,7 +172,7 @@ def test_only_what_fills_holes_is_used_of_the_network():
     image = picture(*hole.shape)
 
     def network(known_value):
-        return lambda x: np.where(x[..., :1] > 0, known_value, 0.25 + 0 * x[..., 1:])
+        return lambda image, known: np.where(known, known_value, 0.25 + 0 * image)
 
     results = [fill_holes(image, hole, network(v), SIZE) for v in (-9.0, 9.0)]
     assert np.array_equal(*results)
@@ -178,24 +180,23 @@ def test_only_what_fills_holes_is_used_of_the_network():
 
 def test_later_crops_know_what_earlier_ones_filled():
     hole = hole_in((64, 400), (20, 20, 40, 40), (20, 70, 40, 90), (20, 300, 40, 320))
-    seen = []
+    seen, shown = [], []
 
-    def network(x):
-        seen.append((x[0, ..., 0] > 0).mean())
-        return white(x)
+    def network(image, known):
+        seen.append(known.mean())
+        shown.append((image[0], known[0]))
+        return white(image, known)
 
     fill_holes(picture(64, 400), hole, network, 128, 0)
     assert len(seen) == 2  # the first two share a crop, the third is far away
     wide = hole_in((64, 300), (20, 10, 44, 290))
-    seen.clear()
-    shown = []
-    fill_holes(picture(64, 300), wide, lambda x: shown.append(x) or white(x), 64, 0)
-    first, second = shown[0][0], shown[1][0]
+    shown.clear()
+    fill_holes(picture(64, 300), wide, network, 64, 0)
+    (first, known), (second, later) = shown[:2]
     assert len(shown) > 2
     # The second crop begins in what the first has filled: white, and known.
-    left = second[31, 0]
-    assert left[0] == 0.5 and (left[1:] == 1).all()
-    assert first[31, 0, 0] == 0.5 and (first[31, 0, 1:] < 1).all()
+    assert later[31, 0] == 1 and (second[31, 0] == 1).all()
+    assert known[31, 0] == 1 and (first[31, 0] < 1).all()
 
 
 def test_raw_is_the_networks_own_output():
@@ -271,6 +272,6 @@ def test_a_network_that_is_broken():
         fill_holes(
             picture(64, 64),
             hole_in((64, 64), (1, 1, 2, 2)),
-            lambda x: np.nan * white(x),
+            lambda *given: np.nan * white(*given),
             SIZE,
         )

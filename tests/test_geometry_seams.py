@@ -7,7 +7,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from test_geometry_cases import HOLES, SIZE
 
 from migan_jax.geometry.crops import crop_around, plan
-from migan_jax.geometry.filling import DEFAULT_FEATHER, fill_holes, network_input
+from migan_jax.geometry.filling import DEFAULT_FEATHER, fill_holes, to_square
 
 BORDERED = [name for name, hole in HOLES.items() if hole.any() and not hole.all()]
 
@@ -45,14 +45,14 @@ class Oracle:
         boxes = plan(hole, size, "auto")
         crops = [crop_around(box, hole.shape, size) for box in boxes]
         self.truths = (
-            network_input(
+            to_square(
                 image[crop.box.slices], no_hole(image[crop.box.slices].shape[:2]), crop
-            )[..., 1:]
+            )[0]
             for crop in crops
         )
         self.change = change
 
-    def __call__(self, x):
+    def __call__(self, image, known):
         return self.change(next(self.truths))
 
 

@@ -4,6 +4,7 @@ The levels and the fences are CONTRIBUTING.md's, read from the syntax tree.
 """
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ LEVELS = {
     **dict.fromkeys(("config", "ops", "geometry", "metadata"), 0),
     **dict.fromkeys(("models", "losses", "data"), 1),
     **dict.fromkeys(("systems", "metrics", "weights", "twins"), 2),
-    **dict.fromkeys(("training", "exporting", "inpainting", "photos"), 3),
+    "families": 3,
+    **dict.fromkeys(("training", "exporting", "inpainting", "photos"), 4),
 }
-VERBS = 4  # every other module at the root
+VERBS = 5  # every other module at the root
 
 # Where a library may be imported; elsewhere it must not be.
 FENCES = {
@@ -83,3 +85,41 @@ def test_models_do_not_know_the_configuration():
     for path in (PACKAGE / "models").glob("*.py"):
         modules = [module for module, _ in imported_modules(path)]
         assert not any(module.startswith("migan_jax.config") for module in modules)
+
+
+# Where nothing knows any family. Networks that look at pictures are no family's.
+NEUTRAL = [
+    path for path in FILES if name_of(path) in ("training", "metrics", "geometry")
+]
+
+
+def names_of_families():
+    """Families, their networks, what is frozen for them, and what they minimise.
+
+    Without what pictures are measured by, too.
+    """
+    from migan_jax.families import FAMILIES
+    from migan_jax.metrics import image
+
+    names = set()
+    for family in FAMILIES.values():
+        names |= {family.name, family.title, *family.frozen}
+        names |= {word for kind in family.kinds for word in (kind.name, kind.role)}
+        names |= {label.partition("/")[2] for label in family.labels}
+    return {name.lower() for name in names} - {name.lower() for name in image.NAMES}
+
+
+@pytest.mark.parametrize(
+    "path", NEUTRAL, ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_the_trainer_knows_no_family(path):
+    forbidden = {name.replace("-", "") for name in names_of_families()}
+    assert {"migan", "comodgan", "generator", "discriminator", "teacher"} <= forbidden
+    assert {"distillation", "adversarial", "r1"} <= forbidden
+    # The package's own name, and numpy's random generators, are others.
+    allowed = {"migan_jax", "random.generator"}
+    text = path.read_text().lower()
+    for name in allowed:
+        text = text.replace(name, "")
+    found = set(re.findall(r"[a-z0-9]+", text.replace("-", ""))) & forbidden
+    assert not found, f"{path} speaks of {', '.join(sorted(found))}"

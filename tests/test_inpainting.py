@@ -9,17 +9,13 @@ import pytest
 from pictures import hole_in, picture
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
-from test_weights_names import CODES, NARROW, NETWORKS, plausible_tensors
+from test_weights_names import NETWORKS, plausible_tensors
+from variables import CODES, NARROW, constants
 
 import migan_jax
 from migan_jax.errors import UserError
+from migan_jax.families import from_tensors, load_checkpoint, save_checkpoint
 from migan_jax.geometry.filling import DEFAULT_FEATHER
-from migan_jax.weights.checkpoint import (
-    from_tensors,
-    load_checkpoint,
-    save_checkpoint,
-)
-from migan_jax.weights.names import constants
 from migan_jax.weights.reading import write_tensors
 
 SIZE = NARROW["resolution"]
@@ -148,7 +144,7 @@ def test_pyramid_is_each_levels_own(name, models):
     shifted = jax.tree.map(lambda leaf: leaf, checkpoint.params)
     shift = np.array([1, 2, 3], np.float32)
     shifted["synthesis"]["b8"]["torgb"]["bias"] += shift
-    changed = migan_jax.Model(dataclasses.replace(checkpoint, params=shifted))
+    changed = migan_jax.Model.of(dataclasses.replace(checkpoint, params=shifted))
     other_rgb, other = changed.forward(images(), z=z, pyramid=True)
     for r in (4, 16):
         np.testing.assert_allclose(other[r], pyramid[r], rtol=1e-5, atol=1e-4)
@@ -211,7 +207,7 @@ def test_latents_that_do_not_fit(models):
     for shape in ((1, CODES["z_dim"]), (2, 5), (CODES["z_dim"],)):
         with pytest.raises(ValueError, match=r"z of this network is \[2, 12\]"):
             models["comodgan"].forward(images(), z=np.zeros(shape))
-    with pytest.raises(ValueError, match="z is for Co-Mod-GAN"):
+    with pytest.raises(ValueError, match="A MI-GAN takes no z"):
         models["migan_fused"].forward(images(), z=np.zeros((2, CODES["z_dim"])))
 
 
@@ -336,3 +332,61 @@ def test_inpaint_doubts_masks(hole, sentence, models, photo, caplog):
 def test_inpaint_says_what_does_not_fit(arguments, sentence, models, photo):
     with pytest.raises(UserError, match=sentence):
         models["migan_fused"].inpaint(**{"image": photo, "mask": HOLE, **arguments})
+
+
+# Whole pictures, of any family.
+
+
+@pytest.mark.parametrize("name", ["migan_fused", "comodgan"])
+def test_complete_is_the_network_with_its_hole_pasted(name, models):
+    model, rng = models[name], np.random.default_rng(0)
+    image = rng.random((2, SIZE, SIZE, 3), np.float32)
+    known = (rng.random((2, SIZE, SIZE, 1)) < 0.7).astype(np.float32)
+    result = np.asarray(model.complete(image, known))
+    x = np.concatenate([known - 0.5, (2 * image - 1) * known], axis=-1)
+    expected = (np.clip(model.forward(x), -1, 1) + 1) / 2
+    hole = np.broadcast_to(known == 0, image.shape)
+    np.testing.assert_allclose(result[hole], expected[hole], atol=1e-5)
+    assert np.array_equal(result[~hole], image[~hole])
+    other = np.where(hole, np.nan, image)  # what is in the hole does not matter
+    assert np.array_equal(model.complete(other, known), result)
+
+
+def test_complete_can_be_traced(models):
+    model = models["migan_fused"]
+    image = np.random.default_rng(0).random((1, SIZE, SIZE, 3), np.float32)
+    known = np.ones((1, SIZE, SIZE, 1), np.float32)
+    known[:, :, SIZE // 2 :] = 0
+    compiled = jax.jit(model.complete)(image, known)
+    np.testing.assert_allclose(compiled, model.complete(image, known), atol=1e-6)
+    slope = jax.grad(lambda x: model.complete(x, known)[:, :, -1].sum())(image)
+    assert np.abs(slope[:, :, 0]).max() > 0 and not slope[:, :, -1].any()
+
+
+def test_latents_are_given_or_drawn_of_a_seed(models):
+    model = models["comodgan"]
+    image, known = np.zeros((2, SIZE, SIZE, 3)), np.zeros((2, SIZE, SIZE, 1))
+    first, other = (model.complete(image, known, seed=seed) for seed in (0, 1))
+    assert not np.allclose(first, other)
+    z = np.asarray(jax.random.normal(jax.random.key(1), (2, CODES["z_dim"])))
+    np.testing.assert_allclose(model.complete(image, known, z=z), other, atol=1e-6)
+    photo, hole = np.zeros((SIZE, SIZE, 3), np.uint8), np.ones((SIZE, SIZE), bool)
+    filled = [model.inpaint(photo, hole, seed=seed) for seed in (0, 0, 1)]
+    assert np.array_equal(*filled[:2]) and not np.array_equal(*filled[1:])
+
+
+@pytest.mark.parametrize(
+    ("image", "known", "given", "why"),
+    [
+        ((1, 16, 16, 4), (1, 16, 16, 1), {}, r"\[N, H, W, 3\]"),
+        ((1, 16, 16, 3), (1, 16, 16), {}, r"known of them \[N, H, W, 1\]"),
+        ((2, 16, 16, 3), (1, 16, 16, 1), {}, r"not \[2, 16, 16, 3\] and"),
+        ((1, 16, 16, 3), (1, 16, 16, 1), {"z": np.ones((1, 9))}, "takes no z"),
+        ((1, 16, 16, 3), (1, 16, 16, 1), {"points": np.ones(7)}, "takes no points"),
+    ],
+)
+def test_what_cannot_be_completed(image, known, given, why, models):
+    with pytest.raises(ValueError, match=why):
+        models["migan_fused"].complete(np.zeros(image), np.zeros(known), **given)
+    with pytest.raises(ValueError, match="scaled floating point"):
+        models["migan_fused"].complete(np.zeros(image, np.uint8), np.zeros(known))

@@ -7,11 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from migan_jax.losses.adversarial import (
-    discriminator_loss,
-    generator_loss,
-    r1_penalty,
-)
+from migan_jax.losses import gan
 from migan_jax.losses.distillation import distillation_loss
 from migan_jax.losses.reconstruction import l1_in_hole
 
@@ -20,25 +16,73 @@ def softplus(x):
     return math.log1p(math.exp(-abs(x))) + max(x, 0)
 
 
-def test_adversarial_losses_are_softplus():
-    real, fake = np.array([[0.0], [2.0], [-30.0]]), np.array([[1.0], [-3.0], [40.0]])
-    expected = [softplus(-logit) for logit in fake[:, 0]]
-    np.testing.assert_allclose(generator_loss(fake), expected, rtol=1e-6)
-    pairs = zip(real[:, 0], fake[:, 0], strict=True)
-    expected = [softplus(f) + softplus(-r) for r, f in pairs]
-    np.testing.assert_allclose(discriminator_loss(real, fake), expected, rtol=1e-6)
+REAL, FAKE = np.array([[0.0], [2.0], [-30.0]]), np.array([[1.0], [-3.0], [40.0]])
 
 
-def test_r1_of_a_linear_critic_is_half_its_squared_weights():
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (gan.logistic_discriminator_loss, lambda r, f: softplus(f) + softplus(-r)),
+        (gan.hinge_discriminator_loss, lambda r, f: max(1 - r, 0) + max(1 + f, 0)),
+        (gan.wasserstein_critic_loss, lambda r, f: f - r),
+    ],
+)
+def test_losses_of_those_who_judge(loss, expected):
+    pairs = zip(REAL[:, 0], FAKE[:, 0], strict=True)
+    np.testing.assert_allclose(loss(REAL, FAKE), [expected(*p) for p in pairs], 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (gan.logistic_generator_loss, lambda f: softplus(-f)),
+        (gan.hinge_generator_loss, lambda f: -f),
+    ],
+)
+def test_losses_of_those_who_are_judged(loss, expected):
+    np.testing.assert_allclose(loss(FAKE), [expected(f) for f in FAKE[:, 0]], 1e-6)
+    patches = np.stack([FAKE, FAKE[::-1]], axis=2)  # two scores each, of one mean
+    means = [(expected(a) + expected(b)) / 2 for a, b in patches[:, 0]]
+    np.testing.assert_allclose(loss(patches), means, 1e-6)
+
+
+def test_slopes_of_a_linear_critic_are_its_weights():
     weights = np.random.default_rng(0).standard_normal((4, 4, 4)).astype(np.float32)
     x = jnp.ones((3, 4, 4, 4))
-    penalty = r1_penalty(lambda x: jnp.einsum("nhwc,hwc->n", x, weights)[:, None], x)
+    where = np.zeros((3, 4, 4, 1), np.float32)
+    where[1, :2], where[2] = 1, 1
+
+    def critic(x):
+        return jnp.einsum("nhwc,hwc->n", x, weights)[:, None]
+
+    penalty = gan.r1_penalty(critic, x)
     np.testing.assert_allclose(penalty, [0.5 * (weights**2).sum()] * 3, rtol=1e-6)
+    expected = [0, np.linalg.norm(weights[:2]), np.linalg.norm(weights)]
+    np.testing.assert_allclose(gan.gradient_norm(critic, x, where), expected, 1e-6)
+
+
+def test_penalties_of_slopes():
+    norm = jnp.array([0.0, 0.5, 1.0, 3.0])
+    assert gan.two_sided_penalty(norm).tolist() == [1, 0.25, 0, 4]
+    assert gan.one_sided_penalty(norm).tolist() == [0, 0, 0, 2]
+
+    def penalty(slope):  # of a critic that is flat at slope 0
+        points = jnp.ones((1, 2, 2, 1))
+        norm = gan.gradient_norm(lambda x: slope * jnp.sum(x)[None], points)
+        return jnp.sum(gan.two_sided_penalty(norm))
+
+    assert jax.grad(penalty)(0.0) == 0 and jax.grad(penalty)(1.0) == 4  # never NaN
+
+
+def test_points_between_real_and_fake():
+    real, fake = jnp.ones((3, 1, 1, 1)), -jnp.ones((3, 1, 1, 1))
+    points = gan.between(real, fake, jnp.array([0.0, 0.5, 1.0]))
+    assert points.ravel().tolist() == [-1, 0, 1]
 
 
 def test_r1_is_that_of_each_sample_and_of_all_channels():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 2, 4)), jnp.float32)
-    penalty = r1_penalty(lambda x: jnp.sum(x**2, axis=(1, 2, 3))[:, None] / 2, x)
+    penalty = gan.r1_penalty(lambda x: jnp.sum(x**2, axis=(1, 2, 3))[:, None] / 2, x)
     np.testing.assert_allclose(penalty, 0.5 * jnp.sum(x**2, (1, 2, 3)), rtol=1e-6)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 import peers
-from parity import relative_l2
+from variables import relative_l2
 
 from migan_jax.errors import UserError
 from migan_jax.metrics.evaluator import Eyes, on_every_device, spread
@@ -59,7 +59,7 @@ def perceptual_files(name, folder):
     return whole, *paths
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_eight_devices_see_what_one_sees(monkeypatch, tmp_path):
     """Of a number of pictures that they cannot share equally."""
     _, inner = peers.inception()
@@ -86,7 +86,7 @@ def test_eight_devices_see_what_one_sees(monkeypatch, tmp_path):
         np.testing.assert_allclose(on_eight[1][name], values, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["alex", "vgg"])
+@pytest.mark.parametrize("name", ["alex", pytest.param("vgg", marks=pytest.mark.full)])
 def test_lpips_is_the_packages(name, tmp_path):
     whole, *paths = perceptual_files(name, tmp_path)
     truths, results = pictures(3, 64), pictures(3, 64, seed=1)

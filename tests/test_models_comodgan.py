@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from variables import CODES, TINY, randomised, relative_l2
 
 from migan_jax.models.comodgan import EncoderTop, Generator
 from migan_jax.ops.resample import upsample2x
 
-NARROW = {"resolution": 8, "channel_base": 128, "channel_max": 16}
-CODES = {"z_dim": 6, "w_dim": 10, "encoder_dim": 14}
+NETWORK = Generator(**TINY, **CODES)
 
 
 def pictures(count, seed=0):
@@ -45,31 +45,10 @@ def shapes_of(network):
     return jax.eval_shape(network.init, jax.random.key(0), x, z)
 
 
-@functools.cache
-def randomised():
-    """Random everywhere: also biases, strengths, stored noise and the average."""
-    network = Generator(**NARROW, **CODES)
-    rng = np.random.default_rng(1)
-
-    def fill(path, leaf):
-        keys = [part.key for part in path]
-        scale = 0.5 if keys[-1] in ("bias", "strength") else 1
-        if "mapping" in keys and "params" in keys:
-            scale *= 100  # divided by the multiplier of the learning rate
-        return jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
-
-    return network, jax.tree_util.tree_map_with_path(fill, shapes_of(network))
-
-
 @functools.partial(jax.jit, static_argnames=("network", "truncation", "kind"))
 def run(network, variables, x, z, kind="stored", noise=None, **kwargs):
     noise = kind if noise is None else noise
     return network.apply(variables, x, z, noise=noise, **kwargs)
-
-
-def relative_l2(actual, expected):
-    difference = np.linalg.norm(np.ravel(actual) - np.ravel(expected))
-    return difference / np.linalg.norm(np.ravel(expected))
 
 
 # Styles are divided by their size over the whole batch. Demodulation cancels that but
@@ -87,13 +66,13 @@ def test_parameter_counts():
 def test_number_of_styles():
     assert Generator(256).num_ws == 14
     assert Generator(512).num_ws == 16
-    assert randomised()[0].num_ws == 4
+    assert randomised(NETWORK)[0].num_ws == 4
 
 
 def test_output_and_pyramid_shapes():
     network = Generator(resolution=32, channel_base=256, channel_max=8, **CODES)
     x = jax.ShapeDtypeStruct((3, 32, 32, 4), jnp.float32)
-    z = jax.ShapeDtypeStruct((3, 6), jnp.float32)
+    z = jax.ShapeDtypeStruct((3, CODES["z_dim"]), jnp.float32)
     (rgb, pyramid), _ = jax.eval_shape(
         network.init_with_output, jax.random.key(0), x, z
     )
@@ -104,7 +83,7 @@ def test_output_and_pyramid_shapes():
 
 @pytest.mark.parametrize("h, w", [(16, 16), (8, 16), (4, 8)])
 def test_wrong_sizes_are_named(h, w):
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     with pytest.raises(ValueError, match=f"takes 8x8 images, not {h}x{w}"):
         jax.eval_shape(
             network.apply, variables, np.zeros((1, h, w, 4), np.float32), latents(1)
@@ -114,7 +93,7 @@ def test_wrong_sizes_are_named(h, w):
 
 
 def test_picture_is_the_sum_of_its_levels():
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     rgb, pyramid = run(network, variables, pictures(2), latents(2))
     assert all(np.any(y) for y in pyramid.values())
     total = upsample2x(pyramid[4]) + pyramid[8]
@@ -137,7 +116,7 @@ def styles_by_hand(variables, z):
 
 
 def test_latent_matters_but_not_its_size():
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     x, z = pictures(2), latents(2)
     rgb, _ = run(network, variables, x, z)
     other, _ = run(network, variables, x, latents(2, seed=1))
@@ -153,7 +132,7 @@ def with_average(variables, average):
 
 
 def test_truncation_to_zero_forgets_the_latent():
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     x = pictures(2)
     one, _ = run(network, variables, x, latents(2), truncation=0)
     other, _ = run(network, variables, x, latents(2, seed=1), truncation=0)
@@ -164,7 +143,7 @@ def test_truncation_to_zero_forgets_the_latent():
 
 
 def test_truncation_of_one_ignores_the_average():
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     x, z = pictures(2), latents(2)
     moved = with_average(variables, np.full(10, 100.0))
     rgb, _ = run(network, variables, x, z)
@@ -174,7 +153,7 @@ def test_truncation_of_one_ignores_the_average():
 
 def test_truncation_moves_styles_in_proportion():
     """With the average where the latent's own style is, nothing moves."""
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     x, z = pictures(2), np.repeat(latents(1), 2, axis=0)
     rgb, _ = run(network, variables, x, z)
     at_home = with_average(variables, styles_by_hand(variables, z)[0])
@@ -193,7 +172,7 @@ def test_truncation_moves_styles_in_proportion():
 
 def test_mixing():
     """Styles from `first_index` on are the second latent's, sample by sample."""
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     x, z, second = pictures(3), latents(3), latents(3, seed=1)
     own, own_levels = run(network, variables, x, z)
     others, others_levels = run(network, variables, x, second)
@@ -230,7 +209,7 @@ def train(network, variables, x, z, mixing):
 
 
 def test_average_style_follows_only_in_training():
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     x, z, second = pictures(3), latents(3), latents(3, seed=1)
     before = np.asarray(variables["stats"]["mapping"]["w_avg"], np.float64)
 
@@ -272,7 +251,7 @@ def test_dropout_drops_half_of_each_sample_by_its_own_key():
 
 
 def test_dropout_of_the_generator():
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     x, z = pictures(2), latents(2)
     evaluated, _ = run(network, variables, x, z)
     first, _ = run(network, variables, x, z, dropout_keys=keys(2))
@@ -301,7 +280,7 @@ def test_noise_shapes():
 
 
 def test_kinds_of_noise():
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     x, z = pictures(2), latents(2)
     drawn = noise_of(network, seed=0)
     inputs = (network, variables, x, z)
@@ -333,7 +312,7 @@ def test_kinds_of_noise():
 
 
 def test_half_precision():
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     half = network.clone(dtype=jnp.bfloat16)
     leaves = jax.tree.leaves(shapes_of(half))
     assert all(leaf.dtype == jnp.float32 for leaf in leaves)

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from variables import TINY, randomised, relative_l2
 
 from migan_jax.models.discriminators import CoModGANDiscriminator, MIGANDiscriminator
 from migan_jax.models.layers import Reparam
 
-NARROW = {"resolution": 8, "channel_base": 128, "channel_max": 20}
 KINDS = {"migan": MIGANDiscriminator, "comodgan": CoModGANDiscriminator}
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
@@ -28,25 +28,8 @@ def shapes_of(network):
 
 
 @functools.cache
-def randomised(kind):
-    network = KINDS[kind](**NARROW)
-    rng = np.random.default_rng(1)
-
-    def fill(path, leaf):
-        scale = 0.5 if path[-1].key == "bias" else 1
-        return jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
-
-    return network, jax.tree_util.tree_map_with_path(fill, shapes_of(network))
-
-
-@functools.cache
 def runner(network):
     return jax.jit(network.apply)
-
-
-def relative_l2(actual, expected):
-    difference = np.linalg.norm(np.ravel(actual) - np.ravel(expected))
-    return difference / np.linalg.norm(np.ravel(expected))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +62,7 @@ def test_one_logit_per_picture(kind, batch):
 
 @EVERY_KIND
 def test_batch_that_cannot_be_split_is_named(kind):
-    network, variables = randomised(kind)
+    network, variables = randomised(KINDS[kind](**TINY))
     with pytest.raises(ValueError, match=r"batch of 6 .* multiple of 4"):
         jax.eval_shape(network.apply, variables, pictures(6))
 
@@ -87,7 +70,7 @@ def test_batch_that_cannot_be_split_is_named(kind):
 @EVERY_KIND
 @pytest.mark.parametrize("shape", [(4, 16, 16, 4), (4, 8, 4, 4), (4, 8, 8, 3)])
 def test_wrong_sizes_are_named(kind, shape):
-    network, variables = randomised(kind)
+    network, variables = randomised(KINDS[kind](**TINY))
     with pytest.raises(ValueError) as error:
         jax.eval_shape(network.apply, variables, np.zeros(shape, np.float32))
     assert "takes [N, 8, 8, 4]" in str(error.value)
@@ -97,7 +80,7 @@ def test_wrong_sizes_are_named(kind, shape):
 @EVERY_KIND
 def test_a_picture_is_compared_with_its_group_alone(kind):
     """Of eight, those with the same parity: nothing else may change."""
-    network, variables = randomised(kind)
+    network, variables = randomised(KINDS[kind](**TINY))
     x = pictures(8)
     changed = x.copy()
     changed[5] = 3 * pictures(1, seed=1)[0]
@@ -108,7 +91,7 @@ def test_a_picture_is_compared_with_its_group_alone(kind):
 
 @EVERY_KIND
 def test_order_within_a_group_does_not_matter(kind):
-    network, variables = randomised(kind)
+    network, variables = randomised(KINDS[kind](**TINY))
     x = pictures(8)
     order = [6, 7, 2, 3, 0, 1, 4, 5]
     logits = np.asarray(runner(network)(variables, x))
@@ -120,7 +103,7 @@ def test_order_within_a_group_does_not_matter(kind):
 
 @EVERY_KIND
 def test_half_precision(kind):
-    network, variables = randomised(kind)
+    network, variables = randomised(KINDS[kind](**TINY))
     half = network.clone(dtype=jnp.bfloat16)
     leaves = jax.tree.leaves(shapes_of(half))
     assert all(leaf.dtype == jnp.float32 for leaf in leaves)
@@ -135,7 +118,7 @@ def test_half_precision(kind):
 @EVERY_KIND
 def test_input_gradient_in_half_precision(kind):
     """What R1 penalises: float32 like the input, and close to full precision."""
-    network, variables = randomised(kind)
+    network, variables = randomised(KINDS[kind](**TINY))
     half = network.clone(dtype=jnp.bfloat16)
     x = pictures(8)
 

@@ -134,6 +134,7 @@ def test_gradient_in_float32_is_as_good_as_the_twins():
     assert our_error <= 10 * their_error
 
 
+@pytest.mark.full
 @ALL
 def test_gradient_in_float32_without_the_kink(name, monkeypatch):
     for module in list(sys.modules):

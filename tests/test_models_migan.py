@@ -6,34 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from variables import TINY, randomised, relative_l2
 
 from migan_jax.models.layers import Reparam
 from migan_jax.models.migan import Generator
 from migan_jax.models.noise import random_noise
 from migan_jax.ops.resample import upsample2x
 
-# Two levels, which have everything a network has; three where the sum is at stake.
-NARROW = {"resolution": 8, "channel_base": 128, "channel_max": 20}
+NETWORK = Generator(**TINY)
 
 
 def picture(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-@functools.cache
-def randomised(**changes):
-    """A network and random variables, with no zeros among biases and strengths."""
-    network = Generator(**{**NARROW, **changes})
-    rng = np.random.default_rng(1)
-
-    def fill(path, leaf):
-        scale = 0.5 if path[-1].key in ("bias", "strength") else 1
-        return jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
-
-    size = network.resolution
-    x = jax.ShapeDtypeStruct((1, size, size, 4), jnp.float32)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), x)
-    return network, jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 @functools.cache
@@ -42,11 +26,6 @@ def runner(network, noise=None):
     if noise is None:
         return jax.jit(network.apply)
     return jax.jit(functools.partial(network.apply, noise=noise))
-
-
-def relative_l2(actual, expected):
-    difference = np.linalg.norm(np.ravel(actual) - np.ravel(expected))
-    return difference / np.linalg.norm(np.ravel(expected))
 
 
 # Sizes.
@@ -84,7 +63,7 @@ def test_output_and_pyramid_shapes(size):
 
 @pytest.mark.parametrize("size", [(6, 14)])
 def test_runs_on_other_sizes(size):
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     x = picture(2, *size, 4)
     rgb, _ = runner(network, "stored")(variables, x)
     assert rgb.shape == (2, *size, 3)
@@ -95,7 +74,7 @@ def test_runs_on_other_sizes(size):
     "shape", [(1, 18, 16, 4), (1, 16, 22, 4), (1, 16, 16, 3), (2, 2, 2, 4)]
 )
 def test_wrong_sizes_are_named(shape):
-    network, variables = randomised(resolution=16)
+    network, variables = randomised(NETWORK.clone(resolution=16))
     with pytest.raises(ValueError) as error:
         network.apply(variables, np.zeros(shape, np.float32))
     assert str(shape) in str(error.value)
@@ -134,7 +113,7 @@ def noise_of(network, seed):
 
 
 def test_noise_has_no_effect_before_training():
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     x = picture(2, 16, 16, 4)
     # As they are initialised (test_models_noise.py).
     variables = jax.tree_util.tree_map_with_path(
@@ -148,7 +127,7 @@ def test_noise_has_no_effect_before_training():
 
 
 def test_kinds_of_noise_differ_once_there_are_strengths():
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     x = picture(2, 16, 16, 4)
     outputs = [
         runner(network, "none")(variables, x)[0],
@@ -168,7 +147,7 @@ def test_kinds_of_noise_differ_once_there_are_strengths():
 
 
 def test_every_noise_layer_matters():
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     x = picture(2, 16, 16, 4)
     noise = noise_of(network, 0)
     reference, _ = runner(network)(variables, x, noise=noise)
@@ -179,7 +158,7 @@ def test_every_noise_layer_matters():
 
 
 def test_noise_belongs_to_its_sample():
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     x = picture(2, 16, 16, 4)
     noise, other = noise_of(network, 0), noise_of(network, 1)
     mixed = {k: jnp.stack([noise[k][0], other[k][1]]) for k in noise}
@@ -194,7 +173,7 @@ def test_noise_belongs_to_its_sample():
 
 
 def test_compiled_or_not():
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     x = picture(2, 16, 16, 4)
     eager_rgb, eager_pyramid = network.apply(variables, x)
     rgb, pyramid = runner(network, "stored")(variables, x)
@@ -204,7 +183,7 @@ def test_compiled_or_not():
 
 
 def test_picture_is_the_sum_of_its_levels():
-    network, variables = randomised(resolution=16)
+    network, variables = randomised(NETWORK.clone(resolution=16))
     rgb, pyramid = runner(network, "stored")(variables, picture(2, 8, 24, 4))
     total = pyramid[4]
     for r in (8, 16):
@@ -214,7 +193,7 @@ def test_picture_is_the_sum_of_its_levels():
 
 
 def test_samples_do_not_mix():
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     x = picture(2, 16, 16, 4)
     changed = np.stack([x[0], -x[1]])
     before, _ = runner(network, "stored")(variables, x)
@@ -234,7 +213,7 @@ def test_is_fully_convolutional(noise, period):
     It moves with the picture in steps of the stride, and with stored noise in steps of
     the noise, which has as many values per axis as the network has nominal pixels.
     """
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     large = picture(1, 64, 72, 4)
     run = runner(network, noise)
 
@@ -251,7 +230,7 @@ def test_is_fully_convolutional(noise, period):
 
 
 def test_far_input_does_matter_within_reach():
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     x = picture(1, 56, 64, 4)
     changed = x.copy()
     changed[:, 30, 30] += 5
@@ -263,7 +242,7 @@ def test_far_input_does_matter_within_reach():
 
 
 def test_half_precision():
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     half = network.clone(dtype=jnp.bfloat16)
     x = picture(2, 16, 16, 4)
     half_variables = jax.eval_shape(half.init, jax.random.key(0), x)
@@ -290,7 +269,9 @@ def unit(kernel):
 
 def test_forms_of_equal_kernels_agree():
     """Expanded, collapsed and fused; the parameters are mapped by hand."""
-    expanded, variables = randomised(reparam=Reparam("expanded", kernels=3))
+    expanded, variables = randomised(
+        NETWORK.clone(reparam=Reparam("expanded", kernels=3))
+    )
     params = jax.tree.map(np.asarray, variables["params"])
 
     def change(tree, fuse, path=()):
@@ -309,7 +290,7 @@ def test_forms_of_equal_kernels_agree():
     stats = variables["stats"]
     expected, _ = runner(expanded, "stored")({"params": params, "stats": stats}, x)
     for form in ("collapsed", "fused"):
-        network, own = randomised(reparam=Reparam(form))
+        network, own = randomised(NETWORK.clone(reparam=Reparam(form)))
         changed = change(params, fuse=form == "fused")
         assert jax.tree.structure(changed) == jax.tree.structure(own["params"])
         rgb, _ = runner(network, "stored")({"params": changed, "stats": stats}, x)
@@ -317,7 +298,7 @@ def test_forms_of_equal_kernels_agree():
 
 
 def test_size_of_trained_kernels_does_not_matter():
-    network, variables = randomised()
+    network, variables = randomised(NETWORK)
     bigger = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf * 7 if path[-1].key in ("kernel", "weight") else leaf,
         variables,

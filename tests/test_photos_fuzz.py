@@ -20,7 +20,6 @@ from migan_jax.photos import (
     write_photo,
 )
 
-MUTATIONS = 1000  # of each file below
 NASTY = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"\0\1")
 
 
@@ -68,8 +67,9 @@ def mutate(content, rng):
     return bytes(content)
 
 
+@pytest.mark.parametrize("count", [300, pytest.param(1000, marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", FILES)
-def test_damaged_files_give_a_photo_or_a_sentence(name, tmp_path):
+def test_damaged_files_give_a_photo_or_a_sentence(name, count, tmp_path):
     ending, image, options = FILES[name]
     buffer = BytesIO()
     image.save(buffer, {"jpg": "JPEG", "tif": "TIFF"}.get(ending, ending), **options)
@@ -78,7 +78,7 @@ def test_damaged_files_give_a_photo_or_a_sentence(name, tmp_path):
     target = tmp_path / f"target.{ending if ending != 'gif' else 'png'}"
     assert target.suffix in WRITABLE
     outcomes = {"photo": 0, "sentence": 0}
-    for _ in range(MUTATIONS):
+    for _ in range(count):
         source.write_bytes(mutate(buffer.getvalue(), rng))
         target.unlink(missing_ok=True)
         try:

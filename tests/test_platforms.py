@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from photo_folders import photo_folder
-from variables import saved_network
+from variables import SLIM, saved_network
 from verbs import one_sentence, run_here
 
 from migan_jax import convert, inpaint, prepare, train
@@ -81,7 +81,7 @@ from migan_jax.config import run_verb
 from migan_jax import convert, evaluate, export, inpaint, prepare, train
 from migan_jax.models import migan
 sys.path.insert(0, {tests!r})
-from variables import saved_network
+from variables import SLIM, saved_network
 
 def run(verb, line):
     sys.argv = ["", *line.split()]
@@ -90,7 +90,7 @@ def run(verb, line):
     except SystemExit as stopped:
         print(stopped.code)
 
-saved_network(migan.Generator(16, channel_base=128, channel_max=8), "net")
+saved_network(migan.Generator(16, **SLIM), "net")
 rng = np.random.default_rng(0)
 Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save("photo.png")
 mask = np.zeros((24, 24), np.uint8)
@@ -181,9 +181,7 @@ def test_names_that_are_not_utf_8(tmp_path, monkeypatch):
     """What C++ opens is refused before anything is begun; the rest may be called so."""
     odd = os.fsdecode(b"odd\xff")
     monkeypatch.chdir(tmp_path)
-    saved_network(
-        migan.Generator(16, channel_base=128, channel_max=8), tmp_path / "net"
-    )
+    saved_network(migan.Generator(16, **SLIM), tmp_path / "net")
     try:
         shutil.copytree("net", odd)
     except OSError:  # macOS, where there are no such names

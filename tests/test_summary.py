@@ -6,10 +6,11 @@ import sys
 
 import pytest
 from PIL import Image
+from verbs import one_sentence, run_here
 
 from migan_jax import summary
+from migan_jax.families import FAMILIES, all_kinds
 from migan_jax.models.migan import Generator
-from migan_jax.weights.families import FAMILIES
 
 
 def run(*arguments):
@@ -21,11 +22,14 @@ def run(*arguments):
     )
 
 
+MODULES = {kind.name: kind.module for kind in all_kinds()}
+
+
 @pytest.mark.parametrize("resolution", [256, 512])
 @pytest.mark.parametrize("family", ["migan", "comodgan"])
 def test_total_closes_to_the_papers_within_a_percent(family, resolution):
-    text = "\n".join(summary.describe(FAMILIES[family](resolution)))
-    published = summary.PAPERS_MULTIPLY_ADDS[family, resolution]
+    text = "\n".join(summary.describe(MODULES[family](resolution)))
+    published = FAMILIES[family].published[resolution].multiply_adds
     counted = float(re.search(r"as the papers count +([\d.]+) G", text).group(1))
     assert abs(counted / published - 1) < 0.01
     parts = [float(value) for value in re.findall(r" ([\d.]+) G\n", text)]
@@ -36,7 +40,7 @@ def test_total_closes_to_the_papers_within_a_percent(family, resolution):
     ("family", "shrinks"), [("migan", "9.0x"), ("migan_discriminator", "4.8x")]
 )
 def test_trainable_state_of_collapsed_kernels(family, shrinks):
-    text = "\n".join(summary.describe(FAMILIES[family](256)))
+    text = "\n".join(summary.describe(MODULES[family](256)))
     assert f"stored as one: {shrinks} fewer" in text
 
 
@@ -47,7 +51,7 @@ def test_parameters_with_filter_taps():
 
 
 def test_blocks_come_in_the_order_of_the_forward_pass():
-    blocks = list(summary.parameters_by_block(Generator(16, 256, 24)))
+    blocks = list(summary.parameters_of(Generator(16, 256, 24)))
     assert blocks == [
         *("encoder b16", "encoder b8", "encoder b4"),
         *("synthesis b4", "synthesis b8", "synthesis b16"),
@@ -75,13 +79,21 @@ def test_picture_of_a_forward_pass(tmp_path):
         (["--checkpoint=nowhere.pt"], "no checkpoint at nowhere.pt"),
         (["--family=migan_discriminator", "--picture=x.png"], "cannot inpaint"),
         (["--family=migan", "--picture=x.jpeg"], "ends in .png"),
+        (["--family=mi-gan"], "there is no mi-gan (did you mean migan?)"),
+        (["--config=places512", "--resolution=256"], "a recipe has its own"),
+        (["--config=place512"], "did you mean places512?"),
     ],
 )
 def test_mistakes_get_one_sentence(arguments, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = run(*arguments)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert sentence in done.stderr
-    assert done.stderr.count("\n") == 1
+    one_sentence(run_here(monkeypatch, summary, *arguments), sentence)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("recipe", ["places512", "comodgan_places256"])
+def test_a_recipes_networks_are_shown_in_its_sizes(recipe, monkeypatch, capsys):
+    assert run_here(monkeypatch, summary, f"--config={recipe}") == 0
+    shown = capsys.readouterr().out
+    system, size = ("migan", 512) if recipe == "places512" else ("comodgan", 256)
+    assert f"{system}, {size} px" in shown
+    assert f"{system}_discriminator, {size} px" in shown

@@ -49,6 +49,7 @@ def test_discriminator_step(game):
     assert metrics["d/adversarial"] == value
 
 
+@pytest.mark.slow
 def test_lazy_penalty(game):
     value, metrics = agree(game, "penalty")
     assert value == pytest.approx(160 * metrics["d/r1"])

@@ -16,9 +16,9 @@ import migan_jax
 from migan_jax import convert, inpaint, train
 from migan_jax.config import load_config
 from migan_jax.errors import UserError
+from migan_jax.families import load_checkpoint, save_checkpoint
 from migan_jax.models import comodgan, migan
 from migan_jax.training import processes
-from migan_jax.weights.checkpoint import load_checkpoint, save_checkpoint
 
 # What it refuses, before anything long is begun.
 
@@ -224,18 +224,10 @@ def smoke(recipe, workdir, cache, *more):
     )
 
 
-# One of each system, with a teacher and without; the others differ in settings only.
-DIFFERENT = "scenes64", "places512", "places256:baseline", "comodgan_folder256"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        pytest.param(name, marks=() if name in DIFFERENT else pytest.mark.full)
-        for name in (*RECIPES, "places256:baseline")
-    ],
-)
+# All programs of every recipe are made by tests/test_config.py; one of each family runs
+# below.
+@pytest.mark.full
+@pytest.mark.parametrize("recipe", [*RECIPES, "places256:baseline"])
 def test_every_recipe_runs_two_steps(recipe, teacher, cache, tmp_path):
     """Those with a teacher distil from a small one."""
     workdir, more = tmp_path / "run", []
@@ -248,7 +240,7 @@ def test_every_recipe_runs_two_steps(recipe, teacher, cache, tmp_path):
     assert [line["step"] for line in lines] == [0, 1, 1, 2, 2]
     assert all(np.isfinite(value) for line in lines for value in line.values())
     assert ("g/distillation" in lines[1]) == bool(config.teacher)
-    said = "nothing is distilled" in ended.stderr
+    said = "teacher: none (config.teacher)" in ended.stderr
     assert said == (config.system == "migan" and not config.teacher)
     assert (workdir / "samples" / "step_00000002.png").exists()
 
@@ -269,7 +261,7 @@ def test_from_a_teacher_to_a_picture(teacher, cache, tmp_path, monkeypatch, caps
     assert run_here(monkeypatch, convert, student, released, "--check") == 0
     model = migan_jax.load(released)
     assert model.network.reparam.form == "fused"
-    ema = runs.saved(student)["exported"]["params"]
+    ema = runs.saved(student)["exported"]["generator"]["params"]
     live = runs.saved(student)["params"]["params"]["generator"]
     exported, trained, loaded = (
         tree["encoder"]["b32"]["conv1"]["depthwise"]["bias"]
@@ -293,12 +285,12 @@ def test_beginning_with_a_run_and_with_a_file(cache, tmp_path):
     assert runs.train(first, 2, cache).returncode == 0
     still = {"optimizer.learning_rate": 1e-30}
     ended = runs.train(second, 2, cache, f"--init-from={first}", **still)
-    assert "generator and discriminator; starting cold: both optimisers" in ended.stderr
+    assert "generator and discriminator; starting cold: all optimisers" in ended.stderr
     begun, ended_with = runs.saved(second), runs.saved(first)
     jax.tree.map(
         np.testing.assert_array_equal,
-        begun["exported"]["params"],
-        ended_with["exported"]["params"],
+        begun["exported"]["generator"]["params"],
+        ended_with["exported"]["generator"]["params"],
     )
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -308,7 +300,7 @@ def test_beginning_with_a_run_and_with_a_file(cache, tmp_path):
     fused = tmp_path / "fused.safetensors"
     save_checkpoint(load_checkpoint(first), fused, "fused")
     ended = runs.train(third, 2, cache, f"--init-from={fused}", **still)
-    assert "generator; starting cold: discriminator and both optimisers" in ended.stderr
+    assert "generator; starting cold: discriminator and all optimisers" in ended.stderr
     x = np.random.default_rng(0).standard_normal((1, 8, 8, 4), np.float32)
     ours, theirs = (
         np.asarray(migan_jax.load(path).forward(x)) for path in (third, fused)
@@ -355,7 +347,7 @@ def test_a_run_without_progress_ends(cache, tmp_path, monkeypatch):
     assert (workdir / "curves.png").stat().st_size > 1000
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_that_diverges_is_stopped_with_its_last_checkpoint(cache, tmp_path):
     workdir = tmp_path / "run"
     assert runs.train(workdir, 4, cache).returncode == 0

@@ -3,7 +3,7 @@
 import pytest
 import runs
 
-from migan_jax.weights.checkpoint import load_checkpoint, save_checkpoint
+from migan_jax.families import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.full  # a network has to learn something first
 
@@ -62,7 +62,7 @@ def test_the_held_out_figure_never_falls_far(fused, cache, tmp_path):
     }
     begun = f"--init-from={fused}"
     figures, said = train("finetune256", tmp_path / "run", cache, 60, begun, **settings)
-    assert "generator; starting cold: discriminator and both optimisers" in said
+    assert "generator; starting cold: discriminator and all optimisers" in said
     by_step = {step: line["eval/hole_psnr"] for step, line in figures.items()}
     assert list(by_step) == list(range(0, 61, EVALUATED))
     start = by_step[0]

@@ -99,7 +99,9 @@ def test_only_the_first_process_writes(by_two, alone):
     close(runs.saved(workdir, 4), runs.saved(alone, 4))
 
 
-@pytest.mark.parametrize("processes, devices", [(1, 1), (4, 1)])
+@pytest.mark.parametrize(
+    "processes, devices", [(1, 1), pytest.param(4, 1, marks=pytest.mark.full)]
+)
 def test_saved_by_two_and_resumed_by_others(
     processes, devices, by_two, alone, cache, tmp_path
 ):
@@ -117,6 +119,7 @@ def test_saved_by_two_and_resumed_by_others(
     assert logged == [0, 3, 4, 4, 6, 8, 8]
 
 
+@pytest.mark.full
 def test_two_processes_begin_with_a_run(alone, cache, tmp_path):
     begun = f"--init-from={alone}"
     ((_, error), _) = end_all(start_all(tmp_path / "run", 1, cache, 2, 2, begun))
@@ -133,6 +136,7 @@ def test_sigterm_of_one_process_stops_all_at_the_same_step(cache, tmp_path):
     assert f"stopped at step {step}, saved" in out
 
 
+@pytest.mark.full
 def test_sigterm_while_compiling_ends_all_at_once(tmp_path):
     """Nothing has been trained, so nothing is waited for."""
     processes = start_all(tmp_path / "run", STEPS, tmp_path / "cold", 2, 1)

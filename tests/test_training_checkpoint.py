@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import shutil
 import tempfile
 from collections import namedtuple
@@ -10,17 +11,20 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+import runs
 from damages import damaged_copies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from migan_jax.errors import UserError
+from migan_jax.families import all_kinds
 from migan_jax.models import migan
+from migan_jax.systems.base import TrainState
 from migan_jax.training.checkpoint import Checkpoints, Score, read_networks, summarise
-from migan_jax.training.step import TrainState
 from migan_jax.weights.workdir import steps_in
 
-NETWORK = migan.Generator(8, 64, 8)
+EXPORTED = {"generator": migan.Generator(8, 64, 8)}, all_kinds()
 PSNR = Score("hole_psnr", more_is_better=True)
 
 
@@ -57,11 +61,11 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep_last=2, keep_best=1, score=PSNR) as checkpoints:
         for step, value in figures.items():
             told = None if value is None else {"hole_psnr": value, "kid": 10 - value}
-            checkpoints.save(state_at(step), NETWORK, {}, told)
+            checkpoints.save(state_at(step), *EXPORTED, {}, told)
         checkpoints.wait()
         assert checkpoints.steps() == [2, 4, 5]
     with Checkpoints(tmp_path, keep_last=1, keep_best=1, score=PSNR) as checkpoints:
-        checkpoints.save(state_at(6), NETWORK, {}, {"hole_psnr": 1.0, "l1": 0.5})
+        checkpoints.save(state_at(6), *EXPORTED, {}, {"hole_psnr": 1.0, "l1": 0.5})
         checkpoints.wait()
         assert checkpoints.steps() == [2, 6]
 
@@ -70,12 +74,12 @@ def test_the_best_may_be_the_least_and_another_figure_than_before(tmp_path):
     with Checkpoints(tmp_path, keep_last=4, keep_best=0, score=PSNR) as checkpoints:
         for step, kid in {1: 0.3, 2: 0.1, 3: 0.2}.items():
             checkpoints.save(
-                state_at(step), NETWORK, {}, {"hole_psnr": 5.0, "kid": kid}
+                state_at(step), *EXPORTED, {}, {"hole_psnr": 5.0, "kid": kid}
             )
-        checkpoints.save(state_at(4), NETWORK, {}, {"hole_psnr": 5.0})
+        checkpoints.save(state_at(4), *EXPORTED, {}, {"hole_psnr": 5.0})
     kid = Score("kid", more_is_better=False)
     with Checkpoints(tmp_path, keep_last=1, keep_best=1, score=kid) as checkpoints:
-        checkpoints.save(state_at(5), NETWORK, {}, {"kid": 0.4})
+        checkpoints.save(state_at(5), *EXPORTED, {}, {"kid": 0.4})
         checkpoints.wait()
         assert checkpoints.steps() == [2, 5]
         assert checkpoints.best() == (2, -0.1)
@@ -86,7 +90,7 @@ def test_what_is_saved_comes_back_on_other_devices(before, after, tmp_path):
     state, noted = state_at(7, before), {"sums": [0.1, 1e-300], "name": "x"}
     with Checkpoints(tmp_path, 1, 0, PSNR) as checkpoints:
         assert checkpoints.newest_run() is checkpoints.restore(shapes_of(state)) is None
-        checkpoints.save(state, NETWORK, noted, None)
+        checkpoints.save(state, *EXPORTED, noted, None)
     like = shapes_of(state_at(0, after, value=0))
     with Checkpoints(tmp_path, 1, 0, PSNR) as checkpoints:
         saved = checkpoints.restore(like)
@@ -94,7 +98,7 @@ def test_what_is_saved_comes_back_on_other_devices(before, after, tmp_path):
     assert saved.run == noted
     same(saved.state, state)
     assert len(saved.state.params["discriminator"]["bias"].devices()) == after
-    same(read_networks(tmp_path), state.params)
+    same(read_networks(tmp_path)["params"], state.params)
 
 
 def test_what_is_not_finite_is_not_saved(tmp_path, caplog):
@@ -102,8 +106,8 @@ def test_what_is_not_finite_is_not_saved(tmp_path, caplog):
     moments = (jnp.full(2, jnp.inf), (), jnp.int32(0))
     broken = dataclasses.replace(state, opt_state={"generator": moments})
     with Checkpoints(tmp_path, 1, 0, PSNR) as checkpoints:
-        checkpoints.save(state_at(1), NETWORK, {}, None)
-        checkpoints.save(broken, NETWORK, {}, None)
+        checkpoints.save(state_at(1), *EXPORTED, {}, None)
+        checkpoints.save(broken, *EXPORTED, {}, None)
         checkpoints.wait()
         assert checkpoints.steps() == [1]
     assert "step 2: not saved, its weights are not finite" in caplog.text
@@ -116,7 +120,7 @@ def two_steps(tmp_path_factory):
     with Checkpoints(workdir, 2, 1, PSNR) as checkpoints:
         for step in (1, 2):
             figures = {"hole_psnr": float(step)}
-            checkpoints.save(state_at(step), NETWORK, {"step": step}, figures)
+            checkpoints.save(state_at(step), *EXPORTED, {"step": step}, figures)
     return workdir
 
 
@@ -132,7 +136,7 @@ def check_damaged(two_steps, folder, capfd, every):
             aside = list((workdir / "checkpoints").glob("2.damaged-*"))
             assert len(aside) == (step == 1)
             assert checkpoints.steps() == [1, 2][:step]
-            checkpoints.save(state_at(3), NETWORK, {}, {"hole_psnr": 0.0})
+            checkpoints.save(state_at(3), *EXPORTED, {}, {"hole_psnr": 0.0})
         resumed[step] += 1
     _, printed = capfd.readouterr()
     assert "Traceback" not in printed and "Error" not in printed
@@ -218,12 +222,12 @@ def test_metrics_that_cannot_be_read_are_none(two_steps, tmp_path):
 def test_a_full_disk_is_seen_before(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     with Checkpoints(tmp_path, 1, 0, PSNR) as checkpoints:
-        checkpoints.save(state_at(1), NETWORK, {}, None)
+        checkpoints.save(state_at(1), *EXPORTED, {}, None)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(9, 0, 9))
         with pytest.raises(
             UserError, match=r"and 9 bytes are free.*step 1 is complete"
         ):
-            checkpoints.save(state_at(2), NETWORK, {}, None)
+            checkpoints.save(state_at(2), *EXPORTED, {}, None)
         assert checkpoints.steps() == [1]
 
 
@@ -235,3 +239,29 @@ def test_the_checksum_sees_every_change():
     params = {**swapped.params, "generator": {"a": {"kernel": kernel}}}
     other, finite = summarise(dataclasses.replace(swapped, params=params))
     assert finite and (np.asarray(base) != np.asarray(other)).sum() == 1
+
+
+def test_a_run_without_an_average_ships_its_parameters(tmp_path):
+    state = dataclasses.replace(state_at(3), ema={})
+    with Checkpoints(tmp_path, 1, 0, PSNR) as checkpoints:
+        checkpoints.save(state, *EXPORTED, {}, None)
+    with Checkpoints(tmp_path, 1, 0, PSNR) as checkpoints:
+        same(checkpoints.restore(shapes_of(state)).state, state)
+    exported = runs.saved(tmp_path)["exported"]["generator"]
+    same(exported["params"], state.params["generator"])
+
+
+def test_a_run_of_a_version_with_one_network_goes_on(two_steps, tmp_path):
+    """What it exported was of that network alone."""
+    shutil.copytree(two_steps, tmp_path / "run")
+    step = tmp_path / "run" / "checkpoints" / "2"
+    (description,) = json.loads((step / "network" / "metadata").read_text()).values()
+    (step / "network" / "metadata").write_text(json.dumps(description))
+    exported = runs.saved(tmp_path / "run", 2)["exported"]["generator"]
+    shutil.rmtree(step / "exported")
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(step / "exported", exported)
+    for sealed in (tmp_path / "run" / "checkpoints").glob("*/manifest.json"):
+        sealed.unlink()
+    with Checkpoints(tmp_path / "run", 2, 1, PSNR) as checkpoints:
+        same(checkpoints.restore(shapes_of(state_at(0))).state, state_at(2))

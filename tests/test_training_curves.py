@@ -5,13 +5,11 @@ import json
 import numpy as np
 from PIL import Image
 
-from migan_jax.training.curves import (
-    PANELS,
-    draw_curves,
-    read_metrics,
-    save_curves,
-)
+from migan_jax.families import FAMILIES, Panel
+from migan_jax.training.curves import draw_curves, read_metrics, save_curves
 from migan_jax.training.reporting import METRICS_FILE
+
+PANELS = FAMILIES["migan"].panels
 
 LINES = (
     {"step": 0, "eval/hole_psnr": 9.5, "eval/mean_colour_psnr": 14.0},
@@ -37,8 +35,8 @@ def drawn(figure):
 
 
 def test_what_is_reported_is_drawn(tmp_path):
-    lines = drawn(draw_curves({"": read_metrics(workdir_with(tmp_path))}))
-    held_out = lines["hole PSNR, dB", "held-out, EMA"]
+    lines = drawn(draw_curves({"": read_metrics(workdir_with(tmp_path))}, PANELS))
+    held_out = lines["hole PSNR, dB", "held-out"]
     np.testing.assert_array_equal(held_out, [[0, 9.5], [40, 12.5]])
     adversarial = lines["generator's losses", "adversarial"]
     np.testing.assert_array_equal(adversarial, [[20, 0.7], [40, np.nan]])
@@ -47,19 +45,28 @@ def test_what_is_reported_is_drawn(tmp_path):
 
 def test_runs_are_told_apart(tmp_path):
     points = read_metrics(workdir_with(tmp_path))
-    figure = draw_curves({"one": points, "two": points})
+    figure = draw_curves({"one": points, "two": points}, PANELS)
     lines = drawn(figure)
     r1 = "R1 before its weight"
     assert {(r1, "one: R1"), (r1, "two: R1")} <= lines.keys()
-    colours = {line.get_color() for line in figure.axes[list(PANELS).index(r1)].lines}
-    assert len(colours) == 2
+    (panel,) = (axes for axes in figure.axes if axes.get_title() == r1)
+    assert len({line.get_color() for line in panel.lines}) == 2
+
+
+def test_a_family_has_panels_of_its_own(tmp_path):
+    points = read_metrics(workdir_with(tmp_path))
+    own = (Panel("rates", (("d/r1", "R1", "-"),)), Panel("more", ()))
+    figure = draw_curves({"": points}, own)
+    titles = [axes.get_title() for axes in figure.axes if axes.axison]
+    assert titles == ["hole PSNR, dB", "rates", "more"]
+    np.testing.assert_array_equal(drawn(figure)["rates", "R1"], [[20, 0.5], [40, 0.25]])
 
 
 def test_a_picture_in_the_workdir(tmp_path):
-    path = save_curves(workdir_with(tmp_path))
+    path = save_curves(workdir_with(tmp_path), PANELS)
     picture = np.asarray(Image.open(path).convert("RGB"))
     assert path.parent == tmp_path and len(np.unique(picture.reshape(-1, 3))) > 50
-    save_curves(workdir_with(tmp_path, LINES[:1]))  # most panels are empty
+    save_curves(workdir_with(tmp_path, LINES[:1]), PANELS)  # most panels are empty
     assert path.read_bytes() != b"" and not np.array_equal(
         np.asarray(Image.open(path).convert("RGB")), picture
     )

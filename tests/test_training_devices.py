@@ -8,9 +8,9 @@ import pytest
 from migan_jax.config import load_config, smoke
 from migan_jax.errors import UserError
 from migan_jax.training import devices, mesh, processes
-from migan_jax.training.building import build_system
 from migan_jax.training.devices import has_bfloat16, idle_accelerator, resolved_dtype
 from migan_jax.training.mesh import make_mesh
+from migan_jax.training.setup import build_system
 
 
 def pretend(monkeypatch, count, **more):
@@ -36,7 +36,21 @@ def test_images_are_shared_by_as_many_as_keep_the_batch(
     count, batch_size, parts, expected, monkeypatch
 ):
     pretend(monkeypatch, count)
-    assert make_mesh("auto", 768, batch_size, parts).shape == expected
+    made = make_mesh("auto", {"main": (batch_size, 768)}, parts, multiple=4)
+    assert made.shape == expected
+
+
+def test_a_mesh_is_for_the_batches_of_all_stages(monkeypatch):
+    pretend(monkeypatch, 8)
+    batches = {"growing": (12, 8), "main": (6, 16)}
+    assert make_mesh("auto", {"main": (12, 8)}, 1, multiple=1).shape == (4, 2)
+    assert make_mesh("auto", batches, 1, multiple=1).shape == (2, 4)
+    with pytest.raises(UserError, match="batch_size 6 of stage main cannot be split"):
+        make_mesh(2, batches, 1, multiple=1)
+    with pytest.raises(
+        UserError, match=r"batch_size 12 of stage growing .* groups of 4"
+    ):
+        make_mesh("auto", batches, 1, multiple=4)
 
 
 def test_a_batch_that_cannot_be_split_says_what_would_keep_it(monkeypatch):
@@ -44,20 +58,19 @@ def test_a_batch_that_cannot_be_split_says_what_would_keep_it(monkeypatch):
     with pytest.raises(
         UserError, match=r"64 devices.*config\.mesh\.space=2\).*multiple of 64"
     ):
-        make_mesh(1, 512, 32, 1)
+        make_mesh(1, {"main": (32, 512)}, 1, multiple=4)
     with pytest.raises(UserError, match="make it a multiple of 64"):
-        make_mesh("auto", 512, 34, 1)
+        make_mesh("auto", {"main": (34, 512)}, 1, multiple=4)
     with pytest.raises(UserError, match=r"mesh\.space is 3, but must divide"):
-        make_mesh(3, 512, 32, 1)
+        make_mesh(3, {"main": (32, 512)}, 1, multiple=4)
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 7, 8, 12, 16, 64, 256])
 def test_smoke_is_for_any_number_of_devices(count, monkeypatch):
     config = load_config("places512", [], True, devices=count)
     pretend(monkeypatch, count)
-    made = make_mesh(
-        config.mesh.space, config.resolution, config.batch_size, config.parts
-    )
+    batches = {"main": (config.batch_size, config.resolution)}
+    made = make_mesh(config.mesh.space, batches, config.parts, multiple=4)
     assert made.size == count
     assert config.batch_size <= max(8, 4 * count)
     smoke(config)
@@ -92,9 +105,7 @@ def test_a_dtype_is_chosen_once(monkeypatch):
 
 
 def test_networks_compute_in_what_devices_have():
-    assert (
-        build_system(load_config("places512", [], True), None).generator.dtype is None
-    )
+    assert build_system(load_config("places512", [], True), {}).generator.dtype is None
 
 
 def test_an_accelerator_that_is_not_used(monkeypatch, tmp_path):

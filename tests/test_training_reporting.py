@@ -14,14 +14,21 @@ from migan_jax.training.reporting import (
     cut_lines,
 )
 
+OPTIONS = {
+    "total_steps": 9,
+    "log_every_steps": 1,
+    "nonfinite_steps": 3,
+    "labels": {},
+}
+
 
 def report(workdir, first, last, earlier=None, **options):
     """Steps `first` + 1 to `last`, whose loss is their number; gives the position."""
     settings = {
         "total_steps": 20,
-        "batch_size": 4,
         "log_every_steps": 5,
         "nonfinite_steps": 3,
+        "labels": {"g/adversarial": "G", "d/r1": "R1"},
     }
     workdir.mkdir(exist_ok=True)
     with Reporter(
@@ -31,7 +38,8 @@ def report(workdir, first, last, earlier=None, **options):
             with reporter.waiting():
                 pass
             lazy = {"d/r1": step / 3} if step % 4 == 0 else {}
-            reporter.take(step, {"g/adversarial": float(step), **lazy})
+            reporter.report(step, {"g/adversarial": float(step), **lazy}, images=4)
+        reporter.catch_up()
         reporter.flush()
         return reporter.position
 
@@ -92,12 +100,11 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     with pytest.raises(
         UserError, match=r"Metrics cannot be written to .*No space left"
     ):
-        with Reporter(
-            tmp_path, total_steps=9, batch_size=4, log_every_steps=1, nonfinite_steps=3
-        ) as reporter:
+        with Reporter(tmp_path, **OPTIONS) as reporter:
             reporter._file.close()
             reporter._file = open("/dev/full", "w")
-            reporter.take(1, {"g/adversarial": 1.0})
+            reporter.report(1, {"g/adversarial": 1.0}, images=4)
+            reporter.catch_up()
 
 
 def test_what_was_never_saved_is_begun_anew(tmp_path):
@@ -133,24 +140,43 @@ def test_a_damaged_event_does_not_take_others_with_it(tmp_path, caplog):
 
 def test_losses_that_stay_infinite_stop_the_run(tmp_path):
     bad = {"g/adversarial": float("nan"), "d/adversarial": 1.0}
-    options = {
-        "total_steps": 9,
-        "batch_size": 4,
-        "log_every_steps": 1,
-        "nonfinite_steps": 3,
-    }
-    with Reporter(tmp_path, **options) as reporter:
+    with Reporter(tmp_path, **OPTIONS) as reporter:
+
+        def take(step, metrics):
+            reporter.report(step, metrics, images=4)
+            reporter.catch_up()
+
         for step in (1, 2):
-            reporter.take(step, bad)
+            take(step, bad)
             assert not reporter.is_finite
-        reporter.take(3, {"g/adversarial": 1.0})
+        take(3, {"g/adversarial": 1.0})
         assert reporter.is_finite
         for step in (4, 5):
-            reporter.take(step, bad)
+            take(step, bad)
         with pytest.raises(UserError, match="g/adversarial has not been finite for 3"):
-            reporter.take(6, bad)
+            take(6, bad)
     lines = runs.metrics(tmp_path)
     assert [line["g/adversarial"] for line in lines[:3]] == ["nan", "nan", 1.0]
+
+
+def test_a_step_is_reported_when_the_next_is_on_its_way(tmp_path):
+    """Asking for its metrics would wait for it."""
+
+    class Metric:
+        def __float__(self):
+            asked.append(self)
+            return 1.0
+
+    first, second, asked = Metric(), Metric(), []
+    with Reporter(tmp_path, **OPTIONS) as reporter:
+        reporter.report(1, {"loss": first}, images=4)
+        assert asked == []
+        reporter.report(2, {"loss": second}, images=8)
+        assert asked == [first]
+        reporter.catch_up()
+        reporter.catch_up()
+        assert asked == [first, second]
+    assert [line["step"] for line in runs.metrics(tmp_path)] == [1, 2]
 
 
 def test_averages_survive_json():

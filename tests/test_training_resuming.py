@@ -7,15 +7,23 @@ import pytest
 from migan_jax.config import load_config
 from migan_jax.data.sources import Fingerprint
 from migan_jax.errors import UserError
-from migan_jax.training.building import Teacher
-from migan_jax.training.resuming import FREE, SHAPES, check, identity
+from migan_jax.families import FAMILIES
+from migan_jax.systems.base import Frozen
+from migan_jax.training import resuming
+from migan_jax.training.resuming import FREE, identity
 
 DATA = Fingerprint("photos", 12, 3400, "abc")
+FAMILY = FAMILIES["migan"]
 
 
 def noted(*settings, data=DATA, held_out=DATA, teacher=None):
     config = load_config("places256", settings, False)
-    return json.loads(json.dumps(identity(config, data, held_out, teacher)))
+    frozen = {} if teacher is None else {"teacher": teacher}
+    return json.loads(json.dumps(identity(config, FAMILY, data, held_out, frozen)))
+
+
+def check(now, earlier, force):
+    resuming.check(now, earlier, FAMILY, force)
 
 
 def refused(now, earlier, force=False):
@@ -53,6 +61,12 @@ def test_other_networks_cannot_be_forced():
     sentence = refused(noted("networks.channel_max=64"), noted(), force=True)
     assert "networks.channel_max was 512 and is 64" in sentence
     assert "cannot go on with other networks" in sentence
+    for halflives in ((0, 20), (20, 0)):
+        now, earlier = (noted(f"optimizer.ema_halflife_kimg={n}") for n in halflives)
+        assert "Use the settings it began with (optimizer.ema" in refused(
+            now, earlier, force=True
+        )
+    check(noted("optimizer.ema_halflife_kimg=10"), noted(), force=True)
 
 
 def test_other_pictures_are_noticed(caplog):
@@ -82,7 +96,7 @@ def test_a_setting_that_came_later_had_its_default():
 
 
 def test_another_teacher_is_noticed():
-    teachers = [Teacher(None, None, digest) for digest in ("a", "b")]
+    teachers = [Frozen(None, None, digest) for digest in ("a", "b")]
     first, second = (noted(f"teacher={t.digest}", teacher=t) for t in teachers)
     assert "teacher was 'a' and is 'b'" in refused(second, first)
     renamed = noted("teacher=copy", teacher=teachers[0])
@@ -99,5 +113,7 @@ def test_another_version_is_said(caplog):
 
 def test_the_lists_are_of_settings_that_exist():
     settings = noted()["config"]
-    assert set(FREE) | set(SHAPES) <= set(settings)
-    assert not set(FREE) & set(SHAPES)
+    for family in FAMILIES.values():
+        free = {*FREE, *family.frozen.values()}
+        assert free | set(family.architecture) <= set(settings)
+        assert not free & set(family.architecture)

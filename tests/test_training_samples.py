@@ -40,6 +40,9 @@ class Perfect:
     def inpaint(self, params, stats, image, mask, key):
         return image
 
+    def references(self, frozen, image, mask, key):
+        return {name: image * 0 + colour for name, colour in frozen.items()}
+
 
 class Blind(Perfect):
     """One that has a colour of its own for all holes."""
@@ -49,7 +52,7 @@ class Blind(Perfect):
 
 
 class State:
-    step, stats = 7, {}
+    step, stats, params = 7, {}, {}
 
     def __init__(self, **ema):
         self.ema = {name: jnp.asarray(value) for name, value in ema.items()}
@@ -60,8 +63,9 @@ def samples_of(system, looking=NO_EYES):
     return samples_with(nothing, system, looking)
 
 
-def samples_with(beginning, system, looking=NO_EYES):
-    return Samples(system, HeldOut(IMAGES, MASKS), None, looking, 0, beginning)
+def samples_with(beginning, system, looking=NO_EYES, frozen=None):
+    held_out = HeldOut(IMAGES, MASKS)
+    return Samples(system, held_out, frozen or {}, looking, 0, beginning)
 
 
 def test_figures():
@@ -191,6 +195,23 @@ def test_a_column_of_what_the_run_began_with(tmp_path):
     assert grid(damaged, -1.0).shape[1] < later.shape[1]
     grid(Beginning(tmp_path, is_new=True, is_shown=False), 1.0)
     assert not (tmp_path / "samples" / "beginning.png").exists()
+
+
+def test_a_column_of_each_reference():
+    nothing = Beginning(Path("nowhere"), is_new=False, is_shown=False)
+    samples = samples_with(nothing, Perfect(), frozen={"teacher": jnp.ones(())})
+    _, grid = samples.evaluate(State())
+    side = (grid.width - 3 * GAP) // 4  # input, completion, reference, truth
+    column = np.asarray(grid)[LABEL_HEIGHT:][:side, 2 * (side + GAP) :][:, :side]
+    assert (column == 255).all()
+
+
+def test_a_run_without_an_average_shows_its_parameters():
+    state = State()
+    state.params = {"colour": jnp.float32(1.0)}
+    with_average, _ = samples_of(Blind()).evaluate(State(colour=1.0))
+    without, _ = samples_of(Blind()).evaluate(state)
+    assert without == with_average
 
 
 def test_an_example_to_try_on(tmp_path):

@@ -1,24 +1,18 @@
 """Whole iterations against PyTorch's Adam on the twins, in float64."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from games import BATCH, Game  # noqa: E402
+from games import BATCH, SIZE, Game  # noqa: E402
 from parity import flax_of, relative_l2  # noqa: E402
 
-from migan_jax.systems.comodgan import CoModGAN  # noqa: E402
-from migan_jax.systems.migan import MIGAN  # noqa: E402
-from migan_jax.training.optimizer import lazy_adam  # noqa: E402
-from migan_jax.training.step import (  # noqa: E402
-    TrainState,
-    make_penalty_step,
-    make_step,
-)
+from migan_jax.systems.base import TrainState  # noqa: E402
+from migan_jax.systems.optimizers import lazy_adam  # noqa: E402
+from migan_jax.training.step import make_step  # noqa: E402
+from migan_jax.training.timeline import Timeline  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]  # minutes of compilation
 
@@ -26,45 +20,31 @@ LEARNING_RATE, B2, EMA_DECAY = 1e-3, 0.99, 0.9
 INTERVALS = {"generator": 4, "discriminator": 16}
 
 
-def without_chance(game):
-    """The game's system with its stored noise, fixed latents and prepared batch."""
-    kind = {"migan": MIGAN, "comodgan": CoModGAN}[game.family]
-
-    class Fixed(kind):
-        def draw(self, player, key, samples):
-            return game.drawn
-
-        def prepare(self, batch, key):
-            return {**batch, "sample": np.arange(BATCH)}
-
-    fields = dataclasses.fields(kind)
-    return Fixed(**{f.name: getattr(game.system, f.name) for f in fields})
+def optimizers_of(generator, discriminator):
+    networks = {"generator": generator, "discriminator": discriminator}
+    return {
+        name: lazy_adam(
+            LEARNING_RATE, 0.0, B2, INTERVALS[name], getattr(network, "reparam", None)
+        )
+        for name, network in networks.items()
+    }
 
 
 def train_ours(game, steps):
-    """States after each of the steps, of which the first has the lazy penalty."""
-    system = without_chance(game)
-    optimizers = {
-        player: lazy_adam(
-            LEARNING_RATE,
-            B2,
-            INTERVALS[player],
-            getattr(checkpoint.network, "reparam", None),
-        )
-        for player, checkpoint in game.ours.items()
-    }
-    state = TrainState(
-        step=np.zeros((), np.int32),
-        params=game.params,
-        stats=game.stats,
-        opt_state={
-            player: optimizers[player].init({player: game.params[player]})
-            for player in system.players
-        },
-        ema={"generator": game.params["generator"]},
+    """The state after so many steps, of which the first has the lazy penalty."""
+    timeline = Timeline(
+        game.system.stages(), batch_size=BATCH, resolution=SIZE, total_kimg=1
     )
-    step = jax.jit(make_step(system, optimizers, EMA_DECAY))
-    penalty = jax.jit(make_penalty_step(system, optimizers))
+    opt_state = {
+        name: optimizer.init({name: game.params[name]})
+        for name, optimizer in game.system.optimizers.items()
+    }
+    ema = {"generator": game.params["generator"]}
+    state = TrainState(np.zeros((), np.int32), game.params, game.stats, opt_state, ema)
+    span = timeline.at(0)
+    halflife = BATCH / 1000 * np.log(0.5) / np.log(EMA_DECAY)
+    step = jax.jit(make_step(game.system, span, ema_halflife_kimg=halflife))
+    penalty = jax.jit(make_step(game.system, span, every=span.stage.lazy[0]))
     rest = game.frozen, game.batch, jax.random.key(0)
     for index in range(steps):
         state, _ = step(state, *rest)
@@ -103,7 +83,7 @@ def train_theirs(game, steps):
     "family", ["migan", pytest.param("comodgan", marks=pytest.mark.full)]
 )
 def test_two_iterations_are_pytorchs(family, float64):
-    game = Game(family)
+    game = Game(family, optimizers=optimizers_of)
     state = train_ours(game, steps=2)
     before = game.params
     ema = train_theirs(game, steps=2)

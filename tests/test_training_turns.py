@@ -1,6 +1,6 @@
-"""Who learns when: players in turns, one that waits, and the lazy penalty's own turn.
+"""Who learns when: turns in order, of the same parameters, lazily, and in stages.
 
-The networks are single numbers, and the optimiser is gradient descent.
+The networks are single numbers, and the optimisers gradient descent.
 """
 
 import dataclasses
@@ -11,76 +11,181 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from migan_jax.training.step import init_state, make_penalty_step, make_step
+from migan_jax.systems.base import Optimizer, Stage, Turn
+from migan_jax.systems.optimizers import scale_by_learning_rate
+from migan_jax.training.step import init_state, make_step
+from migan_jax.training.timeline import Timeline
 
-OPTIMIZERS = dict.fromkeys(("generator", "discriminator"), optax.sgd(0.1, momentum=0.5))
-BATCH = {"image": jnp.ones((4, 1, 1, 3))}
-DECAY = 0.5
+RATE, BATCH = 0.1, {"image": jnp.ones((4, 1, 1, 3))}
+SGD = {name: optax.sgd(RATE, momentum=0.5) for name in ("first", "second")}
+HALF_LIFE = 4 / 1000  # a step
 
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """Each player minimises its number plus the other's; the penalty is a square."""
+    """The first falls by the second, the second by the first; the lazy turn squares."""
 
-    players: ClassVar = {
-        "generator": ("generator",),
-        "discriminator": ("discriminator",),
-    }
-    regularized: ClassVar = ("discriminator",)
-    exported: ClassVar = ("generator",)
+    together: bool = False
+    exported: ClassVar = ("first",)
+    batch_multiple: ClassVar = 1
+    rules = SGD
 
     def init(self, key):
-        params = {"generator": jnp.ones(()), "discriminator": jnp.full((), 3.0)}
-        return params, {"generator": {}, "discriminator": {}}
+        params = {"first": jnp.ones(()), "second": jnp.full((), 3.0)}
+        return params, {"first": {"turns": jnp.zeros(())}, "second": {}}
 
-    def prepare(self, batch, key):
+    def stages(self):
+        optimizers = {n: Optimizer((n,), rule) for n, rule in self.rules.items()}
+        first = Turn("first", self.loss_of("first"), ("first",), stream=1)
+        second = Turn("second", self.loss_of("second"), ("second",), stream=2)
+        lazy = Turn("lazy", self.lazy_loss, ("second",), stream=3, every=2)
+        groups = ((first, second),) if self.together else ((first,), (second,))
+        alone = Stage("alone", ((second,), (lazy,)), optimizers, until_kimg=0.008)
+        return [alone, Stage("all", (*groups, (lazy,)), optimizers)]
+
+    def prepare(self, batch, key, progress):
         return {**batch, "drawn": jax.random.uniform(key, (4,))}
 
-    def loss(self, player, params, stats, frozen, batch, key, regularize):
-        own, drawn = params[player], jnp.mean(batch["drawn"])
-        if regularize:
-            return own**2, (stats, {"penalty": own**2, "penalty drawn": drawn})
-        return own * params["generator"], (stats, {f"{player} drawn": drawn})
+    def loss_of(self, name):
+        def loss(params, stats, inputs):
+            turns = stats["first"]["turns"] + 1
+            metrics = {
+                f"{name}/drawn": jnp.mean(inputs.batch["drawn"]),
+                f"{name}/key": jax.random.uniform(inputs.key),
+                f"{name}/turns": turns,
+                f"{name}/progress": inputs.progress,
+            }
+            stats = {**stats, "first": {"turns": turns}}
+            return params["first"] * params["second"], (stats, metrics)
+
+        return loss
+
+    def lazy_loss(self, params, stats, inputs):
+        metrics = {
+            "lazy/drawn": jnp.mean(inputs.batch["drawn"]),
+            "lazy/key": jax.random.uniform(inputs.key),
+            "lazy/progress": inputs.progress,
+        }
+        return params["second"] ** 2, (stats, metrics)
 
 
-@pytest.fixture
-def state():
-    return init_state(Numbers(), OPTIMIZERS, jax.random.key(0))
+def timeline_of(system, total_kimg=0.04):
+    return Timeline(system.stages(), batch_size=4, resolution=1, total_kimg=total_kimg)
 
 
-def taken(step, state):
+def taken(system, state, every=1, **options):
+    """The state and metrics after the program of a step, of the stage that is on."""
+    span = timeline_of(system).at(int(state.step) - (every > 1))
+    step = make_step(system, span, every=every, **options)
     return jax.jit(step)(state, {}, BATCH, jax.random.key(1))
 
 
-def test_the_second_player_sees_the_first_ones_update(state):
-    after, _ = taken(make_step(Numbers(), OPTIMIZERS, DECAY), state)
-    assert after.params["generator"] == pytest.approx(1 - 0.1 * 2)
-    assert after.params["discriminator"] == pytest.approx(3 - 0.1 * 0.8)
-    assert after.ema["generator"] == pytest.approx(0.9)
-    assert after.step == 1
+def state_at(system, step, **options):
+    state = init_state(system, jax.random.key(0), **options)
+    return dataclasses.replace(state, step=jnp.int32(step))
 
 
-def test_a_player_that_waits_stays_as_it_is(state):
-    step = make_step(Numbers(), OPTIMIZERS, DECAY, waiting={"generator": 2})
-    for _ in range(2):
-        before = state
-        state, metrics = taken(step, state)
-        assert state.params["generator"] == 1 and state.ema["generator"] == 1
-        assert jax.tree.leaves(state.opt_state["generator"])[0] == 0
-        assert state.params["discriminator"] < before.params["discriminator"]
-        assert "generator drawn" in metrics
-    state, _ = taken(step, state)
-    assert state.params["generator"] == pytest.approx(0.8)
+def test_a_turn_sees_what_the_one_before_has_done():
+    system = Numbers()
+    after, metrics = taken(system, state_at(system, 2), ema_halflife_kimg=HALF_LIFE)
+    assert after.params["first"] == pytest.approx(1 - RATE * 3)
+    assert after.params["second"] == pytest.approx(3 - RATE * 0.7)
+    assert after.ema["first"] == pytest.approx(0.85) and set(after.ema) == {"first"}
+    assert after.step == 3
+    assert (metrics["first/turns"], metrics["second/turns"]) == (1, 2)
 
 
-def test_the_penalty_follows_on_the_same_batch(state):
-    state, metrics = taken(make_step(Numbers(), OPTIMIZERS, DECAY), state)
-    after, told = taken(make_penalty_step(Numbers(), OPTIMIZERS), state)
-    assert told["penalty"] == state.params["discriminator"] ** 2
-    assert told["penalty drawn"] == metrics["discriminator drawn"]
-    assert after.params["discriminator"] < state.params["discriminator"]
+def test_turns_of_a_group_see_the_same_parameters():
+    """And the statistics that the one before has left."""
+    system = Numbers(together=True)
+    after, metrics = taken(system, state_at(system, 2))
+    assert after.params["first"] == pytest.approx(1 - RATE * 3)
+    assert after.params["second"] == pytest.approx(3 - RATE * 1)
+    assert (metrics["first/turns"], metrics["second/turns"]) == (1, 2)
+    assert after.stats["first"]["turns"] == 2
+
+
+def test_a_stage_has_its_own_turns():
+    system = Numbers()
+    before = state_at(system, 1)
+    after, metrics = taken(system, before, ema_halflife_kimg=HALF_LIFE)
+    assert after.params["first"] == after.ema["first"] == 1
+    assert jax.tree.leaves(after.opt_state["first"])[0] == 0
+    assert after.params["second"] < before.params["second"]
+    assert {name.partition("/")[0] for name in metrics} == {"second"}
+    # With the numbers that the turn draws in any stage.
+    step = make_step(system, timeline_of(system).at(2))
+    _, elsewhere = jax.jit(step)(before, {}, BATCH, jax.random.key(1))
+    assert elsewhere["second/key"] == metrics["second/key"] != elsewhere["first/key"]
+
+
+def test_a_lazy_turn_follows_on_the_same_batch():
+    system = Numbers()
+    state, metrics = taken(system, state_at(system, 2))
+    after, lazy = taken(system, state, every=2)
+    assert lazy["lazy/drawn"] == metrics["second/drawn"]
+    assert lazy["lazy/progress"] == metrics["second/progress"]
+    keys = [*(metrics[f"{name}/key"] for name in ("first", "second")), lazy["lazy/key"]]
+    assert len({float(key) for key in keys}) == 3
+    assert after.params["second"] < state.params["second"]
     for same in ("step", "ema"):
         assert getattr(after, same) == getattr(state, same)
-    assert after.params["generator"] == state.params["generator"]
-    _, other = taken(make_step(Numbers(), OPTIMIZERS, DECAY), after)
-    assert other["discriminator drawn"] != metrics["discriminator drawn"]
+    assert after.params["first"] == state.params["first"]
+    _, other = taken(system, after)
+    assert other["second/drawn"] != metrics["second/drawn"]
+
+
+def test_a_run_may_do_without_an_average():
+    system = Numbers()
+    after, _ = taken(system, state_at(system, 2, with_ema=False))
+    assert after.ema == {}
+
+
+def test_progress_is_the_share_of_the_stage():
+    system = Numbers()
+    for step, expected in {0: 0, 1: 0.5, 2: 0, 6: 0.5, 9: 0.875}.items():
+        _, metrics = taken(system, state_at(system, step))
+        assert metrics["second/progress"] == pytest.approx(expected)
+
+
+def test_rates_follow_the_images_of_the_stage():
+    """Whatever the batches, and however many turns an optimizer has taken."""
+
+    class Slowing(Numbers):
+        falling = optax.linear_schedule(1.0, 0.0, transition_steps=0.016)
+        rules = dict.fromkeys(SGD, scale_by_learning_rate(falling))
+
+    system, steps = Slowing(together=True), {0: 1, 1: 0.75, 2: 1, 4: 0.5, 6: 0}
+    for step, rate in steps.items():
+        before = state_at(system, step)
+        after, _ = taken(system, before)
+        moved = before.params["second"] - after.params["second"]
+        assert moved == pytest.approx(rate * 1, abs=1e-6)
+    lazily, _ = taken(system, dataclasses.replace(before, step=jnp.int32(5)), every=2)
+    assert lazily.params["second"] == pytest.approx(3 - 0.5 * 2 * 3)
+
+
+def test_an_optimizer_keeps_its_state_from_stage_to_stage():
+    class Other(Numbers):
+        def stages(self):
+            alone, every = super().stages()
+            plain = {**every.optimizers, "second": Optimizer(("second",), optax.sgd(1))}
+            return [alone, dataclasses.replace(every, optimizers=plain)]
+
+    with pytest.raises(ValueError, match="second has another state"):
+        init_state(Other(), jax.random.key(0))
+
+
+def test_what_makes_no_sense_is_refused():
+    def turn(name, stream, optimizer="a", every=1):
+        return Turn(name, None, (optimizer,), stream, every)
+
+    optimizers = {name: Optimizer((name,), optax.sgd(1)) for name in "ab"}
+    for groups, why in {
+        ((turn("x", 1),), (turn("y", 1),)): "streams",
+        ((turn("x", 0),),): "streams",
+        ((turn("x", 1), turn("y", 2, "b", every=2)),): "every",
+        ((turn("x", 1), turn("y", 2)),): "one network",
+    }.items():
+        with pytest.raises(ValueError, match=why):
+            Stage("main", groups, optimizers)

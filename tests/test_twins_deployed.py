@@ -17,19 +17,18 @@ from onnxruntime.tools.onnx_model_utils import (
     ModelProtoWithShapeInfo,
     optimize_model,
 )
-from parity import relative_l2
-from variables import random_variables
+from variables import SLIM, random_variables, relative_l2
 
 from migan_jax.exporting.building import Wanted, build
+from migan_jax.families import to_tensors
 from migan_jax.models import migan
 from migan_jax.twins.build import load_twin
 from migan_jax.twins.deployed import LIMIT, Deployed
 from migan_jax.twins.onnx_network import to_onnx
-from migan_jax.weights.checkpoint import Checkpoint, to_form, to_tensors
+from migan_jax.weights.checkpoint import Checkpoint, to_form
 
 pytestmark = pytest.mark.torch
 
-NARROW = {"channel_base": 128, "channel_max": 8}
 # Operators with which a graph of one size says all that it does.
 PLAIN = {"Conv", "LeakyRelu", "Add", "Resize", "Clip"}
 
@@ -75,10 +74,12 @@ def in_onnxruntime(model, x):
 
 @pytest.fixture(scope="module")
 def narrow():
-    return checkpoint_of(16, **NARROW)
+    return checkpoint_of(16, **SLIM)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (8, 24), (32, 20)])
+@pytest.mark.parametrize(
+    "size", [(16, 16), (32, 20), pytest.param((8, 24), marks=pytest.mark.full)]
+)
 def test_the_same_as_flax(size, narrow):
     x, twin = inputs(2, *size), twin_of(narrow)
     expected = flax(narrow, x)
@@ -159,7 +160,9 @@ def partitionings(model, folder):
         yield usability_checker.check_coreml_partitions(shaped, True, operators)
 
 
-@pytest.mark.parametrize("resolution, limited", [(64, False), (256, True)])
+@pytest.mark.parametrize(
+    "resolution, limited", [(64, True), pytest.param(256, True, marks=pytest.mark.full)]
+)
 def test_phones_take_a_graph_of_one_size_whole(resolution, limited, tmp_path):
     size = resolution, resolution
     widths = {"channel_base": 2 * resolution, "channel_max": 8}
@@ -178,7 +181,15 @@ def test_phones_take_a_graph_of_one_size_whole(resolution, limited, tmp_path):
     np.testing.assert_array_equal(in_onnxruntime(model, x), expected)
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 8, 24), (2, 32, 20), (1, 4, 4)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (3, 8, 24),
+        (1, 4, 4),
+        pytest.param((1, 16, 16), marks=pytest.mark.full),
+        pytest.param((2, 32, 20), marks=pytest.mark.full),
+    ],
+)
 def test_a_graph_of_any_size(shape, narrow, for_any_size):
     entry = for_any_size.graph.input[0].type.tensor_type.shape.dim
     assert [d.dim_param or d.dim_value for d in entry] == [
@@ -191,14 +202,9 @@ def test_a_graph_of_any_size(shape, narrow, for_any_size):
     assert relative_l2(in_onnxruntime(for_any_size, x), flax(narrow, x)) < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
-    "resolution, size",
-    [
-        pytest.param(256, (256, 256), marks=pytest.mark.full),
-        (256, (384, 640)),
-        pytest.param(512, (512, 512), marks=pytest.mark.full),
-    ],
+    "resolution, size", [(256, (256, 256)), (256, (384, 640)), (512, (512, 512))]
 )
 def test_full_width(resolution, size):
     """Random weights, whose activations reach the limit: so it is kept."""

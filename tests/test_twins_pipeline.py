@@ -51,8 +51,9 @@ def blurring(size):
     return onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
 
 
-def blurred(x):
+def blurred(image, known):
     """The same on the host."""
+    x = np.concatenate([known - 0.5, image], axis=-1)
     sizes = (1, 2 * REACH + 1, 2 * REACH + 1, 1)
     mean = uniform_filter(x.astype(np.float64), sizes, mode="constant")
     return (mean[..., 1:] + mean[..., :1]).astype(np.float32)

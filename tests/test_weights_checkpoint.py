@@ -13,16 +13,15 @@ from test_weights_names import (
 from variables import assert_same_trees
 
 from migan_jax.errors import UserError
-from migan_jax.ops.conv import join_kernels
-from migan_jax.weights.checkpoint import (
+from migan_jax.families import (
     from_tensors,
-    is_file_name,
     load_checkpoint,
     load_file,
     save_checkpoint,
-    to_form,
     to_tensors,
 )
+from migan_jax.ops.conv import join_kernels
+from migan_jax.weights.checkpoint import is_file_name, to_form
 from migan_jax.weights.reading import read_tensors, write_tensors
 
 FILES = pytest.mark.parametrize(
@@ -47,7 +46,7 @@ def test_files_survive_bit_for_bit(name, ending, tmp_path):
     tensors = random_tensors(network)
     first, second = tmp_path / f"a{ending}", tmp_path / f"b{ending}"
     write_tensors(first, tensors)
-    checkpoint = load_file(first)
+    (checkpoint,) = load_file(first).values()
     assert checkpoint.network == network
     form = "fused" if name == "migan_fused" else "training"
     save_checkpoint(checkpoint, second, form)
@@ -77,7 +76,7 @@ def test_kernels_that_were_collapsed_come_back_with_the_same_sum(name, tmp_path)
     collapsed = load_checkpoint(tmp_path / "a.safetensors")
     assert collapsed.network.reparam.form == "collapsed"
     save_checkpoint(collapsed, tmp_path / "b.safetensors", "training")
-    again = load_file(tmp_path / "b.safetensors")
+    (again,) = load_file(tmp_path / "b.safetensors").values()
     assert again.network == expanded.network
     pairs = zip(
         jax.tree_util.tree_leaves_with_path(again.variables),

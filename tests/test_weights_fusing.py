@@ -10,18 +10,18 @@ import pytest
 from test_weights_names import NARROW, NETWORKS, random_tensors
 
 from migan_jax.errors import UserError
+from migan_jax.families import (
+    from_tensors,
+    load_checkpoint,
+    save_checkpoint,
+    to_tensors,
+)
 from migan_jax.inpainting import Model
 from migan_jax.models import discriminators, migan
 from migan_jax.models.layers import Reparam
 from migan_jax.ops.conv import normalise_kernel
 from migan_jax.weights import fusing
-from migan_jax.weights.checkpoint import (
-    from_tensors,
-    load_checkpoint,
-    save_checkpoint,
-    to_form,
-    to_tensors,
-)
+from migan_jax.weights.checkpoint import to_form
 from migan_jax.weights.reading import write_tensors
 
 X = np.random.default_rng(3).standard_normal((2, 16, 16, 4)).astype(np.float32)
@@ -29,7 +29,7 @@ TOLERANCE = 2e-6
 
 
 def forward(checkpoint):
-    rgb, pyramid = Model(checkpoint).forward(X, pyramid=True)
+    rgb, pyramid = Model.of(checkpoint).forward(X, pyramid=True)
     return [np.asarray(rgb), *(np.asarray(pyramid[r]) for r in sorted(pyramid))]
 
 

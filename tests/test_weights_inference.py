@@ -9,17 +9,13 @@ from test_weights_names import (
     parameter_shapes,
     random_tensors,
 )
-from variables import assert_same_trees
+from variables import assert_same_trees, constants
 
 from migan_jax.errors import UserError
+from migan_jax.families import all_kinds, from_tensors, load_checkpoint
 from migan_jax.models import comodgan, discriminators, migan
 from migan_jax.models.layers import Reparam
-from migan_jax.weights.checkpoint import (
-    from_tensors,
-    load_checkpoint,
-)
-from migan_jax.weights.inference import Misfit, infer_network
-from migan_jax.weights.names import constants
+from migan_jax.weights.inference import Misfit, Unknown, infer_networks
 from migan_jax.weights.reading import write_tensors
 
 ONE = np.ones(1, np.float32)
@@ -48,7 +44,7 @@ def test_sizes_are_inferred(family, sizes):
     }[family]
     shapes = parameter_shapes(make(*sizes))
     tensors = {k: np.broadcast_to(np.float32(0), s) for k, s in shapes.items()}
-    network = infer_network(tensors)
+    (network,) = infer_networks(tensors, all_kinds())
     # Several bases may give the same widths.
     assert parameter_shapes(network) == shapes
 
@@ -56,7 +52,8 @@ def test_sizes_are_inferred(family, sizes):
 def test_order_of_tensors_does_not_matter():
     for network in NETWORKS.values():
         tensors = random_tensors(network)
-        assert infer_network(dict(reversed(tensors.items()))) == network
+        backwards = dict(reversed(tensors.items()))
+        assert infer_networks(backwards, all_kinds()) == [network]
 
 
 NOTHING_KNOWN = {
@@ -81,14 +78,14 @@ NOTHING_KNOWN = {
 
 @pytest.mark.parametrize("case", NOTHING_KNOWN)
 def test_unknown_networks(case):
-    with pytest.raises(Misfit, match="not those of a MI-GAN or Co-Mod-GAN"):
+    with pytest.raises(Unknown, match="not those of any network known here"):
         from_tensors(NOTHING_KNOWN[case])
 
 
 def test_resolution_that_is_no_power_of_two():
     tensors = random_tensors(NETWORKS["migan_fused"])
     renamed = {k.replace(".b16.", ".b24."): v for k, v in tensors.items()}
-    with pytest.raises(Misfit, match="not those of"):
+    with pytest.raises(Unknown, match="not those of"):
         from_tensors(renamed)
 
 

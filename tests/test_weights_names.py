@@ -7,22 +7,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from variables import CODES, NARROW, constants, entries
 
+from migan_jax.families import all_kinds, from_tensors, to_tensors
 from migan_jax.models import comodgan, discriminators, migan
 from migan_jax.models.layers import Reparam
-from migan_jax.weights.checkpoint import from_tensors, to_tensors
-from migan_jax.weights.families import build, describe
-from migan_jax.weights.inference import infer_network
-from migan_jax.weights.names import (
-    abstract_variables,
-    constants,
-    entries,
-    is_constant,
-)
+from migan_jax.weights.inference import infer_networks
+from migan_jax.weights.kinds import build, describe
+from migan_jax.weights.names import abstract_variables, is_constant
 
 KEYS = Path(__file__).parent / "keys"
-NARROW = {"resolution": 16, "channel_base": 256, "channel_max": 24}
-CODES = {"z_dim": 12, "w_dim": 10, "encoder_dim": 14}
 EXPANDED = Reparam("expanded", kernels=3)
 # One of each kind, in the forms that files have.
 NETWORKS = {
@@ -112,9 +106,10 @@ def test_released_names_and_shapes(name):
     }
     # No memory behind the values: only names and shapes count here.
     tensors = {k: np.broadcast_to(np.float32(0), s) for k, s in shapes.items()}
-    network = infer_network(tensors)
+    kinds = all_kinds()
+    (network,) = infer_networks(tensors, kinds)
     assert network == RELEASED[name]
-    assert build(json.loads(json.dumps(describe(network)))) == network
+    assert build(json.loads(json.dumps(describe(network, kinds))), kinds) == network
     ours = [(n, entry.tensor_shape) for entry in entries(network) for n in entry.names]
     fixed = {key: value.shape for key, value in constants(network).items()}
     assert len(dict(ours)) == len(ours)

@@ -7,20 +7,16 @@ import subprocess
 import sys
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from damages import damaged_copies
-from test_weights_names import (
-    NARROW,
-    NETWORKS,
-    random_tensors,
-)
+from test_weights_names import NETWORKS, random_tensors
+from variables import CODES, NARROW, assert_same_trees, random_variables
 
 from migan_jax.errors import UserError
-from migan_jax.weights.checkpoint import (
-    from_tensors,
-    load_checkpoint,
-    save_checkpoint,
-)
+from migan_jax.families import from_tensors, load_checkpoint, save_checkpoint
+from migan_jax.models import comodgan
+from migan_jax.weights.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -102,26 +98,50 @@ def test_missing_items(item, workdir):
 SOUND = {"family": "comodgan_discriminator", **NARROW}
 DESCRIPTIONS = {
     "empty": "",
-    "half": '{"family": "comod',
+    "half": '{"discriminator": {"family": "comod',
     "list": "[]",
     "nothing": "{}",
-    "family": json.dumps({**SOUND, "family": "unet"}),
-    "field": json.dumps({**SOUND, "colour": 1}),
-    "text": json.dumps({**SOUND, "resolution": "16"}),
-    "no power of two": json.dumps({**SOUND, "resolution": 17}),
-    "negative": json.dumps({**SOUND, "channel_max": -1}),
-    "other resolution": json.dumps({**SOUND, "resolution": 32}),
-    "enormous": json.dumps({**SOUND, "resolution": 2**40}),
-    "other family": json.dumps({**SOUND, "family": "comodgan"}),
+    "no fields": json.dumps({"discriminator": {}}),
+    "other role": json.dumps({"generator": SOUND}),
+}
+FIELDS = {
+    "family": {"family": "unet"},
+    "field": {"colour": 1},
+    "text": {"resolution": "16"},
+    "no power of two": {"resolution": 17},
+    "negative": {"channel_max": -1},
+    "other resolution": {"resolution": 32},
+    "enormous": {"resolution": 2**40},
+    "other family": {"family": "comodgan"},
+}
+DESCRIPTIONS |= {
+    name: json.dumps({"discriminator": {**SOUND, **change}})
+    for name, change in FIELDS.items()
 }
 
 
 @pytest.mark.parametrize("case", DESCRIPTIONS)
 def test_damaged_descriptions(case, workdir):
     metadata = workdir / "checkpoints" / "0" / "network" / "metadata"
-    assert json.loads(metadata.read_text()) == SOUND
+    assert json.loads(metadata.read_text()) == {"discriminator": SOUND}
     metadata.write_text(DESCRIPTIONS[case])
     assert "damaged or incomplete" in refusal(workdir)
+
+
+def test_workdirs_of_versions_with_one_network(tmp_path):
+    """Its description and its arrays were of it alone, and not by role."""
+    network = comodgan.Generator(**NARROW, **CODES)
+    variables = random_variables(network)
+    own = {"family": "comodgan", **NARROW, **CODES}
+    step = tmp_path / "run" / "checkpoints" / "5"
+    items = ocp.args.Composite(
+        network=ocp.args.JsonSave(own), exported=ocp.args.StandardSave(variables)
+    )
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+        writer.save(step, args=items)
+    assert_same_trees(
+        load_checkpoint(tmp_path / "run"), Checkpoint(network, **variables)
+    )
 
 
 def test_damaged_arrays(workdir):

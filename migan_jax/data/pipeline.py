@@ -2,8 +2,9 @@
 
 All records of all epochs stand in one order, which the seed decides, and batch number
 `step` is `batch_size` of them, in order. A process loads rows of it. So the position
-in the data is the step alone: a run that resumes, with as many processes or others,
-goes on exactly. Each place in the order has its own random numbers, for its crop.
+in the data is the number of images before: a run that resumes, with as many processes
+or others, goes on exactly. Each place in the order has its own random numbers, for its
+crop.
 
 A record that cannot be used is replaced by another, which its place decides too, and is
 reported; too many of them end the run.
@@ -54,6 +55,7 @@ class Loader:
     batch_size: int
     rows: range  # of each batch, that are loaded here
     sampler: Sampler | None = None  # of masks for pictures without their own
+    offset: int = 0  # of batch 0 in the order: of a stage after batches of other sizes
 
     def __post_init__(self) -> None:
         if not 0 <= self.rows.start < self.rows.stop <= self.batch_size:
@@ -66,7 +68,7 @@ class Loader:
         [rows, R, R, 1], 1 where known; and the record that was "wanted" and the one
         that was "used" in each row.
         """
-        places = [step * self.batch_size + row for row in self.rows]
+        places = [self.place(step, row) for row in self.rows]
         wanted = [self.record_at(place) for place in places]
         found = [self._first_usable(*pair) for pair in zip(places, wanted, strict=True)]
         used, examples = zip(*found, strict=True)
@@ -82,6 +84,10 @@ class Loader:
             masks = [self._drawn_mask(place) for place in places]
             batch["mask"] = np.stack(masks)[..., None]
         return batch
+
+    def place(self, step: int, row: int) -> int:
+        """Where a row of a batch stands in the order of all epochs."""
+        return self.offset + step * self.batch_size + row
 
     def _drawn_mask(self, place: int) -> np.ndarray:
         rng = np.random.default_rng((self.seed, place, 5))
@@ -131,17 +137,29 @@ def _order(seed: int, epoch: int, records: int) -> np.ndarray:
 
 
 def loader_of(
-    config: "ConfigDict", source: Source, rows: range | None = None
+    config: "ConfigDict",
+    source: Source,
+    rows: range | None = None,
+    *,
+    batch_size: int | None = None,
+    resolution: int | None = None,
+    offset: int = 0,
 ) -> Loader:
-    """Batches of a source as `config` describes them; of each, only some rows."""
-    data, resolution = config.data, config.resolution
+    """Batches of a source as `config` describes them; of each, only some rows.
+
+    Args:
+      batch_size, resolution: of a stage with its own.
+      offset: of its batch 0 in the order of all epochs.
+    """
+    data, resolution = config.data, resolution or config.resolution
+    batch_size = batch_size or config.batch_size
     smallest = data.smallest_side
     if smallest is None:
         smallest = resolution // 2
     crop = Crop(resolution, data.crop, data.crop_scale, smallest)
-    rows = range(config.batch_size) if rows is None else rows
+    rows = range(batch_size) if rows is None else rows
     sampler = SAMPLERS[data.mask_kind] if data.draw_masks_on == "host" else None
-    return Loader(source, crop, config.seed, config.batch_size, rows, sampler)
+    return Loader(source, crop, config.seed, batch_size, rows, sampler, offset)
 
 
 class Batches:
@@ -202,14 +220,16 @@ class Batches:
     def _report(self, row: int, used: int | None) -> None:
         """Find out what was wrong with those that were tried before `used`."""
         loader = self.loader
-        place = self._step * loader.batch_size + loader.rows[row]
+        place = loader.place(self._step, loader.rows[row])
         for record in loader.candidates(place, loader.record_at(place)):
             if record == used:
                 return
             try:
                 loader.load(record, place)
             except UserError as error:
-                seen = (self._step + 1) * len(loader.rows)  # by this process
+                # By this process, of the images of all stages.
+                shown = loader.place(self._step + 1, 0)
+                seen = shown * len(loader.rows) // loader.batch_size
                 self.rejects.add(loader.source.name(record), str(error), seen)
 
     def close(self) -> None:
@@ -237,14 +257,17 @@ def batches_of(
     rows: range | None = None,
     first_step: int = 0,
     report: Path | None = None,
+    **stage: int,
 ) -> Batches:
     """A source's batches as `config` describes them; of each, only some rows.
 
-    `report` is a JSON file that names what cannot be used.
+    Args:
+      report: a JSON file that names what cannot be used.
+      stage: what `loader_of` takes besides.
     """
     if first_step < 0:
         raise ValueError(f"first_step is {first_step}")
-    loader = loader_of(config, source, rows)
+    loader = loader_of(config, source, rows, **stage)
     rejects = Rejects(loader.source, config.data.bad_share, report)
     workers = config.data.workers
     return Batches(loader, rejects, first_step=first_step, workers=workers)
@@ -253,10 +276,11 @@ def batches_of(
 def _start_worker(worker: int, workers: int) -> None:
     """Let this worker end when the process that started it is gone, even if killed.
 
-    Ctrl-C, which goes to both, is that process's to handle.
+    Signals that go to both, Ctrl-C and a scheduler's, are that process's to handle.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what it can do without
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
     def wait() -> None:
         parent_process().join()

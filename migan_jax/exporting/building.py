@@ -12,8 +12,16 @@ from migan_jax.config import progress
 from migan_jax.errors import UserError, missing_extra
 from migan_jax.exporting.float16 import to_float16
 from migan_jax.exporting.int8 import to_int8
-from migan_jax.weights.checkpoint import Checkpoint, to_form, to_tensors
-from migan_jax.weights.families import describe, family_of
+from migan_jax.families import (
+    FAMILIES,
+    all_kinds,
+    family_of,
+    inpaints,
+    name_of,
+    to_tensors,
+)
+from migan_jax.weights.checkpoint import Checkpoint, to_form
+from migan_jax.weights.kinds import describe
 from migan_jax.weights.reading import import_torch
 
 if TYPE_CHECKING:
@@ -66,10 +74,11 @@ def import_tools() -> None:
 def check_exportable(checkpoint: Checkpoint, wanted: Wanted) -> None:
     """Say in one sentence what cannot be exported."""
     network = checkpoint.network
-    if family_of(network) != "migan":
+    if not (family_of(network).is_exportable and inpaints(network)):
+        titles = [f.title for f in FAMILIES.values() if f.is_exportable]
         raise UserError(
-            f"{checkpoint.source} is a {family_of(network)}: only MI-GAN's generator "
-            f"is exported, which it can teach."
+            f"{checkpoint.source} is a {name_of(network)}: only {', '.join(titles)}'s "
+            f"generator can be exported."
         )
     step = network.resolution // 4
     if wanted.size is not None and any(n % step or n < step for n in wanted.size):
@@ -148,7 +157,7 @@ def _description(checkpoint: Checkpoint, wanted: Wanted) -> dict[str, str]:
         "precision": wanted.precision,
         "noise": "stored" if wanted.noise else "dropped",
         "resolution": str(checkpoint.network.resolution),
-        "config": json.dumps(describe(checkpoint.network)),
+        "config": json.dumps(describe(checkpoint.network, all_kinds())),
         "checkpoint_sha256": checkpoint.digest,
         "exported_by": f"migan_jax {migan_jax.__version__}",
     }

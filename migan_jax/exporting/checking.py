@@ -66,7 +66,7 @@ class Reference(Protocol):
 
     def forward(self, x: np.ndarray) -> Any: ...
 
-    def complete(self, x: np.ndarray) -> np.ndarray: ...
+    def predict(self, image: np.ndarray, known: np.ndarray) -> np.ndarray: ...
 
 
 class Difference(NamedTuple):
@@ -215,7 +215,7 @@ def _pipeline(session: Any, picture: Picture) -> np.ndarray:
 def _inpainted(model: Reference) -> Callable[[Picture], np.ndarray]:
     """What `inpaint` does, without its doubts about holes, which are drawn here."""
     size = model.network.resolution
-    return lambda picture: fill_holes(*picture, model.complete, size, crops="one")
+    return lambda picture: fill_holes(*picture, model.predict, size, crops="one")
 
 
 def _cost(model: "onnx.ModelProto") -> dict[str, Any]:

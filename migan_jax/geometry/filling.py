@@ -36,7 +36,9 @@ from migan_jax.geometry.crops import (
 
 logger = logging.getLogger(__name__)
 
-Network = Callable[[np.ndarray], np.ndarray]  # [1, S, S, 4] -> [1, S, S, 3]
+# A picture in [-1, 1], 0 in its hole, [1, S, S, 3], and what is known of it, 1 or 0,
+# [1, S, S, 1] -> a whole picture in [-1, 1].
+Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 DEFAULT_FEATHER = 2
 
@@ -68,8 +70,8 @@ def fill_holes(
     Args:
       image: uint8 [H, W, 3].
       hole: bool [H, W], True where the photo is to be made up.
-      network: takes concat(known - 0.5, image * known) with the image in [-1, 1].
-      size: height and width of what the network takes.
+      network: completes a square of its size.
+      size: height and width of that.
       feather: farthest distance in pixels from the hole at which the paste may change
         the photo; 0 changes none of the known pixels.
       crops: "auto" fills far-apart holes one by one, "one" takes a single crop.
@@ -91,22 +93,23 @@ def fill_holes(
     for box in track(plan(hole, size, crops)):
         crop = crop_around(box, hole.shape, size)
         distance = squared_distance(unfilled[crop.box.slices], feather)
-        x = network_input(result[crop.box.slices], distance <= feather**2, crop)
-        share = float(np.mean(x[..., 0] < 0))
+        unknown = distance <= feather**2
+        given, known = to_square(result[crop.box.slices], unknown, crop)
+        share = float(np.mean(known == 0))
         if share > FAR_SHARE and not told:
             told = True
             tell(
                 f"The hole takes {share:.0%} of the {size} x {size} pixels that the "
                 f"network sees, which leaves it little to go by: expect a rough guess."
             )
-        output = np.asarray(network(x), np.float32)
+        output = np.asarray(network(given, known), np.float32)
         if not np.isfinite(output).all():
             raise UserError(
                 "The network's output holds NaN or infinity: its weights are damaged."
             )
-        known, given = x[0, ..., 0] > 0, x[0, ..., 1:]
         own = [np.clip(output[0, ..., c], -1, 1) for c in range(3)]
-        completed = [np.where(known, given[..., c], own[c]) for c in range(3)]
+        is_known = known[0, ..., 0] > 0
+        completed = [np.where(is_known, given[0, ..., c], own[c]) for c in range(3)]
         _paste(result, completed, distance, box, crop, feather)
         unfilled[box.slices] = False
         if raw is not None:
@@ -166,21 +169,28 @@ def grown(hole: np.ndarray, pixels: int) -> np.ndarray:
 # To the network and back.
 
 
-def network_input(image: np.ndarray, unknown: np.ndarray, crop: Crop) -> np.ndarray:
-    """concat(known - 0.5, image * known), float32 [1, S, S, 4], of a crop's pixels."""
+def to_square(
+    image: np.ndarray, unknown: np.ndarray, crop: Crop
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the network completes of a crop's pixels: the picture, and what is known.
+
+    Float32, [1, S, S, 3] in [-1, 1] and 0 where unknown, and [1, S, S, 1] of 1 and 0.
+    """
     if crop.side == crop.size:
         known = ~unknown
     else:
         image = _shrink(image, crop)
         known = _shrink(unknown[..., None], crop)[..., 0] < UNKNOWN_SHARE
     known = known.astype(np.float32)
-    x = np.empty((*known.shape, 4), np.float32)
-    x[..., 0] = known - 0.5
+    picture = np.empty((*known.shape, 3), np.float32)
     for c in range(3):  # whole planes: operations on [H, W, 3] are several times slower
-        x[..., 1 + c] = (image[..., c] / np.float32(127.5) - 1) * known
+        picture[..., c] = (image[..., c] / np.float32(127.5) - 1) * known
     top, left, bottom, right = crop.inner
     margins = (top, crop.size - bottom), (left, crop.size - right), (0, 0)
-    return np.pad(x, margins, mode="symmetric")[None]
+    picture, known = (
+        np.pad(x, margins, mode="symmetric")[None] for x in (picture, known[..., None])
+    )
+    return picture, known
 
 
 def _shrink(part: np.ndarray, crop: Crop) -> np.ndarray:

@@ -11,8 +11,8 @@ GREY = 128
 RADIUS = 3  # pixels around a hole that OpenCV's methods look at
 
 
-def network_fill(complete: Callable[[np.ndarray], ArrayLike]) -> Fill:
-    """Of a network's input [N, R, R, 4] -> whole pictures [N, R, R, 3] in [-1, 1].
+def network_fill(complete: Callable[[np.ndarray, np.ndarray], ArrayLike]) -> Fill:
+    """What fills holes by a network as `geometry.filling` calls it, of N pictures.
 
     Known pixels stay as they are, bit for bit. What comes after N pictures is left out.
     """
@@ -20,8 +20,7 @@ def network_fill(complete: Callable[[np.ndarray], ArrayLike]) -> Fill:
     def fill(truths: np.ndarray, holes: np.ndarray) -> np.ndarray:
         known = (~holes).astype(np.float32)[..., None]
         images = truths.astype(np.float32) / 127.5 - 1
-        x = np.concatenate([known - 0.5, images * known], axis=-1)
-        rgb = np.asarray(complete(x), np.float32)[: len(x)]
+        rgb = np.asarray(complete(images * known, known), np.float32)[: len(images)]
         finite = np.isfinite(rgb).all(axis=(1, 2, 3))
         if not finite.all():
             raise NotFinite(int(finite.argmin()))

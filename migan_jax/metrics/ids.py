@@ -1,4 +1,4 @@
-"""P-IDS and U-IDS: can a linear SVM tell completions from photos (Co-Mod-GAN, 4.1)?
+"""P-IDS and U-IDS: can a linear SVM tell completions from photos (Zhao 2021, 4.1)?
 
 The machine is fitted to the features of all photos and all completions, and asked
 about the same ones: P-IDS is how often it takes a completion for more real than its own

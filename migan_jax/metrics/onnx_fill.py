@@ -94,7 +94,11 @@ def open_onnx(path: Path) -> tuple[Fill, int | None]:
     shapes = [entry.shape for entry in inputs.values()]
     if len(shapes) == 1 and len(shapes[0]) == 4 and shapes[0][1] == 4:
         _check_made(path, session, *FLOATS)
-        complete = _network(path, session, batch_of=shapes[0][0])
+        run = _network(path, session, batch_of=shapes[0][0])
+
+        def complete(image: np.ndarray, known: np.ndarray) -> np.ndarray:
+            return run(np.concatenate([known - 0.5, image], axis=-1))
+
         return network_fill(complete), _only_size(path, shapes[0])
     raise UserError(
         f"{path} takes {taken}: neither a network's one input of four channels, nor a "

@@ -61,6 +61,12 @@ class Generator(nn.Module):
     dtype: DTypeLike | None = None  # compute dtype; None: that of the input
     remat: bool = False  # less memory in training, a third more time
 
+    @nn.nowrap
+    def inputs(self) -> list[jax.ShapeDtypeStruct]:
+        """Shapes of one sample's inputs: the image and z."""
+        shapes = (1, self.resolution, self.resolution, 4), (1, self.z_dim)
+        return [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
     @property
     def num_ws(self) -> int:
         """Style vectors that synthesis uses: two per level, and the last to-RGB."""

@@ -48,6 +48,21 @@ def block_of(path: Sequence[str]) -> str:
     return " ".join(path[:end])
 
 
+def parameters_by_block(params: Any) -> dict[str, int]:
+    """How many there are in each block, in the order of a forward pass."""
+    blocks: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        block = block_of([part.key for part in path])
+        blocks[block] = blocks.get(block, 0) + leaf.size
+
+    def forward_order(block: str) -> tuple[int, int]:
+        part, _, level = block.rpartition(" ")
+        size = int(level[1:]) if level[1:].isdigit() else 0
+        return (2, size) if part == "synthesis" else (1 if size else 0, -size)
+
+    return {block: blocks[block] for block in sorted(blocks, key=forward_order)}
+
+
 def count(network: nn.Module, *inputs: Any) -> dict[str, Cost]:
     """Cost by block; inputs (or their shapes) of one sample."""
     costs: dict[str, Cost] = {}
@@ -75,6 +90,8 @@ def _own_cost(module: nn.Module, args: tuple, out: Any) -> Cost | None:
     if hasattr(module, "cost"):
         return module.cost(args, out)
     params = module.variables.get("params", {})
+    if isinstance(module, nn.Conv | nn.Dense):  # flax's own
+        return Cost(params["kernel"].size * pixels_of(out))
     own = [name for name, value in params.items() if not isinstance(value, Mapping)]
     if own:
         raise TypeError(

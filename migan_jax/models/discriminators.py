@@ -4,9 +4,11 @@ Both look at concat(mask - 0.5, image), [N, R, R, 4], and return logits [N, 1].
 """
 
 import math
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from migan_jax.models.channels import LOWEST_RESOLUTION, channels_at, levels
@@ -28,6 +30,10 @@ from migan_jax.ops.precision import at_least_float32, compute_dtype
 BRANCH_GAIN = math.sqrt(0.5)
 
 
+def _input_shape(resolution: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, resolution, resolution, 4), jnp.float32)
+
+
 def _check_input(x: jax.Array, resolution: int) -> None:
     if x.shape[1:] != (resolution, resolution, 4):
         raise ValueError(
@@ -45,6 +51,12 @@ class MIGANDiscriminator(nn.Module):
     reparam: Reparam = Reparam()
     dtype: DTypeLike | None = None  # compute dtype; None: that of the input
     remat: bool = False  # less memory in training, a third more time
+    can_be_fused: ClassVar = False  # it is used in training only
+
+    @nn.nowrap
+    def inputs(self) -> list[jax.ShapeDtypeStruct]:
+        """Shapes of one sample's inputs."""
+        return [_input_shape(self.resolution)]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -119,6 +131,11 @@ class CoModGANDiscriminator(nn.Module):
     channel_max: int = 512
     dtype: DTypeLike | None = None  # compute dtype; None: that of the input
     remat: bool = False  # less memory in training, a third more time
+
+    @nn.nowrap
+    def inputs(self) -> list[jax.ShapeDtypeStruct]:
+        """Shapes of one sample's inputs."""
+        return [_input_shape(self.resolution)]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,9 +1,10 @@
 """MI-GAN's generator (Sargsyan et al., ICCV 2023, section 3 and Table S.4)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from migan_jax.models.channels import LOWEST_RESOLUTION, channels_at, levels
@@ -34,6 +35,14 @@ class Generator(nn.Module):
     reparam: Reparam = Reparam()
     dtype: DTypeLike | None = None  # compute dtype; None: that of the input
     remat: bool = False  # less memory in training, a third more time
+
+    can_be_fused: ClassVar = True  # kernels normalised once, as in released files
+
+    @nn.nowrap
+    def inputs(self) -> list[jax.ShapeDtypeStruct]:
+        """Shapes of one sample's inputs."""
+        shape = 1, self.resolution, self.resolution, 4
+        return [jax.ShapeDtypeStruct(shape, jnp.float32)]
 
     @property
     def stride(self) -> int:

@@ -1,7 +1,8 @@
 """Checkpoints of a run: all that it needs to go on as if it had never stopped.
 
 `<workdir>/checkpoints/<step>/` has the items
-  network, exported   what other programs read (`weights/workdir.py`): the EMA's weights
+  network, exported   what other programs read (`weights/workdir.py`): of all exported
+                      networks the EMA's weights, or where there is none their own
   params, optimizer   the rest of the training state
   run                 configuration, data, versions, and the state's checksum
   metrics             held-out figures, where they were measured
@@ -21,7 +22,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -32,13 +33,15 @@ import orbax.checkpoint as ocp
 
 from migan_jax.errors import UserError
 from migan_jax.files import make_folder, readable_size, reason, remove, sync, sync_tree
+from migan_jax.systems.base import TrainState
 from migan_jax.training.processes import meet
-from migan_jax.training.step import TrainState
-from migan_jax.weights.families import Network, describe
+from migan_jax.weights.kinds import Kinds, Network
 from migan_jax.weights.locations import CHECKPOINTS
 from migan_jax.weights.workdir import (
     check_sealed,
+    export_items,
     is_sealed,
+    read_exported,
     seal,
     step_folder,
     steps_in,
@@ -157,13 +160,15 @@ class Checkpoints:
     def save(
         self,
         state: TrainState,
-        network: Network,
+        exported: Mapping[str, Network],
+        kinds: Kinds,
         run: dict[str, Any],
         figures: Mapping[str, float] | None,
     ) -> None:
         """Begin to save, unless the state is not finite.
 
         Args:
+          exported: networks to ship, by name; `kinds` has theirs.
           run: what to note with it, as JSON.
           figures: of the held-out pictures, where they were measured.
         """
@@ -175,10 +180,9 @@ class Checkpoints:
             return
         self._check_room(state)
         run = {**run, "checksums": checksums.tolist()}
-        exported = {"params": state.ema["generator"], "stats": state.stats["generator"]}
+        variables = exported_variables(state, exported)
         items = ocp.args.Composite(
-            network=ocp.args.JsonSave(describe(network)),
-            exported=ocp.args.StandardSave(exported),
+            **export_items(exported, variables, kinds),
             params=ocp.args.StandardSave(
                 {"params": state.params, "stats": state.stats}
             ),
@@ -195,7 +199,7 @@ class Checkpoints:
         seal(unfinished)
 
     def _check_room(self, state: TrainState) -> None:
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        needed = size_of(state)
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise self._cannot_write(
@@ -269,13 +273,16 @@ class Checkpoints:
 
         run = self._read(step, "run")
         weights = read("params", {"params": like.params, "stats": like.stats})
-        exported = {"params": like.ema["generator"], "stats": like.stats["generator"]}
+        exported: dict[str, Any] = {}
+        if like.ema:
+            shipped = exported_variables(like, like.ema)
+            exported = read_exported(self._folder / str(step), shipped)
         state = TrainState(
             step=jax.device_put(np.int32(step), like.step.sharding),
             params=weights["params"],
             stats=weights["stats"],
             opt_state=read("optimizer", like.opt_state),
-            ema={"generator": read("exported", exported)["params"]},
+            ema={name: exported[name]["params"] for name in like.ema},
         )
         checksums, _ = jax.device_get(summarise(state))
         if checksums.tolist() != run.pop("checksums"):
@@ -347,8 +354,25 @@ class Checkpoints:
             self._writer.close()
 
 
+def size_of(state: TrainState) -> int:
+    """Bytes of a checkpoint, which holds what is shipped twice if it is no average."""
+    again = {} if state.ema else state.params
+    return sum(leaf.nbytes for leaf in jax.tree.leaves((state, again)))
+
+
+def exported_variables(state: TrainState, names: Iterable[str]) -> dict[str, Any]:
+    """What is shipped, by network: the EMA, in runs without one the parameters."""
+    return {
+        name: {
+            "params": (state.ema or state.params)[name],
+            "stats": state.stats[name],
+        }
+        for name in names
+    }
+
+
 def read_networks(source: Path) -> Any:
-    """The parameters of all networks of a run's checkpoint, by network.
+    """Parameters and stats of all networks of a run's checkpoint, by network.
 
     Args:
       source: a workdir, of which the newest is read, or one of its checkpoints.
@@ -363,7 +387,7 @@ def read_networks(source: Path) -> Any:
         with ocp.PyTreeCheckpointer() as reader:
             tree = reader.metadata(folder).item_metadata.tree
             on_the_host = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), tree)
-            return reader.restore(folder, restore_args=on_the_host)["params"]
+            return reader.restore(folder, restore_args=on_the_host)
     except Exception as error:  # damage can show anywhere in Orbax's reader
         raise UserError(
             f"{folder} cannot be read, it is damaged or incomplete ({reason(error)})."

@@ -5,71 +5,95 @@ Everything else is the same on all devices.
 """
 
 import math
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from migan_jax.errors import UserError
-from migan_jax.ops.minibatch_std import GROUP_SIZE
 from migan_jax.ops.partition import DATA, SPACE
 
 
-def make_mesh(space: int | str, resolution: int, batch_size: int, parts: int) -> Mesh:
+def make_mesh(
+    space: int | str,
+    batches: Mapping[str, tuple[int, int]],
+    microbatches: int,
+    multiple: int,
+) -> Mesh:
     """All devices, of which `space` at a time share an image; UserError for misfits.
 
-    "auto" is as few as let all devices have some of the batch, which then stays what it
-    is, and with it what is learnt.
+    "auto" is as few as let all devices have some of each batch, which then stays what
+    it is, and with it what is learnt.
+
+    Args:
+      batches: their size and resolution, by stage.
+      microbatches: in which they are used.
+      multiple: samples of a group that stays whole, where a batch is larger.
     """
     # A process's devices stand together, so that it loads as few images as can be.
     devices = sorted(
         jax.devices(), key=lambda device: (device.process_index, device.id)
     )
     count = len(devices)
+
+    def least(batch_size: int, space: int) -> int:
+        """What a batch must be a multiple of; a large one also of whole groups."""
+        group = multiple if microbatches > 1 or batch_size > multiple else 1
+        return microbatches * math.lcm(count // space, group)
+
     fitting = [
         n
         for n in range(1, count + 1)
         if count % n == 0
-        and resolution % n == 0
-        and batch_size % _batch_multiple(count // n, batch_size, parts) == 0
+        and all(
+            side % n == 0 and size % least(size, n) == 0
+            for size, side in batches.values()
+        )
     ]
     if space == "auto":
         space = next(iter(fitting), 1)
-    if space < 1 or count % space or resolution % space:
-        raise UserError(
-            f"mesh.space is {space}, but must divide the {count} devices and the "
-            f"{resolution} rows of an image."
-        )
-    if space not in fitting:
-        raise _misfit(count, space, batch_size, parts, fitting)
+    for stage, (size, side) in batches.items():
+        if space < 1 or count % space or side % space:
+            raise UserError(
+                f"mesh.space is {space}, but must divide the {count} devices and the "
+                f"{side} rows of an image."
+            )
+        if size % least(size, space):
+            whose = f" of stage {stage}" if len(batches) > 1 else ""
+            what = f"batch_size {size}{whose}"
+            needed = least(size, space)
+            raise _misfit(
+                what, size, count, space, microbatches, multiple, needed, fitting
+            )
     shape = np.array(devices).reshape(count // space, space)
     return Mesh(shape, (DATA, SPACE), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def _batch_multiple(lines: int, batch_size: int, parts: int) -> int:
-    """What a batch must be a multiple of; a large one also consists of whole groups."""
-    group = GROUP_SIZE if parts > 1 or batch_size > GROUP_SIZE else 1
-    return parts * math.lcm(lines, group)
-
-
 def _misfit(
-    count: int, space: int, batch_size: int, parts: int, fitting: list[int]
+    what: str,
+    batch_size: int,
+    count: int,
+    space: int,
+    microbatches: int,
+    multiple: int,
+    least: int,
+    fitting: list[int],
 ) -> UserError:
-    multiple = _batch_multiple(count // space, batch_size, parts)
     shared = f", {space} to an image" if space > 1 else ""
-    turns = f" in {parts} parts" if parts > 1 else ""
-    grouped = parts > 1 or batch_size > GROUP_SIZE
-    compared = f", in groups of {GROUP_SIZE} that are compared" if grouped else ""
+    turns = f" in {microbatches} parts" if microbatches > 1 else ""
+    grouped = multiple > 1 and (microbatches > 1 or batch_size > multiple)
+    compared = f", in groups of {multiple} that are compared" if grouped else ""
     keeping = ""
     if fitting:
         keeping = (
             f"let {fitting[0]} share an image (--config.mesh.space={fitting[0]}), or "
         )
     # Above a group's size only whole groups will do.
-    least = math.lcm(multiple, GROUP_SIZE) if batch_size > multiple else multiple
+    needed = math.lcm(least, multiple) if batch_size > least else least
     return UserError(
-        f"batch_size {batch_size} cannot be split over {count} devices{shared}{turns}"
-        f"{compared}: {keeping}make it a multiple of {least}."
+        f"{what} cannot be split over {count} devices{shared}{turns}"
+        f"{compared}: {keeping}make it a multiple of {needed}."
     )
 
 

@@ -32,16 +32,6 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 BOARD_FOLDER = "tensorboard"
 
-# What the line and the bar show, in this order, if it is there.
-SHOWN = {
-    "g/adversarial": "G",
-    "g/distillation": "KD",
-    "g/l1": "L1",
-    "d/adversarial": "D",
-    "d/r1": "R1",
-    "g/hole_psnr": "hole dB",
-}
-
 
 class Averages:
     """Means of metrics over steps; a metric need not be there in every step."""
@@ -59,29 +49,37 @@ class Averages:
 
 
 class Reporter:
-    """Takes every step's metrics, and writes some. To be used in a `with`."""
+    """Takes every step's metrics, and writes some. To be used in a `with`.
+
+    A step's metrics are waited for when the next step is on its way.
+    """
 
     def __init__(
         self,
         workdir: Path,
         *,
         total_steps: int,
-        batch_size: int,
         log_every_steps: int,
         nonfinite_steps: int,
+        labels: Mapping[str, str],
         first_step: int = 0,
         earlier: Mapping[str, Any] | None = None,
     ):
         """
         Args:
+          labels: metrics that the line and the bar show if they are there, in this
+            order, and what they are called.
           first_step: that this run begins with; the files are cut back to it.
           earlier: what `position` gave there; None if nothing was saved.
         """
         # Without a checkpoint nothing that is there belongs to this run.
         kept = -1 if earlier is None else first_step
         earlier = earlier or {"sums": {}}
-        self._total, self._batch_size = total_steps, batch_size
+        self._total, self._labels = total_steps, labels
         self._every, self._limit = log_every_steps, nonfinite_steps
+        # Of the newest step, which is on its way: number, metrics, images.
+        self._pending: tuple[int, Mapping[str, Any], int] | None = None
+        self._images = 0  # since the last line
         self._averages = Averages(earlier["sums"])
         self._nonfinite = 0  # with other losses nothing is saved to go on from
         self._waited, self._waits = 0.0, 0
@@ -142,11 +140,24 @@ class Reporter:
         yield
         self._since += time.perf_counter() - start
 
-    def take(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """The metrics of the step that made the state number `step`.
+    def report(self, step: int, metrics: Mapping[str, Any], images: int) -> None:
+        """The metrics of the step that makes the state number `step`, of some images.
 
-        UserError if too many in a row are not finite.
+        UserError if too many in a row, up to the step before, are not finite.
         """
+        pending, self._pending = self._pending, (step, metrics, images)
+        self._take(pending)
+
+    def catch_up(self) -> None:
+        """Wait for the newest step's, too."""
+        pending, self._pending = self._pending, None
+        self._take(pending)
+
+    def _take(self, pending: tuple[int, Mapping[str, Any], int] | None) -> None:
+        if pending is None:
+            return
+        step, metrics, images = pending
+        self._images += images
         values = {name: float(value) for name, value in metrics.items()}
         self._averages.add(values)
         finite = all(math.isfinite(value) for value in values.values())
@@ -167,33 +178,36 @@ class Reporter:
         now = time.perf_counter()
         steps = max(step - self._since_step, 1)
         seconds = (now - self._since) / steps
+        rate = self._images / (now - self._since)
         timing = {
             "time/step": seconds,
             "time/data": self._waited / max(self._waits, 1),
-            "time/images_per_second": self._batch_size / seconds,
+            "time/images_per_second": rate,
         }
         means = self._averages.means()
         self.write(step, {**means, **timing})
-        self._say(step, means, seconds)
+        self._say(step, means, seconds, rate)
         self._averages = Averages()
         self._since, self._since_step = now, step
-        self._waited, self._waits = 0.0, 0
+        self._waited, self._waits, self._images = 0.0, 0, 0
 
-    def _say(self, step: int, means: Mapping[str, float], seconds: float) -> None:
+    def _say(
+        self, step: int, means: Mapping[str, float], seconds: float, rate: float
+    ) -> None:
         if self._bar is None:
             return
         shown = ", ".join(
             f"{label} {means[name]:.3g}"
-            for name, label in SHOWN.items()
+            for name, label in self._labels.items()
             if name in means
         )
-        rate = f"{self._batch_size / seconds:.3g} img/s"
+        speed = f"{rate:.3g} img/s"
         if not self._bar.disable:
-            self._bar.set_postfix_str(f"{rate}, {shown}", refresh=False)
+            self._bar.set_postfix_str(f"{speed}, {shown}", refresh=False)
             return
         left = _duration(seconds * (self._total - step))
         print(
-            f"step {step:,} of {self._total:,}  {rate}  {left} left  {shown}",
+            f"step {step:,} of {self._total:,}  {speed}  {left} left  {shown}",
             flush=True,
         )
 

@@ -1,25 +1,26 @@
-"""Whether a run may go on with what it is given now: configuration, data, teacher."""
+"""Whether a run may go on with what it is given: settings, data, frozen networks."""
 
 import importlib.metadata
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from migan_jax.config import base_config, flat
 from migan_jax.data.sources import Fingerprint
 from migan_jax.errors import UserError
-from migan_jax.training.building import Teacher
+from migan_jax.families import Family
+from migan_jax.systems.base import Frozen
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 logger = logging.getLogger(__name__)
 
-# Settings that say how a run is done, not what it computes. The contents of sources and
-# of a teacher are compared, wherever they are.
+# Settings that say how a run is done, not what it computes. The contents of sources are
+# compared, wherever they are, and those of frozen networks, whose settings join these.
 FREE = (
     "total_kimg",
     "patience_kimg",
-    "teacher",
     "networks.dtype",
     "networks.remat",
     "parts",
@@ -36,26 +37,16 @@ FREE = (
     "best_by",
     "nonfinite_steps",
 )
-# Settings that decide which arrays there are: nothing can make another's fit.
-SHAPES = (
-    "system",
-    "resolution",
-    "networks.channel_base",
-    "networks.channel_max",
-    "reparam.kernels",
-    "reparam.expanded",
-    "comodgan.z_dim",
-    "comodgan.w_dim",
-    "comodgan.encoder_dim",
-)
+EMA = "optimizer.ema_halflife_kimg"
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def identity(
     config: "ConfigDict",
+    family: Family,
     data: Fingerprint,
     held_out: Fingerprint,
-    teacher: Teacher | None,
+    frozen: Mapping[str, Frozen],
 ) -> dict[str, Any]:
     """What a checkpoint notes of its run, as JSON."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -63,12 +54,17 @@ def identity(
         "config": flat(config),
         "data": vars(data),
         "validation": held_out.digest if config.data.validation else None,
-        "teacher": None if teacher is None else teacher.digest,
         "versions": versions,
+        **{
+            name: frozen[name].digest if name in frozen else None
+            for name in family.frozen
+        },
     }
 
 
-def check(now: dict[str, Any], earlier: dict[str, Any], force: bool) -> None:
+def check(
+    now: dict[str, Any], earlier: dict[str, Any], family: Family, force: bool
+) -> None:
     """UserError if going on would mix two runs; what is harmless is said."""
     # A setting that came with a later version had its default before.
     settings, before = now["config"], flat(base_config()) | earlier["config"]
@@ -77,13 +73,14 @@ def check(now: dict[str, Any], earlier: dict[str, Any], force: bool) -> None:
         for key in sorted(settings.keys() | before.keys())
         if settings.get(key) != before.get(key)
     ]
-    grave = [key for key in changed if key not in FREE]
+    free = {*FREE, *family.frozen.values()}
+    grave = [key for key in changed if key not in free]
 
     def told(key: str) -> str:
         return f"{key} was {before.get(key)!r} and is {settings.get(key)!r}"
 
     for key in changed:
-        if key in FREE:
+        if key in free:
             logger.warning("changed since the checkpoint: %s", told(key))
     problems = [told(key) for key in grave]
     data = Fingerprint(**now["data"]).change_since(Fingerprint(**earlier["data"]))
@@ -94,11 +91,9 @@ def check(now: dict[str, Any], earlier: dict[str, Any], force: bool) -> None:
             f"data.validation holds other pictures (it was "
             f"{before['data.validation']!r} and is {settings['data.validation']!r})"
         )
-    if now["teacher"] != earlier["teacher"]:
-        problems.append(
-            f"the teacher's weights are others (teacher was {before['teacher']!r} and "
-            f"is {settings['teacher']!r})"
-        )
+    for name, key in family.frozen.items():
+        if now[name] != earlier.get(name):
+            problems.append(f"the {name}'s weights are others ({told(key)})")
     for name, version in now["versions"].items():
         if version != earlier["versions"].get(name):
             was = earlier["versions"].get(name)
@@ -106,7 +101,10 @@ def check(now: dict[str, Any], earlier: dict[str, Any], force: bool) -> None:
     if not problems:
         return
     listed = "; ".join(problems)
-    if unfit := [key for key in grave if key in SHAPES]:
+    arrays = {"system", *family.architecture}
+    if not all(s.get(EMA, 1) for s in (settings, before)):  # one has no average
+        arrays.add(EMA)
+    if unfit := [key for key in grave if key in arrays]:
         raise UserError(
             f"The run in this workdir cannot go on with other networks: {listed}. Use "
             f"the settings it began with ({', '.join(unfit)}), or another --workdir."

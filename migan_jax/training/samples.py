@@ -1,6 +1,6 @@
-"""Pictures to watch a run by: input, completion, teacher and truth, side by side.
+"""Pictures to watch a run by: input, completion, references and truth, side by side.
 
-The pictures, their masks and the teacher's completions are the same all the time, so
+The pictures, their masks and what frozen networks make of them stay the same, so
 that grids of different steps, and their figures, can be compared. What they must be
 better than is a hole filled with the mean colour of the known pixels.
 """
@@ -8,7 +8,9 @@ better than is a hole filled with the mean colour of the known pixels.
 import functools
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +25,9 @@ from migan_jax.metrics.evaluator import Eyes
 from migan_jax.metrics.fills import mean_colour
 from migan_jax.metrics.image import image_metrics
 from migan_jax.metrics.table import MORE, Table
-from migan_jax.systems.base import System, completed
+from migan_jax.systems.base import System, TrainState
 from migan_jax.training import processes
-from migan_jax.training.building import Teacher
 from migan_jax.training.checkpoint import Score
-from migan_jax.training.step import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Samples:
         self,
         system: System,
         held_out: HeldOut,
-        teacher: Teacher | None,
+        frozen: Mapping[str, Any],
         eyes: Eyes,
         seed: int,
         beginning: Beginning,
@@ -99,32 +99,29 @@ class Samples:
         self._own = [slice(start, start + SHOWN) for start in own]
         self._real = [eyes.features(held_out.images[rows]) for rows in self._own]
         self._by_mean_colour = [self._least(rows) for rows in self._own]
-        self._by_teacher: list[np.ndarray] = []
-        if teacher is not None:
-            network = teacher.network
-            z = jax.random.normal(self._key, (SHOWN, network.z_dim))
-            images, masks = self._inputs(self._own[0])
-            pictures = jax.jit(completed, static_argnums=0)(
-                network, teacher.variables, images, masks, z[: len(images)]
-            )
-            self._by_teacher = list(_to_uint8(pictures))
+        shown = self._inputs(self._own[0])
+        references = jax.jit(system.references)(frozen, *shown, self._key)
+        self._references = {
+            name: list(_to_uint8(pictures)) for name, pictures in references.items()
+        }
 
     def __len__(self) -> int:
         return len(self._held_out)
 
     def evaluate(self, state: TrainState) -> tuple[dict[str, float], Image.Image]:
-        """The EMA's figures, and a grid of the first pictures of this process.
+        """What is shipped: its figures, and a grid of this process's first pictures.
 
         If a completion holds NaN, so do they.
         """
         # All devices hold the same weights: this process needs no others for it.
-        ema, stats = jax.tree.map(
-            lambda x: x.addressable_data(0), (state.ema, state.stats)
+        shipped = {**state.params, **state.ema}
+        params, stats = jax.tree.map(
+            lambda x: x.addressable_data(0), (shipped, state.stats)
         )
         tables, shown = [], []
         for batch, rows in enumerate(self._own):
             inputs = self._inputs(rows)
-            completions = np.asarray(self._complete(ema, stats, *inputs, self._key))
+            completions = np.asarray(self._complete(params, stats, *inputs, self._key))
             pictures = _to_uint8(completions)
             shown = shown or list(pictures)
             finite = np.isfinite(completions).all(axis=(1, 2, 3))
@@ -182,7 +179,7 @@ class Samples:
             "input": list(map(with_hole, truths, holes)),
             "completion": completions,
             **({"begun with": begun} if begun else {}),
-            **({"teacher": self._by_teacher} if self._by_teacher else {}),
+            **self._references,
             "truth": list(truths),
         }
         rows = len(completions)
@@ -194,7 +191,7 @@ class Samples:
 
 
 def agreed(values: dict[str, float], name: str) -> dict[str, float]:
-    """Those of the first process: what they decide on, no process may decide alone."""
+    """Process 0's values, so that all processes decide alike."""
     rows = processes.together(np.array([list(values.values())]), name)
     return dict(zip(values, map(float, rows[0]), strict=True))
 

@@ -9,13 +9,12 @@ import jax
 import numpy as np
 
 from migan_jax.errors import UserError
-from migan_jax.systems.base import Params, Stats, System
-from migan_jax.training.building import NO_DISCRIMINATOR
+from migan_jax.families import load_checkpoints, name_of
+from migan_jax.systems.base import Params, Stats, System, TrainState
 from migan_jax.training.checkpoint import read_networks
-from migan_jax.training.step import TrainState
 from migan_jax.weights import fusing
-from migan_jax.weights.checkpoint import load_checkpoint, to_form
-from migan_jax.weights.families import GENERATORS, Network, family_of, has_kernels
+from migan_jax.weights.checkpoint import to_form
+from migan_jax.weights.kinds import Network, has_kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,40 +26,39 @@ class Start:
     sentence: str
 
 
-def read_start(
-    source: Path, system: System, shapes: TrainState, levels_stay: bool = False
-) -> Start:
+def read_start(source: Path, system: System, shapes: TrainState) -> Start:
     """The weights of `source`; UserError if the run cannot begin with them.
 
     Args:
-      source: a `.pt`, a `.safetensors` or a workdir. Of a run's workdir the
-        discriminator is taken too.
+      source: a `.pt`, a `.safetensors` or a workdir. Of a run's workdir networks that
+        are not shipped are taken too.
       shapes: of the run's state, which need not have been computed.
-      levels_stay: refuse a source without a discriminator, some of which shall stay.
     """
-    loaded = to_form(load_checkpoint(source), "training")
-    is_generator = family_of(loaded.network) in GENERATORS
-    name = "generator" if is_generator else "discriminator"
-    _check_kind(source, loaded.network, getattr(system, name))
-    found = {name: loaded.params}
-    if os.path.isdir(source) and (networks := read_networks(source)) is not None:
-        found["discriminator"] = fusing.collapse(networks["discriminator"])
-    if levels_stay and "discriminator" not in found:
-        raise UserError(NO_DISCRIMINATOR)
+    found: Params = {}
+    stats: Stats = {}
+    for role, loaded in load_checkpoints(source).items():
+        loaded = to_form(loaded, "training")
+        _check_kind(source, loaded.network, system.networks.get(role))
+        found[role], stats[role] = loaded.params, loaded.stats
+    if os.path.isdir(source):
+        networks = read_networks(source) or {"params": {}, "stats": {}}
+        for role in networks["params"].keys() & system.networks.keys() - found.keys():
+            found[role] = fusing.collapse(networks["params"][role])
+            stats[role] = networks["stats"].get(role, {})
+    stats = {role: tree for role, tree in stats.items() if tree}
     params = {
-        part: _in_form_of(getattr(system, part), weights)
-        for part, weights in found.items()
+        role: _in_form_of(system.networks[role], weights)
+        for role, weights in found.items()
     }
-    stats = {name: loaded.stats} if is_generator else {}
     for ours, theirs in ((shapes.params, params), (shapes.stats, stats)):
-        for part in theirs:
-            _check_sizes(ours[part], theirs[part], source, part)
-    cold = [part for part in shapes.params if part not in found] + ["both optimisers"]
+        for role in theirs:
+            _check_sizes(ours[role], theirs[role], source, role)
+    cold = [role for role in shapes.params if role not in found] + ["all optimisers"]
     return Start(
         params,
         stats,
-        f"starting from {source}: {' and '.join(sorted(found, reverse=True))}; "
-        f"starting cold: {' and '.join(cold)}",
+        f"starting from {source}: {' and '.join(found)}; starting cold: "
+        f"{' and '.join(cold)}",
     )
 
 
@@ -81,12 +79,16 @@ def begin_with(start: Start, state: TrainState) -> TrainState:
     return dataclasses.replace(state, params=params, stats=stats, ema=ema)
 
 
-def _check_kind(source: Path, theirs: Network, ours: Network) -> None:
-    mine, its = ((family_of(n), n.resolution) for n in (ours, theirs))
-    if mine != its:
+def _check_kind(source: Path, theirs: Network, ours: Network | None) -> None:
+    its = f"{source} is a {name_of(theirs)} of {theirs.resolution} pixels"
+    if ours is None:
         raise UserError(
-            f"{source} is a {its[0]} of {its[1]} pixels, but the configuration trains "
-            f"a {mine[0]} of {mine[1]}: choose a recipe for it."
+            f"{its}, but the configuration trains none: choose a recipe for it."
+        )
+    if (type(ours), ours.resolution) != (type(theirs), theirs.resolution):
+        raise UserError(
+            f"{its}, but the configuration trains a {name_of(ours)} of "
+            f"{ours.resolution}: choose a recipe for it."
         )
 
 
@@ -107,7 +109,7 @@ def _check_sizes(ours: Any, theirs: Any, source: Path, part: str) -> None:
             difference = f"{odd} is only in {'one' if odd in shapes else 'the other'}"
         raise UserError(
             f"The {part} of {source} has other sizes than the configuration's: "
-            f"{difference}. Set networks.* (of a comodgan, also comodgan.*) as in its "
+            f"{difference}. Set networks.* and the family's own settings as in its "
             f"training."
         )
 

@@ -1,11 +1,13 @@
-"""One iteration of any system: each player's update in turn, then the EMA.
+"""An iteration of any system: the turns of a stage, one after another, then the EMA.
 
-Lazy penalties are updates of their own, in a program of their own: every so many
-iterations it runs after the other, on the same batch.
+Lazy turns are programs of their own: every so many steps one runs after the others, on
+the same batch. So a turn that is not due costs nothing, and a stage has as many
+programs as its turns have intervals.
 
-The state is one tree of arrays and holds no functions. What is frozen (a teacher) is an
-argument of its own, that is never changed and never saved. A batch that is too large
-for the memory is used in parts, whose gradients are summed: the same iteration.
+The state is one tree of arrays and holds no functions. What is frozen is an argument of
+its own, that is never changed and never saved. A batch that is too large for the memory
+is used in microbatches, whose gradients are summed: the same iteration, with the
+statistics that the last of them gives.
 """
 
 import dataclasses
@@ -14,186 +16,128 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from migan_jax.ops.minibatch_std import GROUP_SIZE
 from migan_jax.ops.partition import split_parts
-from migan_jax.systems.base import Batch, Metrics, Params, Stats, System
+from migan_jax.systems.base import Batch, Inputs, Metrics, System, TrainState, Turn
+from migan_jax.training.timeline import Span
+
+# Of (state, frozen, batch, key): uint8 pictures, and the run's key.
+Step = Callable[
+    [TrainState, Mapping[str, Any], Batch, jax.Array], tuple[TrainState, Metrics]
+]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """All that changes in a run."""
-
-    step: jax.Array
-    params: Params
-    stats: Stats
-    opt_state: dict[str, Any]  # by player
-    ema: Params  # of the exported networks
-
-
-Optimizers = Mapping[str, optax.GradientTransformation]  # by player
-Step = Callable[[TrainState, Params, Batch, jax.Array], tuple[TrainState, Metrics]]
-
-
-def init_state(system: System, optimizers: Optimizers, key: jax.Array) -> TrainState:
-    """The state before the first step."""
+def init_state(system: System, key: jax.Array, with_ema: bool = True) -> TrainState:
+    """The state before the first step, with that of all stages' optimizers."""
     params, stats = system.init(key)
+    opt_state: dict[str, Any] = {}
+    for stage in system.stages():
+        for name, optimizer in stage.optimizers.items():
+            own = {network: params[network] for network in optimizer.networks}
+            made = optimizer.transformation.init(own)
+            first = opt_state.setdefault(name, made)
+            if jax.tree.structure(first) != jax.tree.structure(made):
+                raise ValueError(
+                    f"{stage.name}: {name} has another state than in the stages before"
+                )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         stats=stats,
-        opt_state={
-            player: optimizers[player].init({name: params[name] for name in networks})
-            for player, networks in system.players.items()
-        },
-        ema={name: params[name] for name in system.exported},
+        opt_state=opt_state,
+        ema={name: params[name] for name in system.exported if with_ema},
     )
 
 
 def make_step(
     system: System,
-    optimizers: Optimizers,
-    ema_decay: float,
-    parts: int = 1,
-    waiting: Mapping[str, int] | None = None,
+    span: Span,
+    *,
+    ema_halflife_kimg: float = 0.0,
+    microbatches: int = 1,
+    every: int = 1,
 ) -> Step:
-    """One iteration, of (state, frozen, batch, key): uint8 pictures, and the run's key.
+    """The program of an iteration of a stage, or of what comes after some of them.
 
     Args:
-      parts: in which a player sees the batch, one after another.
-      waiting: players that stay as they are for so many steps.
+      ema_halflife_kimg: of the exported networks' average, if there is one.
+      microbatches: in which a turn sees the batch, one after another.
+      every: the interval of the lazy turns that the program is of; 1: of the others.
     """
+    groups = [group for group in span.stage.turns if group[0].every == every]
+    ema_decay = 0.0
+    if ema_halflife_kimg:
+        ema_decay = 0.5 ** (span.batch_size / (1000 * ema_halflife_kimg))
 
     def step(
-        state: TrainState, frozen: Params, batch: Batch, key: jax.Array
+        state: TrainState, frozen: Mapping[str, Any], batch: Batch, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
+        # A lazy turn comes after the step, of which it has the batch and the numbers.
+        number = state.step if every == 1 else state.step - 1
+        key, progress = jax.random.fold_in(key, number), span.progress(number)
+        batch = system.prepare(batch, jax.random.fold_in(key, 0), progress)
+        batch = split_batch(batch, microbatches, system.batch_multiple)
+        inputs = Inputs(frozen, batch, key, progress, span.kimg(number))
         metrics: Metrics = {}
-        key, batch = _prepared(system, batch, key, state.step, parts)
-        for number, player in enumerate(system.players, start=1):
-            optimizer, turn_key = optimizers[player], jax.random.fold_in(key, number)
-            after, told = _take_turn(
-                system, optimizer, player, False, state, frozen, batch, turn_key
-            )
-            waits = (waiting or {}).get(player, 0)
-            state = _where(state.step >= waits, after, state) if waits else after
-            metrics |= told
-        ema = {
-            name: jax.tree.map(
-                # In this form, an average of what stands still stands still exactly.
-                lambda old, new: old + (1 - ema_decay) * (new - old),
-                state.ema[name],
-                state.params[name],
-            )
-            for name in system.exported
-        }
-        return dataclasses.replace(state, step=state.step + 1, ema=ema), metrics
-
-    return step
-
-
-def _where(condition: jax.Array, then: Any, otherwise: Any) -> Any:
-    return jax.tree.map(
-        lambda one, other: jnp.where(condition, one, other), then, otherwise
-    )
-
-
-def make_penalty_step(system: System, optimizers: Optimizers, parts: int = 1) -> Step:
-    """The players' lazy penalties, after an iteration and on its batch."""
-
-    def step(
-        state: TrainState, frozen: Params, batch: Batch, key: jax.Array
-    ) -> tuple[TrainState, Metrics]:
-        metrics: Metrics = {}
-        key, batch = _prepared(system, batch, key, state.step - 1, parts)
-        for number, player in enumerate(
-            system.regularized, start=1 + len(system.players)
-        ):
-            optimizer, turn_key = optimizers[player], jax.random.fold_in(key, number)
-            state, told = _take_turn(
-                system, optimizer, player, True, state, frozen, batch, turn_key
-            )
-            metrics |= told
+        for group in groups:
+            state, reported = _take_turns(group, span, state, inputs)
+            metrics |= reported
+        if every == 1:
+            ema = _averaged(state.ema, state.params, ema_decay)
+            state = dataclasses.replace(state, step=state.step + 1, ema=ema)
         return state, metrics
 
     return step
 
 
-def _prepared(
-    system: System, batch: Batch, key: jax.Array, step: jax.Array, parts: int
-) -> tuple[jax.Array, Batch]:
-    """The key of a step, and its batch: the same for all updates of an iteration."""
-    key = jax.random.fold_in(key, step)
-    return key, split_batch(system.prepare(batch, jax.random.fold_in(key, 0)), parts)
+def _take_turns(
+    group: tuple[Turn, ...], span: Span, state: TrainState, inputs: Inputs
+) -> tuple[TrainState, Metrics]:
+    """All see the same parameters, and the statistics that the one before has left."""
+    before, optimizers = state.params, span.stage.optimizers
+    metrics: Metrics = {}
+    for turn in group:
+        seen = dataclasses.replace(state, params=before)
+        own = inputs._replace(key=jax.random.fold_in(inputs.key, turn.stream))
+        after, reported = turn.update(turn, optimizers, seen, own)
+        changed = {name: after.params[name] for name in turn.trains(optimizers)}
+        state = dataclasses.replace(after, params={**state.params, **changed})
+        metrics |= reported
+    return state, metrics
 
 
-def split_batch(batch: Batch, parts: int) -> Batch:
-    """In equal parts, [parts, N / parts, ...], of whole minibatch-std groups.
+def _averaged(ema: Any, params: Any, decay: float) -> Any:
+    """The EMA after a step, of those networks that have one."""
+    return {
+        name: jax.tree.map(
+            # In this form, an average of what stands still stands still exactly.
+            lambda old, new: old + (1 - decay) * (new - old),
+            tree,
+            params[name],
+        )
+        for name, tree in ema.items()
+    }
 
-    A group is every (N / GROUP_SIZE)th sample, and stays one in its part.
+
+def split_batch(batch: Batch, microbatches: int, multiple: int) -> Batch:
+    """In equal parts, [microbatches, N / microbatches, ...], of whole groups.
+
+    A system's losses may compare the samples of a group: `multiple` of them, which are
+    every (N / multiple)th sample. A group stays one in its microbatch.
     """
-    samples = len(batch["image"])
-    group = min(GROUP_SIZE, samples)
-    if samples % (parts * group):
-        raise ValueError(f"{samples} samples are not {parts} parts of whole groups")
+    if microbatches == 1:
+        return jax.tree.map(lambda x: split_parts(x[None]), batch)
+    samples = len(jax.tree.leaves(batch)[0])
+    group = min(multiple, samples)
+    if samples % (microbatches * group):
+        raise ValueError(
+            f"{samples} samples are not {microbatches} microbatches of whole groups"
+        )
 
     def split(x: jax.Array) -> jax.Array:
-        groups = x.reshape(group, parts, samples // (group * parts), *x.shape[1:])
-        return split_parts(groups.swapaxes(0, 1).reshape(parts, -1, *x.shape[1:]))
+        each = samples // (group * microbatches)
+        groups = x.reshape(group, microbatches, each, *x.shape[1:])
+        parts = groups.swapaxes(0, 1).reshape(microbatches, -1, *x.shape[1:])
+        return split_parts(parts)
 
-    return {name: split(x) for name, x in batch.items()}
-
-
-def _take_turn(
-    system: System,
-    optimizer: optax.GradientTransformation,
-    player: str,
-    lazy: bool,
-    state: TrainState,
-    frozen: Params,
-    batch: Batch,
-    key: jax.Array,
-) -> tuple[TrainState, Metrics]:
-    """One player's update, with the others as they are now."""
-    own = {name: state.params[name] for name in system.players[player]}
-
-    def loss(own: Params, part: Batch) -> tuple[jax.Array, tuple[Stats, Metrics]]:
-        params, stats = {**state.params, **own}, state.stats
-        value, (stats, metrics) = system.loss(
-            player, params, stats, frozen, part, key, regularize=lazy
-        )
-        changes = jax.tree.map(jnp.subtract, stats, state.stats)
-        return value, (changes, metrics)
-
-    def of_part(part: Batch) -> tuple[Params, tuple[Stats, Metrics]]:
-        return jax.grad(loss, has_aux=True)(own, part)
-
-    gradient, (changes, metrics) = _mean_over_parts(of_part, batch)
-    stats = jax.tree.map(jnp.add, state.stats, changes)
-    updates, opt_state = optimizer.update(gradient, state.opt_state[player], own)
-    return (
-        dataclasses.replace(
-            state,
-            params={**state.params, **optax.apply_updates(own, updates)},
-            stats=stats,
-            opt_state={**state.opt_state, player: opt_state},
-        ),
-        metrics,
-    )
-
-
-def _mean_over_parts(of_part: Callable[[Batch], Any], batch: Batch) -> Any:
-    """The mean of trees of numbers; one part is computed at a time."""
-    parts = len(batch["image"])
-    first = jax.tree.map(lambda x: x[0], batch)
-    if parts == 1:
-        return of_part(first)
-
-    def add(total: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, of_part(part)), None
-
-    shapes = jax.eval_shape(of_part, first)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, _ = jax.lax.scan(add, zeros, batch)
-    return jax.tree.map(lambda x: x / parts, total)
+    return jax.tree.map(split, batch)

@@ -6,11 +6,27 @@ import numpy as np
 import torch
 from torch import nn
 
+from migan_jax.errors import UserError
 from migan_jax.models import comodgan as flax_comodgan
 from migan_jax.models import discriminators as flax_discriminators
 from migan_jax.models import migan as flax_migan
 from migan_jax.twins import comodgan, discriminators, migan
 from migan_jax.twins.layers import Upsampling
+
+TWINNED = (
+    flax_migan.Generator,
+    flax_comodgan.Generator,
+    flax_discriminators.MIGANDiscriminator,
+    flax_discriminators.CoModGANDiscriminator,
+)
+
+
+def refuse_without_twin(network: object) -> None:
+    """UserError for a network of a family that has no twins."""
+    if not isinstance(network, TWINNED):
+        raise UserError(
+            f"There is no PyTorch twin of a {type(network).__name__} to check with."
+        )
 
 
 def build_twin(network: object, upsampling: Upsampling = "efficient") -> nn.Module:

@@ -7,6 +7,7 @@ names and shapes decide the network.
 import dataclasses
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +17,11 @@ import numpy as np
 
 from migan_jax.errors import UserError
 from migan_jax.files import refuse_undecodable
-from migan_jax.models import discriminators
 from migan_jax.weights import fusing, workdir
-from migan_jax.weights.families import Network, has_kernels
-from migan_jax.weights.inference import Misfit, infer_network
+from migan_jax.weights.inference import Misfit, Unknown, infer_networks
+from migan_jax.weights.kinds import Kinds, Network, has_kernels, kind_of
 from migan_jax.weights.locations import FILE_ENDINGS
-from migan_jax.weights.names import constants, entries, is_constant
+from migan_jax.weights.names import Entry, entries, is_constant
 from migan_jax.weights.reading import Tensors, read_tensors, write_tensors
 
 Form = Literal["fused", "training"]
@@ -51,36 +51,45 @@ class Checkpoint:
         return {"params": self.params, "stats": self.stats}
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a `.pt`, a `.safetensors` or a workdir; n kernels come back as one."""
+def load_checkpoints(path: str | Path, kinds: Kinds) -> dict[str, Checkpoint]:
+    """Read a `.pt`, a `.safetensors` or a workdir, by role; n kernels become one."""
     path = Path(path)
-    if os.path.isdir(path):
-        return _collapsed(_load_workdir(path))
-    return _collapsed(load_file(path))
+    read = _load_workdir if os.path.isdir(path) else load_file
+    return {role: _collapsed(one) for role, one in read(path, kinds).items()}
 
 
-def load_file(path: Path) -> Checkpoint:
+def load_file(path: Path, kinds: Kinds) -> dict[str, Checkpoint]:
     """Read a `.pt` or a `.safetensors`, kernels in the form that the file has."""
     try:
-        checkpoint = from_tensors(read_tensors(path))
-    except Misfit as misfit:
-        raise UserError(f"{path} does not fit: {misfit}") from misfit
-    return dataclasses.replace(checkpoint, source=str(path))
+        found = from_tensors(read_tensors(path), kinds)
+    except (Unknown, Misfit) as error:
+        raise UserError(f"{path} does not fit: {error}") from error
+    return {
+        role: dataclasses.replace(checkpoint, source=str(path))
+        for role, checkpoint in found.items()
+    }
 
 
-def _load_workdir(path: Path) -> Checkpoint:
-    checkpoint = Checkpoint(*workdir.read(path), source=str(path))
-    leaves = jax.tree_util.tree_leaves_with_path(checkpoint.variables)
+def _load_workdir(path: Path, kinds: Kinds) -> dict[str, Checkpoint]:
+    found = {
+        role: Checkpoint(*parts, source=str(path))
+        for role, parts in workdir.read(path, kinds).items()
+    }
+    leaves = jax.tree_util.tree_leaves_with_path(
+        {role: checkpoint.variables for role, checkpoint in found.items()}
+    )
     broken = [jax.tree_util.keystr(k) for k, v in leaves if not np.isfinite(v).all()]
     if broken:
         raise UserError(
             f"{path} holds NaN or infinity in {len(broken)} of {len(leaves)} arrays, "
             f"first in {broken[0]}: use a checkpoint from before the run diverged."
         )
-    return checkpoint
+    return found
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: str | Path, form: Form) -> None:
+def save_checkpoints(
+    checkpoints: Iterable[Checkpoint], path: str | Path, form: Form, kinds: Kinds
+) -> None:
     """Write a `.pt`, a `.safetensors` or, for a name without ending, a workdir.
 
     In files, "fused" is the released format and "training" the reference's n-kernel
@@ -89,12 +98,18 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path, form: Form) -> Non
     path = Path(path)
     if os.path.lexists(path):
         raise UserError(f"{path} exists already: remove it or choose another output.")
-    checkpoint = to_form(checkpoint, form)
+    checkpoints = [to_form(checkpoint, form) for checkpoint in checkpoints]
     if is_file_name(path):
-        write_tensors(path, to_tensors(checkpoint))
+        tensors: Tensors = {}
+        for checkpoint in checkpoints:
+            tensors |= to_tensors(checkpoint, kinds)
+        write_tensors(path, tensors)
     else:
-        checkpoint = _collapsed(checkpoint)
-        workdir.write(path, checkpoint.network, checkpoint.params, checkpoint.stats)
+        parts = {
+            kind_of(one.network, kinds).role: (one.network, one.params, one.stats)
+            for one in map(_collapsed, checkpoints)
+        }
+        workdir.write(path, parts, kinds)
 
 
 def is_file_name(path: Path) -> bool:
@@ -120,7 +135,7 @@ def to_form(checkpoint: Checkpoint, form: Form) -> Checkpoint:
             return checkpoint
         params = fusing.unfuse(checkpoint.params, checkpoint.source)
         return _with_kernels(checkpoint, "collapsed", params)
-    if isinstance(network, discriminators.MIGANDiscriminator):
+    if not network.can_be_fused:
         raise UserError(
             f"{checkpoint.source} is a discriminator, which is used in training only "
             f"and has no fused form: convert it with --form=training."
@@ -131,11 +146,17 @@ def to_form(checkpoint: Checkpoint, form: Form) -> Checkpoint:
     return _with_kernels(checkpoint, "fused", params)
 
 
-def from_tensors(tensors: Tensors) -> Checkpoint:
-    """The network that named tensors belong to, kernels in the form they come in."""
-    network = infer_network(tensors)
-    wanted = entries(network)
-    shapes = {name: entry.tensor_shape for entry in wanted for name in entry.names}
+def from_tensors(tensors: Tensors, kinds: Kinds) -> dict[str, Checkpoint]:
+    """The networks that named tensors belong to, kernels in the form they come in."""
+    networks = infer_networks(tensors, kinds)
+    by_kind = {kind_of(network, kinds): network for network in networks}
+    wanted = {kind: entries(network, kind) for kind, network in by_kind.items()}
+    shapes = {
+        name: entry.tensor_shape
+        for leaves in wanted.values()
+        for entry in leaves
+        for name in entry.names
+    }
     problems = [
         f"missing: {name}, shape {list(shape)}"
         for name, shape in shapes.items()
@@ -154,9 +175,16 @@ def from_tensors(tensors: Tensors) -> Checkpoint:
         elif not np.isfinite(array).all():
             problems.append(f"{name}: holds NaN or infinity")
     if problems:
-        raise Misfit(network, problems)
+        raise Misfit(networks, kinds, problems)
+    return {
+        kind.role: _assembled(network, wanted[kind], tensors)
+        for kind, network in by_kind.items()
+    }
+
+
+def _assembled(network: Network, leaves: list[Entry], tensors: Tensors) -> Checkpoint:
     trees: dict[str, Any] = {"params": {}, "stats": {}}
-    for entry in wanted:
+    for entry in leaves:
         branch = trees[entry.collection]
         for key in entry.path[:-1]:
             branch = branch.setdefault(key, {})
@@ -164,16 +192,17 @@ def from_tensors(tensors: Tensors) -> Checkpoint:
     return Checkpoint(network, trees["params"], trees["stats"])
 
 
-def to_tensors(checkpoint: Checkpoint) -> Tensors:
+def to_tensors(checkpoint: Checkpoint, kinds: Kinds) -> Tensors:
     """Named tensors as the reference has them, constants included."""
     checkpoint = _expanded(checkpoint)
+    kind = kind_of(checkpoint.network, kinds)
     tensors: Tensors = {}
-    for entry in entries(checkpoint.network):
+    for entry in entries(checkpoint.network, kind):
         leaf = checkpoint.variables[entry.collection]
         for key in entry.path:
             leaf = leaf[key]
         tensors |= entry.to_tensors(jax.device_get(leaf))
-    return tensors | constants(checkpoint.network)
+    return tensors | kind.constants(checkpoint.network)
 
 
 def _collapsed(checkpoint: Checkpoint) -> Checkpoint:

@@ -3,7 +3,7 @@
 All work on parameter trees of the re-parametrised networks (models/layers.py says what
 the leaf names mean). In training, n kernels get equal gradients g / sqrt(n) for ever,
 so Adam moves them alike and their scaled sum w = sum(w_j) / sqrt(n) is all there is to
-know; training/optimizer.py makes Adam on w follow the same path.
+know; systems/optimizers.py makes Adam on w follow the same path.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def collapse_adam(state: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
     """Adam's moments of n kernels -> those of one.
 
     The moments kept for a collapsed kernel are those of each of its n kernels, which
-    are equal (training/optimizer.py scales the gradient accordingly).
+    are equal (systems/optimizers.py scales the gradient accordingly).
     """
 
     def first(moment: jax.Array) -> jax.Array:

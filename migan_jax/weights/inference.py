@@ -1,73 +1,61 @@
-"""Which network a set of named tensors is: family, resolution, widths, kernel form."""
+"""Which network a set of named tensors is: kind, resolution, widths, kernel form."""
 
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from migan_jax.models import comodgan, discriminators, migan
 from migan_jax.models.channels import channels_at, levels
 from migan_jax.models.layers import Reparam
-from migan_jax.weights.families import Network, family_of
+from migan_jax.weights.kinds import Kinds, Network, kind_of
 from migan_jax.weights.reading import Tensors
 
 HIGHEST_RESOLUTION = 4096
 
 _LEVEL = re.compile(r"(?:^|\.)b([0-9]{1,4})\.(fromrgb\.)?")
 
-# What tells the families apart: a tensor that only they have, and the tensors (and
-# their axis) where a level's width can be read off. The first that matches counts.
-_SIGNS = (
-    (comodgan.Generator, r"mapping\..*", r"synthesis\.b{}\.torgb\.weight", 1),
-    (
-        migan.Generator,
-        r"synthesis\..*",
-        r"synthesis\.b{}\.torgb\.(?:weight|w[0-9]+)",
-        1,
-    ),
-    (
-        discriminators.MIGANDiscriminator,
-        r"b[0-9]+\.conv1\.conv1\.w[0-9]+",
-        r"b{}\.(?:conv1\.conv1\.w[0-9]+|fc\.weight)",
-        0,
-    ),
-    (
-        discriminators.CoModGANDiscriminator,
-        r"b[0-9]+\.conv0\.weight",
-        r"b{}\.(?:conv0|fc)\.weight",
-        0,
-    ),
-)
 
-# Where Co-Mod-GAN's other widths can be read off: tensors and their axis.
-_DENSE_WIDTHS = {
-    "z_dim": [("mapping.fc0.weight", 1)],
-    "w_dim": [
-        (f"mapping.fc{index}.bias", 0) for index in range(comodgan.MAPPING_LAYERS)
-    ],
-    "encoder_dim": [
-        ("encoder.b4.fc.weight", 0),
-        ("encoder.b4.fc.bias", 0),
-        ("synthesis.b4.fc.weight", 1),
-    ],
-}
+def infer_networks(tensors: Tensors, kinds: Kinds) -> list[Network]:
+    """The networks that have these tensors, from names and shapes alone."""
+    found = [
+        kind.infer(tensors)
+        for kind in kinds
+        if any(re.fullmatch(kind.sign, name) for name in tensors)
+    ]
+    if not found:
+        raise Unknown
+    return found
 
 
-def infer_network(tensors: Tensors) -> Network:
-    """The network that has these tensors, from names and shapes alone.
+def infer_by_levels(
+    tensors: Tensors,
+    module: type[Network],
+    *,
+    width: str,
+    axis: int,
+    other_widths: Mapping[str, Sequence[tuple[str, int]]] | None = None,
+    with_kernels: bool = False,
+) -> Network:
+    """A network of levels b4, b8, ... as StyleGAN2 names them.
+
+    Args:
+      width: the pattern of tensors where a level's width can be read off, the level
+        being {}; and their axis.
+      other_widths: by field, tensors with their axes where it can be read off.
+      with_kernels: whether it has re-parametrised kernels.
 
     Where tensors contradict each other the majority counts, so that a few bad ones
     are reported as such, and not all the others.
     """
     resolution = _resolution(tensors)
-    signs = [s for s in _SIGNS if any(re.fullmatch(s[1], name) for name in tensors)]
-    if not signs or resolution < 8:
-        raise Misfit(None, [])
-    kind, _, width_name, axis = signs[0]
+    if resolution < 8:
+        raise Unknown
     # (level, name) of the tensors that tell a level's width.
     telling = [
         (level, name)
         for level in levels(resolution)
         for name in tensors
-        if re.fullmatch(width_name.format(level), name)
+        if re.fullmatch(width.format(level), name)
     ]
     widths = [
         (level, tensors[name].shape[axis])
@@ -76,13 +64,13 @@ def infer_network(tensors: Tensors) -> Network:
     ]
     base, widest = _channels(widths)
     if not channels_at(resolution, base, widest):
-        raise Misfit(None, [])
-    sizes = dict(resolution=resolution, channel_base=base, channel_max=widest)
-    if kind is comodgan.Generator:
-        return kind(**sizes, **_dense_widths(tensors))
-    if kind is discriminators.CoModGANDiscriminator:
-        return kind(**sizes)
-    return kind(**sizes, reparam=_file_form([name for _, name in telling]))
+        raise Unknown
+    fields: dict[str, Any] = _widths(tensors, other_widths or {})
+    if with_kernels:
+        fields["reparam"] = _file_form([name for _, name in telling])
+    return module(
+        resolution=resolution, channel_base=base, channel_max=widest, **fields
+    )
 
 
 def _resolution(tensors: Tensors) -> int:
@@ -103,15 +91,17 @@ def _channels(widths: list[tuple[int, int]]) -> tuple[int, int]:
     return max(sorted(candidates), key=agreement, default=(0, 0))
 
 
-def _dense_widths(tensors: Tensors) -> dict[str, int]:
-    """Co-Mod-GAN's latent and style widths; the defaults where tensors are missing."""
+def _widths(
+    tensors: Tensors, where: Mapping[str, Sequence[tuple[str, int]]]
+) -> dict[str, int]:
+    """Fields that can be read off; where tensors are missing, the defaults stay."""
     found = {
         field: Counter(
             tensors[name].shape[axis]
-            for name, axis in where
+            for name, axis in places
             if name in tensors and tensors[name].ndim > axis and tensors[name].size
         )
-        for field, where in _DENSE_WIDTHS.items()
+        for field, places in where.items()
     }
     return {
         field: sizes.most_common(1)[0][0] for field, sizes in found.items() if sizes
@@ -129,22 +119,24 @@ def _file_form(names: list[str]) -> Reparam:
     return Reparam(form="expanded", kernels=kernels)
 
 
-class Misfit(Exception):
-    """Everything in which a file's tensors differ from the network they name."""
+class Unknown(Exception):
+    """The tensors are those of no network that is known."""
 
-    def __init__(self, network: Network | None, problems: list[str]):
-        if network is None:
-            text = (
-                "its tensors are not those of a MI-GAN or Co-Mod-GAN network "
-                "(released names, such as synthesis.b4.torgb.weight): check which "
-                "network the file holds."
-            )
-        else:
-            count = "1 tensor" if len(problems) == 1 else f"{len(problems)} tensors"
-            text = (
-                f"it looks like a {family_of(network)} at {network.resolution} px, "
-                f"but for {count}:"
-            )
-            text = "\n  ".join([text, *problems])
-        super().__init__(text)
+    def __str__(self) -> str:
+        return (
+            "its tensors are not those of any network known here (released names, such "
+            "as synthesis.b4.torgb.weight): check which network the file holds."
+        )
+
+
+class Misfit(Exception):
+    """Everything in which a file's tensors differ from the networks they name."""
+
+    def __init__(self, networks: list[Network], kinds: Kinds, problems: list[str]):
+        count = "1 tensor" if len(problems) == 1 else f"{len(problems)} tensors"
+        names = " and a ".join(kind_of(network, kinds).name for network in networks)
+        head = (
+            f"it looks like a {names} at {networks[0].resolution} px, but for {count}:"
+        )
+        super().__init__("\n  ".join([head, *problems]))
         self.problems = problems

@@ -7,16 +7,15 @@ between the released, fused generators and the n-kernel networks of training.
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from migan_jax.models import comodgan, migan
 from migan_jax.models.channels import channels_at, levels
 from migan_jax.ops.resample import TAPS
-from migan_jax.weights.families import Network, family_of, has_kernels
+from migan_jax.weights.kinds import Kind, Network, Rules
 from migan_jax.weights.reading import Tensors
 
 # Paths in our trees, joined by "/", to the reference's: (pattern, replacement).
@@ -81,30 +80,22 @@ class Entry:
         }
 
 
-def entries(network: Network) -> list[Entry]:
+def entries(network: Network, kind: Kind) -> list[Entry]:
     """Every leaf of the network's trees with its names in a checkpoint."""
     leaves = jax.tree_util.tree_flatten_with_path(abstract_variables(network))[0]
-    return [_entry(network, path, leaf.shape) for path, leaf in leaves]
+    rules = kind.rules(network)
+    return [_entry(rules, path, leaf.shape) for path, leaf in leaves]
 
 
 def abstract_variables(network: Network) -> dict[str, Any]:
     """Shapes of the network's parameters and stats, without computing anything."""
-    inputs = abstract_inputs(network)
-    return jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    return jax.eval_shape(network.init, jax.random.key(0), *network.inputs())
 
 
-def abstract_inputs(network: Network) -> list[jax.ShapeDtypeStruct]:
-    """Shapes of one sample's inputs: the image and, for Co-Mod-GAN, z."""
-    shapes = [(1, network.resolution, network.resolution, 4)]
-    if isinstance(network, comodgan.Generator):
-        shapes.append((1, network.z_dim))
-    return [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-
-
-def _entry(network: Network, path: Any, shape: tuple[int, ...]) -> Entry:
+def _entry(rules: Rules, path: Any, shape: tuple[int, ...]) -> Entry:
     collection, *keys = (part.key for part in path)
     name = "/" + "/".join(keys)
-    for pattern, replacement in _rules(network):
+    for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     name = name[1:].replace("/", ".")
     count = shape[0] if keys[-1] == "kernels" else 1
@@ -112,7 +103,8 @@ def _entry(network: Network, path: Any, shape: tuple[int, ...]) -> Entry:
     return Entry(collection, tuple(keys), shape, names)
 
 
-def _rules(network: Network) -> tuple[tuple[str, str], ...]:
+def reference_rules(network: Network) -> Rules:
+    """Those of MI-GAN's reference, and of StyleGAN2's descendants."""
     reparam = getattr(network, "reparam", None)
     if reparam is None or reparam.form == "fused":
         return _RELEASED
@@ -126,25 +118,31 @@ def is_constant(name: str) -> bool:
     return _CONSTANT.search(name) is not None
 
 
-def constants(network: Network) -> Tensors:
-    """The constant tensors that the reference's networks expect in a file."""
+def filter_buffers(network: Network, owners: Sequence[str]) -> Tensors:
+    """FIR taps as training's networks hold them: a buffer [4, 4] in each owner.
+
+    "{}" in an owner's name stands for every level above 4; others have one.
+    """
     upper = levels(network.resolution)[1:]
-    if has_kernels(network) and network.reparam.form == "fused":
-        masks = {}
-        for r in upper:
-            stuffing = np.zeros((1, 1, r, r), np.float32)
-            stuffing[..., ::2, ::2] = 1
-            for owner in (f"synthesis.b{r}.conv1", f"synthesis.b{r}"):
-                masks[f"{owner}.upsample.filter_const"] = stuffing.copy()
-        return masks | fused_filter_taps(network)
     return {
         f"{owner.format(r)}.resample_filter": _FIR.copy()
-        for owner in _FILTER_OWNERS[family_of(network)]
+        for owner in owners
         for r in (upper if "{}" in owner else upper[:1])
     }
 
 
-def fused_filter_taps(network: migan.Generator) -> Tensors:
+def fused_constants(network: Network) -> Tensors:
+    """What released MI-GAN generators hold beside their parameters."""
+    masks = {}
+    for r in levels(network.resolution)[1:]:
+        stuffing = np.zeros((1, 1, r, r), np.float32)
+        stuffing[..., ::2, ::2] = 1
+        for owner in (f"synthesis.b{r}.conv1", f"synthesis.b{r}"):
+            masks[f"{owner}.upsample.filter_const"] = stuffing.copy()
+    return masks | fused_filter_taps(network)
+
+
+def fused_filter_taps(network: Network) -> Tensors:
     """FIR taps as the released generators hold them: depthwise kernels [C, 1, 4, 4]."""
     taps = {}
     for r in levels(network.resolution)[1:]:
@@ -158,22 +156,3 @@ def fused_filter_taps(network: migan.Generator) -> Tensors:
 
 
 _FIR = (np.outer(TAPS, TAPS) / sum(TAPS) ** 2).astype(np.float32)
-
-# Modules that hold the filter as a [4, 4] buffer, on every level above 4 ("{}").
-_FILTER_OWNERS = {
-    "migan": (
-        "synthesis.b{}",
-        "synthesis.b{}.conv1.conv2",
-        "encoder.b{}.conv2.conv2",
-        "encoder.b4.conv2.conv2",
-    ),
-    "migan_discriminator": ("b{}.conv2.conv2", "b{}.skip"),
-    "comodgan": (
-        "synthesis.b4.conv",
-        "synthesis.b{}",
-        "synthesis.b{}.conv0",
-        "encoder.b{}",
-        "encoder.b{}.conv1",
-    ),
-    "comodgan_discriminator": ("b{}", "b{}.conv1", "b{}.skip"),
-}

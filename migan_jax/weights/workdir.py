@@ -1,7 +1,8 @@
-"""The part of a run's folder that other programs read: network and exported weights.
+"""The part of a run's folder that other programs read: networks and exported weights.
 
 `<workdir>/checkpoints/<step>/` is an Orbax checkpoint; its item `network` describes the
-network as JSON, `exported` holds the weights to ship (in training: the EMA). Beside the
+exported networks as JSON, by role, `exported` holds the weights to ship (in training:
+the EMA). Of versions that had one network to export, both are of it alone. Beside the
 items, a manifest has the SHA-256 of their files: damage is found by it, and not by what
 libraries do with damaged files.
 """
@@ -9,6 +10,7 @@ libraries do with damaged files.
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ import orbax.checkpoint as ocp
 
 from migan_jax.errors import UserError
 from migan_jax.files import read_json, reason, sha256_of, sync_tree, write_whole
-from migan_jax.weights.families import Network, build, describe
+from migan_jax.weights.kinds import Kinds, Network, build, describe, kind_named
 from migan_jax.weights.locations import CHECKPOINTS, check_checkpoint, located
 from migan_jax.weights.names import abstract_variables
 
 MANIFEST = "manifest.json"
+
+Parts = tuple[Network, Any, Any]  # a network, its parameters and stats
 
 
 def steps_in(checkpoints: Path) -> list[int]:
@@ -64,12 +68,14 @@ def check_sealed(step: Path, *items: str) -> None:
         raise ValueError(f"{MANIFEST} has nothing of {', '.join(sorted(unseen))}")
 
 
-def write(path: Path, network: Network, params: Any, stats: Any) -> None:
-    """Make a workdir with one checkpoint, step 0."""
-    items = ocp.args.Composite(
-        network=ocp.args.JsonSave(describe(network)),
-        exported=ocp.args.StandardSave({"params": params, "stats": stats}),
-    )
+def write(path: Path, networks: Mapping[str, Parts], kinds: Kinds) -> None:
+    """Make a workdir with one checkpoint, step 0, of networks by role."""
+    variables = {
+        role: {"params": params, "stats": stats}
+        for role, (_, params, stats) in networks.items()
+    }
+    modules = {role: network for role, (network, _, _) in networks.items()}
+    items = ocp.args.Composite(**export_items(modules, variables, kinds))
 
     def save(part: Path) -> None:
         step = part.absolute() / CHECKPOINTS / "0"
@@ -80,13 +86,24 @@ def write(path: Path, network: Network, params: Any, stats: Any) -> None:
     write_whole(path, save)
 
 
-def read(path: Path) -> tuple[Network, Any, Any]:
-    """Network, parameters and stats of a workdir's newest step, or of a given one."""
+def export_items(
+    networks: Mapping[str, Network], variables: Mapping[str, Any], kinds: Kinds
+) -> dict[str, Any]:
+    """The items that other programs read, as Orbax saves them."""
+    described = {role: describe(network, kinds) for role, network in networks.items()}
+    return {
+        "network": ocp.args.JsonSave(described),
+        "exported": ocp.args.StandardSave(dict(variables)),
+    }
+
+
+def read(path: Path, kinds: Kinds) -> dict[str, Parts]:
+    """The exported networks of a workdir's newest step, or of a given one, by role."""
     check_checkpoint(path)
     step = step_folder(path)
     try:
         check_sealed(step, "network", "exported")
-        return _restore(step)
+        return _restore(step, kinds)
     except Exception as error:  # damage can show anywhere in Orbax's reader
         raise UserError(
             f"{step} cannot be read, it is damaged or incomplete ({reason(error)}): "
@@ -107,13 +124,33 @@ def step_folder(path: Path) -> Path:
     return (workdir / CHECKPOINTS / str(step)).absolute()
 
 
-def _restore(step: Path) -> tuple[Network, Any, Any]:
-    network = build(json.loads((step / "network" / "metadata").read_text()))
+def _restore(step: Path, kinds: Kinds) -> dict[str, Parts]:
+    described = json.loads((step / "network" / "metadata").read_text())
+    if "family" in described:  # of a version with one network to export
+        described = {kind_named(described["family"], kinds).role: described}
+    networks = {role: build(fields, kinds) for role, fields in described.items()}
+    if not networks:
+        raise ValueError("it describes no network")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-        {"stats": {}, **abstract_variables(network)},
+        {
+            role: {"stats": {}, **abstract_variables(network)}
+            for role, network in networks.items()
+        },
     )
+    variables = read_exported(step, target)
+    return {
+        role: (network, variables[role]["params"], variables[role]["stats"])
+        for role, network in networks.items()
+    }
+
+
+def read_exported(step: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+    """The exported variables of a step, by role, onto the devices of `like`."""
+    described = json.loads((step / "network" / "metadata").read_text())
     with ocp.StandardCheckpointer() as reader:
-        variables = reader.restore(step / "exported", target)
-    return network, variables["params"], variables["stats"]
+        if "family" in described:
+            ((role, target),) = like.items()
+            return {role: reader.restore(step / "exported", target)}
+        return reader.restore(step / "exported", dict(like))

@@ -13,8 +13,8 @@ from migan_jax.config import load_config
 from migan_jax.models.discriminators import MIGANDiscriminator
 from migan_jax.models.layers import Reparam
 from migan_jax.models.migan import Generator
-from migan_jax.training.building import build_optimizers, build_system
-from migan_jax.training.optimizer import adam
+from migan_jax.systems.optimizers import adam, lazy_adam
+from migan_jax.training.setup import build_system
 from migan_jax.weights.fusing import (
     collapse,
     collapse_adam,
@@ -215,8 +215,8 @@ def test_levels_next_to_the_picture_stay_as_they_are(count, still):
 
     def optimizer_of(*settings):
         config = load_config("scenes64", ["resolution=16", *settings], tiny=False)
-        system = build_system(config, None)
-        return system, build_optimizers(config, system)["discriminator"]
+        system = build_system(config, {})
+        return system, system.optimizers["discriminator"]
 
     system, optimizer = optimizer_of(f"optimizer.frozen_levels={count}")
     own = {"discriminator": random_variables(system.discriminator)["params"]}
@@ -229,3 +229,41 @@ def test_levels_next_to_the_picture_stay_as_they_are(count, still):
     _, free = optimizer_of()  # of the same state: a run can go on with other levels
     structures = (jax.tree.structure(o.init(own)) for o in (optimizer, free))
     assert len(set(structures)) == 1
+
+
+def test_a_lazy_penalty_is_made_up_for():
+    """By rate and both decays: 17 turns come to what 16 are otherwise."""
+    params = {"weight": jnp.ones(3)}
+    gradient = {"weight": jnp.array([1.0, -2.0, 0.5])}
+    lazy = lazy_adam(1e-2, 0.5, 0.9, 16)
+    plain = adam(1e-2 * 16 / 17, 0.5 ** (16 / 17), 0.9 ** (16 / 17))
+    scheduled = lazy_adam(lambda kimg: 1e-2 * kimg, 0.5, 0.9, 16)
+    moved = []
+    for optimizer, more in ((lazy, {}), (plain, {}), (scheduled, {"kimg": 1.0})):
+        state = optimizer.init(params)
+        for _ in range(3):
+            updates, state = optimizer.update(gradient, state, params, **more)
+        moved.append(updates["weight"])
+    np.testing.assert_allclose(moved[0], moved[1], rtol=1e-6)
+    np.testing.assert_allclose(moved[2], moved[1], rtol=1e-6)
+
+
+def test_each_network_has_a_rate_of_its_own():
+    settings = [
+        "optimizer.learning_rate=0.1",
+        "optimizer.discriminator_learning_rate=0.4",
+    ]
+    rates = {}
+    for count in (1, 2):
+        config = load_config("scenes64", settings[:count], tiny=True)
+        for name, optimizer in build_system(config, {}).optimizers.items():
+            own = {name: {"weight": jnp.ones(1)}}
+            updates, _ = optimizer.update(own, optimizer.init(own), own)
+            rates[count, name] = -float(updates[name]["weight"][0])
+    assert (
+        rates[1, "generator"]
+        == rates[2, "generator"]
+        == pytest.approx(0.1 * 4 / 5, rel=1e-4)
+    )
+    assert rates[1, "discriminator"] == pytest.approx(0.1 * 16 / 17, rel=1e-4)
+    assert rates[2, "discriminator"] == pytest.approx(0.4 * 16 / 17, rel=1e-4)

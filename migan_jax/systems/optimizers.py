@@ -21,7 +21,7 @@ LARGEST_GRADIENT = 1e5  # what an infinite one becomes
 
 
 def adam(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: float | optax.Schedule,
     b1: float,
     b2: float,
     eps: float = 1e-8,
@@ -35,23 +35,48 @@ def adam(
         optax.stateless(lambda updates, _: jax.tree.map(_finite, updates)),
         optax.scale_by_adam(b1, b2, eps),
         _scale_kernels(spread),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_learning_rate(learning_rate),
     )
 
 
 def lazy_adam(
-    learning_rate: float,
+    learning_rate: float | optax.Schedule,
+    b1: float,
     b2: float,
     interval: int,
     reparam: Reparam | None = None,
 ) -> optax.GradientTransformation:
-    """Adam (b1 = 0) for a player whose penalty takes every `interval`-th step besides.
+    """Adam for a network whose penalty takes every `interval`-th step besides.
 
     It then takes (interval + 1) / interval as many steps, which learning rate and decay
     make up for (StyleGAN2, appendix B).
     """
     share = interval / (interval + 1)
-    return adam(learning_rate * share, 0.0, b2**share, reparam=reparam)
+
+    def shared(kimg: jax.Array) -> jax.Array:
+        return learning_rate(kimg) * share
+
+    rate = shared if callable(learning_rate) else learning_rate * share
+    return adam(rate, b1**share, b2**share, reparam=reparam)
+
+
+def scale_by_learning_rate(
+    learning_rate: float | optax.Schedule,
+) -> optax.GradientTransformation:
+    """As optax's, but a schedule is one of thousands of images since the stage began.
+
+    So it keeps no count, which other batches, penalties and stages would confuse.
+    """
+    if not callable(learning_rate):
+        return optax.scale_by_learning_rate(learning_rate)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, kimg: jax.Array, **others: Any
+    ) -> tuple[Any, Any]:
+        rate = learning_rate(kimg)
+        return jax.tree.map(lambda u: (-rate * u).astype(u.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def without_levels(
@@ -66,12 +91,16 @@ def without_levels(
     def still(path: Any, update: jax.Array) -> jax.Array:
         return jnp.zeros_like(update) if path[1].key in levels else update
 
-    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = optimizer.update(gradient, state, params)
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def update(
+        gradient: Any, state: Any, params: Any = None, **others: Any
+    ) -> tuple[Any, Any]:
+        updates, state = optimizer.update(gradient, state, params, **others)
         return jax.tree_util.tree_map_with_path(still, updates), state
 
     # Of the same state, so that a run can go on with other levels.
-    return optax.GradientTransformation(optimizer.init, update)
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def _finite(gradient: jax.Array) -> jax.Array:

@@ -1,0 +1,364 @@
+"""A family that moves in by `docs/add_a_family.md`: small, and of everything at once.
+
+Two painters, the second on the first one's picture, and both are shipped. A critic with
+spectral norm learns beside them from the same parameters. What the painters minimise is
+weighed by a network of its own, which learns by how well they do after two more steps.
+They begin with small pictures, into which the sharp ones fade.
+"""
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from migan_jax.config import base_config
+from migan_jax.data.mask_samplers import SAMPLERS
+from migan_jax.data.transforms import sample_keys
+from migan_jax.errors import UserError
+from migan_jax.families import FAMILIES, Family, Panel
+from migan_jax.losses import gan
+from migan_jax.losses.reconstruction import l1_in_hole
+from migan_jax.models.costs import Cost, size_of
+from migan_jax.systems import images
+from migan_jax.systems.base import Frozen, Optimizer, Stage, Turn, apply_gradient
+from migan_jax.systems.optimizers import adam
+from migan_jax.weights.kinds import Kind
+
+UNROLLED = 2  # steps of the painters that the weights look ahead
+GROWN_KIMG = 0.048  # four steps of twelve images
+
+
+# models/toy.py
+
+
+class Painter(nn.Module):
+    """A picture from a picture, of any size."""
+
+    resolution: int
+    sizes: tuple[int, ...] = (3, 3)  # of its kernels
+
+    @nn.nowrap
+    def inputs(self):
+        shape = 1, self.resolution, self.resolution, 4
+        return [jax.ShapeDtypeStruct(shape, jnp.float32)]
+
+    @nn.compact
+    def __call__(self, x):
+        first, last = ((size, size) for size in self.sizes)
+        x = nn.tanh(nn.Conv(4, first, param_dtype=x.dtype, name="first")(x))
+        return nn.Conv(3, last, param_dtype=x.dtype, name="last")(x)
+
+
+class Coarse(Painter):
+    pass
+
+
+class Fine(Painter):
+    pass
+
+
+class Critic(nn.Module):
+    """A score for each pixel, by a matrix divided by its largest singular value."""
+
+    features: int = 5
+
+    @nn.nowrap
+    def inputs(self):
+        return [jax.ShapeDtypeStruct((1, 16, 16, 4), jnp.float32)]
+
+    @nn.nowrap
+    def cost(self, args, out):
+        return Cost(args[0].shape[-1] * size_of(out))
+
+    @nn.compact
+    def __call__(self, x):
+        made = nn.initializers.normal(1.0)
+        weight = self.param("weight", made, (x.shape[-1], self.features), x.dtype)
+        key = jax.random.key(0)
+        vector = self.variable(
+            "stats", "vector", jax.random.normal, key, (self.features,), x.dtype
+        )
+        u, v = refreshed(weight, vector.value)
+        if self.is_mutable_collection("stats") and not self.is_initializing():
+            vector.value = u
+        return x @ (weight / (v @ weight @ u))
+
+
+def refreshed(weight, vector):
+    """A power iteration: right and left singular vectors, taken as constants."""
+    left = jax.lax.stop_gradient(weight @ vector)
+    left /= jnp.linalg.norm(left)
+    right = jax.lax.stop_gradient(left @ weight)
+    return right / jnp.linalg.norm(right), left
+
+
+class Weigher(nn.Module):
+    """How much the hole counts, and how much what is around it."""
+
+    @nn.nowrap
+    def inputs(self):
+        return []
+
+    @nn.nowrap
+    def cost(self, args, out):
+        return Cost()
+
+    @nn.compact
+    def __call__(self):
+        return nn.softplus(self.param("weights", nn.initializers.ones, (2,)))
+
+
+# A network that is used as it is.
+GUIDE = nn.Dense(2, use_bias=False)
+
+
+def guide_of(name):
+    """As if it were read from a file of this name."""
+    rng = np.random.default_rng(int(name))
+    kernel = jnp.asarray(rng.standard_normal((3, 2)) / 9, jnp.float32)
+    return Frozen.of(GUIDE, {"params": {"kernel": kernel}})
+
+
+# systems/toy.py
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    coarse: Coarse
+    fine: Fine
+    critic: Critic
+    weigher: Weigher
+    guide: nn.Dense  # frozen
+    painting: optax.GradientTransformation
+    judging: optax.GradientTransformation
+    weighing: optax.GradientTransformation
+
+    exported: ClassVar = ("coarse", "fine")
+    batch_multiple: ClassVar = 1
+
+    @classmethod
+    def from_config(cls, config, frozen, dtype):
+        rate = config.optimizer.learning_rate
+        return cls(
+            Coarse(config.resolution),
+            Fine(config.resolution),
+            Critic(),
+            Weigher(),
+            GUIDE,
+            painting=adam(rate, 0.5, 0.9),
+            judging=optax.sgd(rate),
+            weighing=optax.sgd(100 * rate),
+        )
+
+    @property
+    def networks(self):
+        names = "coarse", "fine", "critic", "weigher"
+        return {name: getattr(self, name) for name in names}
+
+    def init(self, key):
+        made = {
+            name: network.init(key, *(jnp.zeros(x.shape) for x in network.inputs()))
+            for name, network in self.networks.items()
+        }
+        params = {name: variables["params"] for name, variables in made.items()}
+        return params, {name: v.get("stats", {}) for name, v in made.items()}
+
+    def stages(self):
+        optimizers = {
+            "painting": Optimizer(("coarse", "fine"), self.painting),
+            "judging": Optimizer(("critic",), self.judging),
+            "weighing": Optimizer(("weigher",), self.weighing),
+        }
+        paint = Turn("paint", self.painters_loss, ("painting",), stream=1)
+        judge = Turn("judge", self.critic_loss, ("judging",), stream=2)
+        slope = Turn("slope", self.slope_loss, ("judging",), stream=3, every=3)
+        weigh = Turn(
+            "weigh",
+            self.outer_loss,
+            ("painting", "weighing"),
+            stream=4,
+            update=functools.partial(bilevel_update, inner_loss=self.inner_loss),
+        )
+        growing = Stage(
+            "growing", ((paint,),), optimizers, GROWN_KIMG, batch_size=12, resolution=8
+        )
+        main = Stage("main", ((paint, judge), (weigh,), (slope,)), optimizers)
+        return [growing, main]
+
+    def prepare(self, batch, key, progress):
+        return images.prepare(batch, key, SAMPLERS["box"])
+
+    def painters_loss(self, params, stats, inputs):
+        """What they paint: first a blur of the truth, then more and more of itself."""
+        image, mask = inputs.batch["image"], inputs.batch["mask"]
+        blurred = nn.avg_pool(image, (3, 3), padding="SAME")
+        truth = image + (1 - inputs.progress) * (blurred - image)
+        made = paint(self, params, image, mask)
+        guide = self.guide.apply(inputs.frozen["guide"], truth - made)
+        distance = jnp.mean(l1_in_hole(made, truth, mask)) + jnp.mean(guide**2)
+        score, stats = self.judged(params, stats, made, mask)
+        taken = jnp.mean(gan.hinge_generator_loss(score))
+        metrics = {"paint/l1": distance, "paint/progress": inputs.progress}
+        metrics["paint/vector"] = jnp.sum(stats["critic"]["vector"])
+        return distance + 1e-3 * taken, (stats, metrics)
+
+    def critic_loss(self, params, stats, inputs):
+        image, mask = inputs.batch["image"], inputs.batch["mask"]
+        made = paint(self, params, image, mask)
+        fake, stats = self.judged(params, stats, made, mask)
+        real, stats = self.judged(params, stats, image, mask)
+        loss = jnp.mean(gan.hinge_discriminator_loss(real, fake))
+        return loss, (stats, {"judge/loss": loss})
+
+    def slope_loss(self, params, stats, inputs):
+        """At random points, with the vectors as they are."""
+        image, mask = inputs.batch["image"], inputs.batch["mask"]
+        made = paint(self, params, image, mask)
+        keys = sample_keys(inputs.key, 0, inputs.batch["sample"])
+        share = jax.vmap(jax.random.uniform)(keys)
+        norm = gan.gradient_norm(
+            lambda x: self.judged(params, stats, x, mask)[0],
+            gan.between(image, made, share),
+            1 - mask,
+        )
+        loss = jnp.mean(gan.one_sided_penalty(norm))
+        return loss, (stats, {"slope/share": jnp.mean(share)})
+
+    def inner_loss(self, params, inputs):
+        """What the painters minimise as the weigher has it."""
+        image, mask = inputs.batch["image"], inputs.batch["mask"]
+        made = paint(self, params, image, mask)
+        hole, around = self.weigher.apply({"params": params["weigher"]})
+        squares = (made - image) ** 2
+        return jnp.mean(squares * (hole * (1 - mask) + around * mask))
+
+    def outer_loss(self, params, stats, inputs):
+        """What the weigher minimises, in which it has no part itself."""
+        image, mask = inputs.batch["image"], inputs.batch["mask"]
+        made = paint(self, params, image, mask)
+        loss = jnp.mean((made - image) ** 2 * (1 - mask))
+        return loss, (stats, {"weigh/loss": loss})
+
+    def judged(self, params, stats, image, mask):
+        variables = {"params": params["critic"], "stats": stats["critic"]}
+        x = images.discriminator_input(image, mask)
+        score, changed = self.critic.apply(variables, x, mutable=["stats"])
+        return score, {**stats, "critic": changed["stats"]}
+
+    def inpaint(self, params, stats, image, mask, key):
+        made = paint(self, params, image, mask)
+        return images.composite(image, jnp.clip(made, -1, 1), mask)
+
+    def references(self, frozen, image, mask, key):
+        return {}
+
+
+def paint(networks, params, image, mask):
+    """The second painter's picture."""
+    rgb, _ = predict(
+        {"coarse": networks.coarse, "fine": networks.fine},
+        {name: {"params": params[name]} for name in ("coarse", "fine")},
+        image,
+        mask,
+        {},
+    )
+    return rgb
+
+
+def bilevel_update(turn, optimizers, state, inputs, inner_loss):
+    """Unroll steps of the painters, and send the weigher down their gradient."""
+    inner, outer = turn.optimizers
+    whole = inputs._replace(batch=jax.tree.map(lambda x: x[0], inputs.batch))
+
+    def unrolled(weigher):
+        after = dataclasses.replace(state, params={**state.params, "weigher": weigher})
+        for _ in range(UNROLLED):
+            gradient = jax.grad(inner_loss)(after.params, whole)
+            after = apply_gradient(
+                inner, optimizers[inner], gradient, after, inputs.kimg
+            )
+        value, (stats, metrics) = turn.loss(after.params, after.stats, whole)
+        return value, (dataclasses.replace(after, stats=stats), metrics)
+
+    hypergradient, (after, metrics) = jax.grad(unrolled, has_aux=True)(
+        state.params["weigher"]
+    )
+    gradient = {"weigher": hypergradient}
+    return apply_gradient(
+        outer, optimizers[outer], gradient, after, inputs.kimg
+    ), metrics
+
+
+def check_settings(config):
+    if config.parts > 1:
+        raise UserError("parts must be 1: the weigher sees a whole batch.")
+
+
+# configs/toy.py
+
+
+def get_config():
+    config = base_config()
+    config.system = "toy"
+    config.resolution = 16
+    config.teacher = "3"
+    config.batch_size = 6
+    config.total_kimg = 0.084  # four steps of the first stage, six of the second
+    config.optimizer.learning_rate = 1e-2
+    config.optimizer.ema_halflife_kimg = 0.02
+    config.data.held_out = 2
+    config.networks.dtype = "float32"
+    config.log_every_steps = 1
+    config.save_every_steps = 3
+    config.keep_last = 2
+    return config
+
+
+# The line in the table.
+
+
+def predict(networks, variables, image, mask, latents):
+    x = images.generator_input(image, mask)
+    first = networks["coarse"].apply(variables["coarse"], x)
+    second = images.generator_input(images.composite(image, first, mask), mask * 0 + 1)
+    return networks["fine"].apply(variables["fine"], second), {"coarse": first}
+
+
+def kind_of(network):
+    role = network.__name__.lower()
+    return Kind(
+        name=f"toy_{role}",
+        role=role,
+        module=network,
+        sign=rf"toy\.{role}\..*",
+        infer=lambda tensors: network(16),
+        rules=lambda network: [("^/", f"/toy/{role}/")],
+        constants=lambda network: {},
+    )
+
+
+TOY = Family(
+    name="toy",
+    title="Toy",
+    kinds=tuple(kind_of(network) for network in (Coarse, Fine)),
+    exported=Toy.exported,
+    system=Toy.from_config,
+    check_settings=check_settings,
+    check_start=lambda config, brought: None,
+    predict=predict,
+    draw=lambda networks, key, count: {},
+    frozen={"guide": "teacher"},
+    load_frozen=lambda config: {"guide": guide_of(config.teacher)},
+    architecture=("resolution",),
+    labels={"paint/l1": "L1"},
+    panels=(Panel("painters", (("paint/l1", "L1", "-"),)),),
+)
+
+
+def move_in():
+    FAMILIES["toy"] = TOY
