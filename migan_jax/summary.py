@@ -25,6 +25,7 @@ from migan_jax.errors import UserError
 
 if TYPE_CHECKING:
     from migan_jax.families import Published
+    from migan_jax.inpainting import Model
     from migan_jax.models.costs import Cost
     from migan_jax.weights.checkpoint import Checkpoint
     from migan_jax.weights.kinds import Network
@@ -280,21 +281,15 @@ def save_forward_pass(checkpoints: list["Checkpoint"], path: Path) -> None:
     times = []
     for _ in range(2):
         start = time.perf_counter()
-        output = model.predict(scene * known, known)
+        output, before, levels = _run(model, scene * known, known)
         times.append(time.perf_counter() - start)
     compile_s, run_s = times[0] - times[1], times[1]
-    filled, before = model.complete((scene + 1) / 2, known, stages=True)
     panels = {
         "input": scene * known + (1 - known),
         **{name: 2 * picture - 1 for name, picture in before.items()},
-        "completion": 2 * filled - 1,
+        "completion": scene * known + np.clip(output, -1, 1) * (1 - known),
     }
     # Contributions, and the output of an untrained network, have ranges of their own.
-    levels = {}
-    if len(checkpoints) == 1:
-        x = np.concatenate([known - 0.5, scene * known], axis=-1)
-        _, pyramid = model.forward(x, pyramid=True)
-        levels = {f"to-RGB at {r} px": y for r, y in sorted(pyramid.items())}
     for name, picture in {"network output": output, **levels}.items():
         picture = np.asarray(picture)
         largest = max(1.0, float(np.abs(picture).max()))
@@ -302,6 +297,20 @@ def save_forward_pass(checkpoints: list["Checkpoint"], path: Path) -> None:
     save_panels({name: np.asarray(x[0]) for name, x in panels.items()}, path)
     print(f"forward pass: compiled in {compile_s:.1f} s, ran in {run_s:.3f} s")
     print(f"picture: {path}")
+
+
+def _run(model: "Model", image: Any, known: Any) -> tuple[Any, Any, Any]:
+    """The output, what came before it, and each level's part where there is one."""
+    import numpy as np
+
+    if len(model.checkpoints) > 1:
+        _, before = model.complete((image + 1) / 2, known, stages=True)
+        return model.predict(image, known), before, {}
+    rgb, pyramid = model.forward(
+        np.concatenate([known - 0.5, image], axis=-1), pyramid=True
+    )
+    levels = {f"to-RGB at {r} px": y for r, y in sorted(pyramid.items())}
+    return np.asarray(rgb), {}, levels
 
 
 def drawn_scene(size: int) -> Any:

@@ -184,7 +184,8 @@ def devices(monkeypatch):
 
 
 @pytest.mark.aot
-@pytest.mark.parametrize("penalty", [pytest.param(False, marks=pytest.mark.full), True])
+@pytest.mark.full
+@pytest.mark.parametrize("penalty", [False, True])
 def test_gradients_are_reduced_in_float32(penalty, devices):
     system = SYSTEMS["migan"]
     program = compiled_step(system, devices.reshape(4, 1), penalty)

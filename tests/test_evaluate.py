@@ -127,7 +127,7 @@ def test_the_same_command_twice(monkeypatch, tmp_path, checkpoint, photos):
     assert (tmp_path / "one" / "result.json").read_bytes() == content[0]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_features_of_weights_that_are_here(monkeypatch, tmp_path, checkpoint, photos):
     """Random ones, in a file whose hash is the published one's for this test."""
     pytest.importorskip("sklearn")

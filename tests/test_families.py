@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import runs
 import toy
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from variables import assert_same_trees
 from verbs import one_sentence, run_here
 
@@ -30,17 +31,31 @@ from migan_jax.training.step import make_step
 TESTS = Path(__file__).parent
 DOCUMENT = TESTS.parent / "docs" / "add_a_family.md"
 FROZEN = {"guide": toy.guide_of("3").variables}
+DEVICES = jax.devices()
 STEPS, CHANGE = 10, 4  # in all, and before the second stage
 
 
 @pytest.fixture(autouse=True, scope="module")
-def moved_in():
+def moved_in(cache, request):
     """On one device, for which programs compile sooner."""
-    first = jax.devices()[:1]
+    first = DEVICES[:1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *kind: first)
         patch.setitem(FAMILIES, "toy", toy.TOY)
+        for name, value in compiled_once(cache).items():
+            before = getattr(jax.config, name)
+            jax.config.update(name, value)
+            request.addfinalizer(functools.partial(jax.config.update, name, before))
         yield
+
+
+def compiled_once(cache):
+    """JAX's settings for programs that are the same in several runs."""
+    return {
+        "jax_compilation_cache_dir": str(cache),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -53,26 +68,32 @@ def recipe(tmp_path_factory):
     return path
 
 
-class Until:
-    """Stands for a scheduler, which tells a run to stop at a step."""
+class Killed(Exception):
+    pass
 
-    def __init__(self, step):
-        self.step = step
+
+class Until:
+    """Stands for a scheduler, which tells a run to stop at a step, or kills it."""
+
+    def __init__(self, step, kills=False):
+        self.step, self.kills = step, kills
 
     def asked(self, step):
+        if self.kills and step == self.step:
+            raise Killed
         return step == self.step
 
     def hold_back(self):
         pass
 
 
-def go_on(recipe, workdir, stop=None, *settings):
+def go_on(recipe, workdir, stop=None, *settings, kills=False):
     """Train from where the run stands, to its end or to a step; return its ending."""
     config = load_config(str(recipe), settings, tiny=False)
     (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
     setup = set_up(config, workdir)
     with setup.checkpoints:
-        ending = train(setup, Until(stop))
+        ending = train(setup, Until(stop, kills))
     setup.samples.save_example(workdir)
     return ending
 
@@ -128,9 +149,19 @@ def test_a_run_may_do_without_an_average(recipe, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, checkpoint.params, trained)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("step", [CHANGE, CHANGE + 1])
+def test_a_run_killed_at_a_change_goes_on(step, recipe, whole, tmp_path):
+    """Without the last step before it, or with: the state is saved in between."""
+    with pytest.raises(Killed):
+        go_on(recipe, tmp_path / "run", step, kills=True)
+    assert runs.steps(tmp_path / "run")[-1] == (3 if step == CHANGE else CHANGE)
+    go_on(recipe, tmp_path / "run")
+    runs.assert_same(tmp_path / "run", whole)
+
+
+@pytest.mark.full
 def test_killed_where_the_stages_change(recipe, cache, tmp_path):
-    """What was saved there is gone on from; a process of its own, which is no other."""
+    """As a process of its own, by a signal that nothing can handle."""
     arguments = f"--config={recipe}", f"--workdir={tmp_path / 'run'}"
     process = runs.begin("migan_jax.train", *arguments, cache=cache)
     for line in process.stderr:
@@ -228,6 +259,21 @@ def test_turns_of_a_group_see_the_same_parameters(exact):
     )
 
 
+def test_devices_change_nothing(exact):
+    """Eight of them, of which four share an image."""
+    system, span, state, batch = exact
+    turns = only(span, "paint", "judge")
+    alone, metrics = after(system, turns, state, batch)
+    grid = np.array(DEVICES).reshape(2, 4)
+    mesh = Mesh(grid, ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    with jax.set_mesh(mesh):
+        state, batch = jax.device_put(state, whole), jax.device_put(batch, split)
+        together, same = after(system, turns, state, batch)
+    close((together, same), (alone, metrics), 1e-9)
+
+
 def test_microbatches_refresh_vectors_once(exact):
     """Of each turn, as for the whole batch, so the iteration is the same."""
     system, span, state, batch = exact
@@ -246,6 +292,7 @@ def test_a_bilevel_turn_is_the_explicit_hypergradient(exact):
     names = [name for name in state.params if name not in painters]
     others = {name: state.params[name] for name in names}
 
+    @jax.jit
     def inner_step(theta, weigher, moments):
         params = {**others, **theta, "weigher": weigher}
         gradient = jax.grad(lambda own: system.inner_loss({**params, **own}, inputs))(
@@ -263,7 +310,10 @@ def test_a_bilevel_turn_is_the_explicit_hypergradient(exact):
     for _ in range(steps):
         theta, moments = carried[-1]
         carried.append(inner_step(theta, weigher, moments))
-    back = jax.grad(outer)(carried[-1][0]), jax.tree.map(zero_like, carried[-1][1])
+    back = (
+        jax.jit(jax.grad(outer))(carried[-1][0]),
+        jax.tree.map(zero_like, carried[-1][1]),
+    )
     total = jax.tree.map(jnp.zeros_like, weigher)
     for theta, moments in carried[-2::-1]:
         _, pull = jax.vjp(inner_step, theta, weigher, moments)

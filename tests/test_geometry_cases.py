@@ -115,7 +115,8 @@ def test_fills_the_hole_and_nothing_else(name, crops, feather):
     check_filled(HOLES[name], SIZE, crops, feather)
 
 
-@pytest.mark.parametrize("crops", ["auto", "one"])
+# In one crop they are those of the exported pipeline (test_twins_pipeline.py).
+@pytest.mark.parametrize("crops", ["auto", pytest.param("one", marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", LARGE_HOLES)
 def test_large_photos(name, crops):
     check_filled(LARGE_HOLES[name], 512, crops, DEFAULT_FEATHER)

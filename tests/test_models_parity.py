@@ -111,6 +111,7 @@ def test_generator_in_float64(name, float64, monkeypatch):
             assert relative_l2(named[key], value) <= 1e-9, key
 
 
+@pytest.mark.full  # as parts of their games: test_systems_parity, test_training_step
 @pytest.mark.parametrize("name", DISCRIMINATORS)
 def test_discriminator_and_r1_in_float64(name, float64, monkeypatch):
     twin = randomise(DISCRIMINATORS[name](), torch.float64)

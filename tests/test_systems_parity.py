@@ -16,7 +16,8 @@ from parity import relative_l2
 pytestmark = pytest.mark.torch
 
 
-@pytest.fixture(params=["migan", "comodgan"])
+# Whole iterations of MI-GAN's are PyTorch's, too (test_training_step.py).
+@pytest.fixture(params=[pytest.param("migan", marks=pytest.mark.full), "comodgan"])
 def game(request, float64):
     return Game(request.param)
 
@@ -55,18 +56,16 @@ def test_lazy_penalty(game):
     assert value == pytest.approx(160 * metrics["d/r1"])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     "turn",
     [
         "generator",
-        pytest.param("discriminator", marks=pytest.mark.full),
-        pytest.param("penalty", marks=pytest.mark.full),
+        "discriminator",
+        "penalty",
     ],
 )
-@pytest.mark.parametrize(
-    "family", ["migan", pytest.param("comodgan", marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize("family", ["migan", "comodgan"])
 def test_float32(family, turn):
     """The middle one of three batches.
 

@@ -78,6 +78,7 @@ def test_killed_again_and_again(kills, alone, cache, tmp_path):
     finish(tmp_path / f"run{runs_ended}", cache, alone)
 
 
+@pytest.mark.full
 def test_told_to_stop_before_anything_is_trained(tmp_path):
     process = runs.start(tmp_path / "run", STEPS, tmp_path / "cold")
     for line in process.stderr:

@@ -169,17 +169,11 @@ def on_one_device(name):
     return gradients, stats, metrics
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "space"),
-    [
-        pytest.param("distilled", 1, marks=pytest.mark.full),
-        pytest.param("distilled", 2, marks=pytest.mark.full),
-        ("migan", 2),
-        pytest.param("comodgan", 1, marks=pytest.mark.full),
-        pytest.param("comodgan", 2, marks=pytest.mark.full),
-    ],
-)
+# In CI a small family's iteration is that of one device (test_families.py), and so are
+# the gradients of these networks (test_models_sharding.py).
+@pytest.mark.full
+@pytest.mark.parametrize("space", [1, 2])
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_devices_change_nothing(name, space, float64):
     """Eight devices: as many samples, or four samples in two halves."""
     expected = on_one_device(name)
@@ -195,14 +189,8 @@ def test_devices_change_nothing(name, space, float64):
     assert ("collective-permute" in program) == (space > 1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "migan",
-        *(pytest.param(n, marks=pytest.mark.full) for n in ("distilled", "comodgan")),
-    ],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_parts_change_nothing(name, float64):
     expected = on_one_device(name)
     # The squares of all styles of a batch have a share in an epsilon of Co-Mod-GAN.
