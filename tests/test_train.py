@@ -248,13 +248,11 @@ def test_every_recipe_runs_two_steps(recipe, teacher, cache, tmp_path):
 @pytest.mark.slow
 @pytest.mark.torch
 def test_from_a_teacher_to_a_picture(teacher, cache, tmp_path, monkeypatch, capsys):
-    """Distil, resume, export the EMA in the released form, load, inpaint."""
+    """Distil, export the EMA in the released form, load, inpaint."""
     student = tmp_path / "student"
-    given = f"--config.teacher={teacher}", AT_32
-    assert smoke("places256", student, cache, *given).returncode == 0
-    more = "--config.total_kimg=0.04"
-    ended = smoke("places256", student, cache, *given, more)
-    assert ended.returncode == 0 and "resuming at step 2" in ended.stderr
+    given = f"--config.teacher={teacher}", AT_32, "--config.total_kimg=0.04"
+    ended = smoke("places256", student, cache, *given)
+    assert ended.returncode == 0, ended.stderr
     assert runs.steps(student)[-1] == 5
 
     released = tmp_path / "student.pt"

@@ -123,7 +123,7 @@ def test_saved_by_two_and_resumed_by_others(
 def test_two_processes_begin_with_a_run(alone, cache, tmp_path):
     begun = f"--init-from={alone}"
     ((_, error), _) = end_all(start_all(tmp_path / "run", 1, cache, 2, 2, begun))
-    assert "generator and discriminator; starting cold: both optimisers" in error
+    assert "generator and discriminator; starting cold: all optimisers" in error
 
 
 def test_sigterm_of_one_process_stops_all_at_the_same_step(cache, tmp_path):
