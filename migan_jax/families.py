@@ -137,6 +137,19 @@ def _predict(
     return rgb, {}
 
 
+def _kind_of_levels(
+    name: str,
+    role: str,
+    module: type[Network],
+    sign: str,
+    constants: Callable[[Network], Tensors],
+    **read_off: Any,
+) -> Kind:
+    """One whose files name levels as StyleGAN2's do, from which sizes are read off."""
+    infer = functools.partial(infer_by_levels, module=module, **read_off)
+    return Kind(name, role, module, sign, infer, reference_rules, constants)
+
+
 # MI-GAN.
 
 
@@ -196,34 +209,24 @@ MIGAN = Family(
     name="migan",
     title="MI-GAN",
     kinds=(
-        Kind(
+        _kind_of_levels(
             name="migan",
             role="generator",
             module=migan.Generator,
             sign=r"(?:encoder|synthesis)\.b[0-9]+\.conv[12]\.conv[12]\..*",
-            infer=functools.partial(
-                infer_by_levels,
-                module=migan.Generator,
-                width=r"synthesis\.b{}\.torgb\.(?:weight|w[0-9]+)",
-                axis=1,
-                with_kernels=True,
-            ),
-            rules=reference_rules,
+            width=r"synthesis\.b{}\.torgb\.(?:weight|w[0-9]+)",
+            axis=1,
+            with_kernels=True,
             constants=_migan_constants,
         ),
-        Kind(
+        _kind_of_levels(
             name="migan_discriminator",
             role="discriminator",
             module=discriminators.MIGANDiscriminator,
             sign=r"b[0-9]+\.conv1\.conv1\.w[0-9]+",
-            infer=functools.partial(
-                infer_by_levels,
-                module=discriminators.MIGANDiscriminator,
-                width=r"b{}\.(?:conv1\.conv1\.w[0-9]+|fc\.weight)",
-                axis=0,
-                with_kernels=True,
-            ),
-            rules=reference_rules,
+            width=r"b{}\.(?:conv1\.conv1\.w[0-9]+|fc\.weight)",
+            axis=0,
+            with_kernels=True,
             constants=functools.partial(
                 filter_buffers, owners=("b{}.conv2.conv2", "b{}.skip")
             ),
@@ -259,30 +262,25 @@ COMODGAN = Family(
     name="comodgan",
     title="Co-Mod-GAN",
     kinds=(
-        Kind(
+        _kind_of_levels(
             name="comodgan",
             role="generator",
             module=comodgan.Generator,
             sign=r"mapping\..*",
-            infer=functools.partial(
-                infer_by_levels,
-                module=comodgan.Generator,
-                width=r"synthesis\.b{}\.torgb\.weight",
-                axis=1,
-                other_widths={
-                    "z_dim": [("mapping.fc0.weight", 1)],
-                    "w_dim": [
-                        (f"mapping.fc{index}.bias", 0)
-                        for index in range(comodgan.MAPPING_LAYERS)
-                    ],
-                    "encoder_dim": [
-                        ("encoder.b4.fc.weight", 0),
-                        ("encoder.b4.fc.bias", 0),
-                        ("synthesis.b4.fc.weight", 1),
-                    ],
-                },
-            ),
-            rules=reference_rules,
+            width=r"synthesis\.b{}\.torgb\.weight",
+            axis=1,
+            other_widths={
+                "z_dim": [("mapping.fc0.weight", 1)],
+                "w_dim": [
+                    (f"mapping.fc{index}.bias", 0)
+                    for index in range(comodgan.MAPPING_LAYERS)
+                ],
+                "encoder_dim": [
+                    ("encoder.b4.fc.weight", 0),
+                    ("encoder.b4.fc.bias", 0),
+                    ("synthesis.b4.fc.weight", 1),
+                ],
+            },
             constants=functools.partial(
                 filter_buffers,
                 owners=(
@@ -294,18 +292,13 @@ COMODGAN = Family(
                 ),
             ),
         ),
-        Kind(
+        _kind_of_levels(
             name="comodgan_discriminator",
             role="discriminator",
             module=discriminators.CoModGANDiscriminator,
             sign=r"b[0-9]+\.conv0\.weight",
-            infer=functools.partial(
-                infer_by_levels,
-                module=discriminators.CoModGANDiscriminator,
-                width=r"b{}\.(?:conv0|fc)\.weight",
-                axis=0,
-            ),
-            rules=reference_rules,
+            width=r"b{}\.(?:conv0|fc)\.weight",
+            axis=0,
             constants=functools.partial(
                 filter_buffers, owners=("b{}", "b{}.conv1", "b{}.skip")
             ),

@@ -6,7 +6,7 @@ that are good already, in which the discriminator learns alone.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -52,25 +52,28 @@ def init(
     return params, {"generator": made["stats"], "discriminator": {}}
 
 
-def stages(
-    generator_loss: Loss,
-    discriminator_loss: Loss,
-    r1_loss: Loss,
-    r1_interval: int,
-    optimizers: Mapping[str, optax.GradientTransformation],
-    warmup_kimg: float,
-) -> list[Stage]:
+class Game(Protocol):
+    """A system that plays it."""
+
+    optimizers: Mapping[str, optax.GradientTransformation]  # by network
+    warmup_kimg: float
+    r1_interval: int
+    generator_loss: Loss
+    discriminator_loss: Loss
+    r1_loss: Loss
+
+
+def stages(game: Game) -> list[Stage]:
     """The discriminator alone, if there is a warm-up, then both in turns."""
-    generator = Turn("generator", generator_loss, ("generator",), stream=1)
-    discriminator = Turn(
-        "discriminator", discriminator_loss, ("discriminator",), stream=2
-    )
+    first, second = ("generator",), ("discriminator",)
+    generator = Turn("generator", game.generator_loss, first, stream=1)
+    discriminator = Turn("discriminator", game.discriminator_loss, second, stream=2)
     # A turn of its own on the discriminator's optimizer, after the others.
-    r1 = Turn("r1", r1_loss, ("discriminator",), stream=3, every=r1_interval)
-    moving = {name: Optimizer((name,), rule) for name, rule in optimizers.items()}
-    warm_up = Stage("warm-up", ((discriminator,), (r1,)), moving, warmup_kimg)
+    r1 = Turn("r1", game.r1_loss, second, stream=3, every=game.r1_interval)
+    moving = {name: Optimizer((name,), rule) for name, rule in game.optimizers.items()}
+    warm_up = Stage("warm-up", ((discriminator,), (r1,)), moving, game.warmup_kimg)
     main = Stage("main", ((generator,), (discriminator,), (r1,)), moving)
-    return [warm_up, main] if warmup_kimg else [main]
+    return [warm_up, main] if game.warmup_kimg else [main]
 
 
 def generator_terms(

@@ -81,14 +81,7 @@ class MIGAN:
         return logistic.init(self.generator, self.discriminator, key)
 
     def stages(self) -> list[Stage]:
-        return logistic.stages(
-            self.generator_loss,
-            self.discriminator_loss,
-            self.r1_loss,
-            self.r1_interval,
-            self.optimizers,
-            self.warmup_kimg,
-        )
+        return logistic.stages(self)
 
     def prepare(self, batch: Batch, key: jax.Array, progress: jax.Array) -> Batch:
         return images.prepare(batch, key, self.sampler)
