@@ -100,6 +100,7 @@ def test_a_first_state_of_every_recipe_can_be_made(recipe):
     assert sum(leaf.size for leaf in jax.tree.leaves(state.ema)) > 1e5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [

@@ -64,6 +64,7 @@ def everything(rgb, pyramid):
     return {"rgb": rgb, **{f"y_{r}": y for r, y in pyramid.items()}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -81,6 +81,7 @@ def assert_same_training(expanded, collapsed, tolerance):
     assert largest_difference(expand_adam(ours, KERNELS).nu, theirs.nu) <= tolerance
 
 
+@pytest.mark.slow
 def test_collapsed_is_expanded_over_many_steps(float64):
     """A small generator on a fixed regression target."""
     x, target = images(0, 4, 4), images(1, 4, 3)
