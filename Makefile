@@ -1,16 +1,15 @@
-# `make help` lists the targets. Needs Python >= 3.11; everything else is installed
-# into a virtual environment here.
+# `make help` lists the targets. Needs Python >= 3.11; the rest is installed into .venv.
 
 PYTHON ?= python3
 VENV ?= .venv
-# Extras to install; `make test EXTRAS=dev` does without the others and skips their tests.
+# Extras to install; `make test EXTRAS=dev` skips the tests of the others.
 EXTRAS ?= dev,onnx,torch,eval,heif,peers
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(EXTRAS)
 WORKERS ?= 2
-# A file's tests are run by one process, which compiles once for all of them.
+# One process runs all tests of a file, which share compiled programs.
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-# Fewer tests: `make test TESTS=tests/test_ops_conv.py`.
+# Run fewer tests: `make test TESTS=tests/test_ops_conv.py`.
 TESTS ?=
 
 .PHONY: help run train test test-slow test-full test-all lint wheel clean
@@ -19,14 +18,14 @@ help:
 	@echo "make run       build the networks, print their summary, save a forward pass"
 	@echo "make train     train a small network on drawn scenes, in minutes, without data"
 	@echo "make test      the tests, in a few minutes"
-	@echo "make test-slow runs that are killed and go on, several processes; with the extra"
-	@echo "               tpu (EXTRAS=dev,onnx,torch,eval,heif,peers,tpu) also programs compiled for TPUs"
-	@echo "make test-full more of the same: networks of full size, more cases"
-	@echo "make test-all  all of them"
-	@echo "make lint      ruff, as CI runs it"
-	@echo "make clean     remove what make has installed and built"
-	@echo "Options: PYTHON=python3.12 VENV=.venv312 EXTRAS=dev TESTS=tests/test_config.py"
+	@echo "make test-slow killed and resumed runs, several processes; with the extra tpu"
+	@echo "               (EXTRAS=dev,onnx,torch,eval,heif,peers,tpu) also TPU programs"
+	@echo "make test-full more cases, networks of full size"
+	@echo "make test-all  all tests"
+	@echo "make lint      ruff, as in CI"
 	@echo "make wheel     build dist/*.whl"
+	@echo "make clean     remove everything that make has installed and built"
+	@echo "Options: PYTHON=python3.12 VENV=.venv312 EXTRAS=dev TESTS=tests/test_config.py"
 
 run: $(STAMP)
 	$(RUN) -m migan_jax.summary --picture=out/forward.png

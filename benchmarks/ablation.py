@@ -1,17 +1,17 @@
-"""The paper's ablation (Table 4) at the size of scenes64: what does each step bring?
+"""The paper's ablation (Table 4) at the size of scenes64: the gain of each component.
 
   python benchmarks/ablation.py --seeds=3 --json=out/ablation.json
 
 For every seed: a small Co-Mod-GAN (scenes64:teacher), MI-GAN with one kernel and no
 teacher (baseline), with nine kernels (reparam), and distilled from that teacher
-(reparam_kd), all for --kimg. The figure is the held-out hole PSNR of the
-EMA at the end, in decibels, over the same 64 scenes and masks for all runs of a seed;
-`mean colour` is that of filling holes with the known pixels' mean. `over before` is the
-gain over the row before, seed by seed: mean and standard deviation.
+(reparam_kd), all for --kimg. The metric is the held-out hole PSNR of the EMA at the
+end, in dB, over the same 64 scenes and masks for all runs of a seed; `mean colour` is
+that of filling holes with the mean of the known pixels. `over before` is the gain over
+the row before, per seed: mean and standard deviation.
 
-The paper's figure is FID, after 30 million images; a few thousand at 64 pixels can show
-a direction, not its size. Runs are kept in --folder, and those that are complete are
-not repeated.
+The paper reports FID after 30 million images. A few thousand images at 64 pixels can
+show the direction of an effect, not its size. Runs are kept in --folder; complete ones
+are not repeated.
 """
 
 import statistics
@@ -34,16 +34,16 @@ def main() -> None:
     table: dict[str, list[float]] = {}
     for seed in range(arguments.seeds):
         for variant in ("teacher", *STUDENTS):
-            last = figures(arguments.folder, variant, seed, arguments.kimg)
+            last = train_and_measure(arguments.folder, variant, seed, arguments.kimg)
             table.setdefault(variant, []).append(last["eval/hole_psnr"])
         table.setdefault("mean colour", []).append(last["eval/mean_colour_psnr"])
-    rows = list(rows_of(table))
+    rows = list(make_rows(table))
     print_table(rows)
     save_json(arguments.json, rows)
 
 
-def figures(folder: Path, variant: str, seed: int, kimg: float) -> Any:
-    """Train one; what it reported last."""
+def train_and_measure(folder: Path, variant: str, seed: int, kimg: float) -> Any:
+    """Train one variant, and return its last metrics."""
     workdir = folder / f"{variant}-{seed}"
     settings = [f"seed={seed}", f"total_kimg={kimg}"]
     if variant == STUDENTS[-1]:
@@ -52,21 +52,24 @@ def figures(folder: Path, variant: str, seed: int, kimg: float) -> Any:
     return read_metrics(workdir)[-1]
 
 
-def rows_of(table: dict[str, list[float]]) -> Any:
+def make_rows(table: dict[str, list[float]]) -> Any:
     before = None
     for name in ("mean colour", *STUDENTS, "teacher"):
         values = table[name]
-        row = {"": name, "mean dB": statistics.mean(values), "sd": spread(values)}
+        row = {"": name, "mean dB": statistics.mean(values), "sd": sample_stdev(values)}
         if name in STUDENTS and before is not None:
             gains = [b - a for a, b in zip(before, values, strict=True)]
-            row |= {"over before": statistics.mean(gains), "its sd": spread(gains)}
+            row |= {
+                "over before": statistics.mean(gains),
+                "its sd": sample_stdev(gains),
+            }
         else:
             row |= {"over before": "-", "its sd": "-"}
         before = values if name in STUDENTS else None
         yield row | {f"seed {seed}": value for seed, value in enumerate(values)}
 
 
-def spread(values: list[float]) -> float:
+def sample_stdev(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 

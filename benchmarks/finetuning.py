@@ -1,19 +1,19 @@
-"""Fine-tune a small network on other scenes: what is won there, and lost elsewhere?
+"""Fine-tune a small network on other scenes: the gain there, and the loss elsewhere.
 
   python benchmarks/finetuning.py --json=out/finetuning.json
 
-scenes64 is trained on one family of scenes, then finetune256's settings, at 64 pixels,
-go on from it on another, in several ways:
+scenes64 is trained on one family of scenes. Then it is fine-tuned on another one with
+finetune256's settings at 64 pixels, in several ways:
 
   generator      from its fused generator alone, like a released file: the recipe
   no warm-up     the same without the discriminator's warm-up
   both           from the run, so with its discriminator, without a warm-up
-  frozen levels  the same, with the discriminator's two largest levels as they are
+  frozen levels  the same, with the discriminator's two largest levels frozen
 
-Figures are held-out hole PSNRs of the EMA in decibels, on 64 scenes of either family
-under fixed masks: of every checkpoint, before, during and after. `mean colour` is that
-of filling holes with the known pixels' mean. Runs are kept in --folder, and those that
-are complete are not repeated.
+The metric is the held-out hole PSNR of the EMA in dB, on 64 scenes of either family
+with fixed masks: before fine-tuning, and at every checkpoint. `mean colour` is that of
+filling holes with the mean of the known pixels. Runs are kept in --folder; complete
+ones are not repeated.
 """
 
 from collections.abc import Iterator
@@ -25,14 +25,13 @@ from training_runs import runs_parser, train
 
 import migan_jax
 from migan_jax.config import flat, load_config
-from migan_jax.data.held_out import HeldOut, load_held_out
-from migan_jax.data.opening import open_parts
+from migan_jax.data.splits import HeldOut, load_held_out, open_splits
 from migan_jax.families import load_checkpoint, save_checkpoint
 from migan_jax.metrics.evaluator import Fill
 from migan_jax.metrics.fills import mean_colour, network_fill
 from migan_jax.metrics.image import image_metrics
 
-# Of the recipe for 256 pixels, everything else stays.
+# Settings taken from scenes64; all others are finetune256's.
 FROM_SCENES64 = (
     *("resolution", "batch_size", "networks.channel_base", "networks.channel_max"),
     *("networks.dtype", "optimizer.ema_halflife_kimg", "data.mask_kind"),
@@ -40,7 +39,7 @@ FROM_SCENES64 = (
 )
 EVERY_STEPS = 50
 NO_WARM_UP = "optimizer.warmup_kimg=0"
-WAYS: dict[str, tuple[str, ...]] = {  # and their settings
+WAYS: dict[str, tuple[str, ...]] = {  # name: settings
     "generator": ("optimizer.warmup_kimg=0.8",),
     "no warm-up": (NO_WARM_UP,),
     "both": (NO_WARM_UP,),
@@ -50,8 +49,8 @@ WAYS: dict[str, tuple[str, ...]] = {  # and their settings
 
 def main() -> None:
     parser = runs_parser(__doc__, "runs/finetuning")
-    parser.add_argument("--first", default="scenes:leaves", help="family of scenes")
-    parser.add_argument("--second", default="scenes:grids", help="and the other")
+    parser.add_argument("--first", default="scenes:leaves", help="scenes to train on")
+    parser.add_argument("--second", default="scenes:grids", help="to fine-tune on")
     parser.add_argument("--kimg", type=float, default=4.0, help="of fine-tuning")
     arguments = parser.parse_args()
     folder, families = arguments.folder, (arguments.first, arguments.second)
@@ -65,25 +64,24 @@ def main() -> None:
         *(f"data.source={arguments.second}", f"total_kimg={arguments.kimg}"),
         *(f"save_every_steps={EVERY_STEPS}", "keep_last=1000"),
     ]
-    held_out = {family: held_out_of(family) for family in families}
-    rows = [{"way": "mean colour", "step": "-", **figures(mean_colour, held_out)}]
-    before = figures(by_network(folder / "before"), held_out)
+    held_out = {family: load_scenes(family) for family in families}
+    rows = [{"way": "mean colour", "step": "-", **hole_psnrs(mean_colour, held_out)}]
+    before = hole_psnrs(load_fill(folder / "before"), held_out)
     rows.append({"way": "before", "step": 0, **before})
     for way, settings in WAYS.items():
         workdir = folder / way.replace(" ", "_")
-        begin = folder / "before" if way in ("both", "frozen levels") else fused
-        train("finetune256", workdir, [*shared, *settings], f"--init-from={begin}")
+        source = folder / "before" if way in ("both", "frozen levels") else fused
+        train("finetune256", workdir, [*shared, *settings], f"--init-from={source}")
         for step, path in checkpoints(workdir):
-            rows.append(
-                {"way": way, "step": step, **figures(by_network(path), held_out)}
-            )
+            psnrs = hole_psnrs(load_fill(path), held_out)
+            rows.append({"way": way, "step": step, **psnrs})
     print_table(rows)
     save_json(arguments.json, rows)
 
 
-def held_out_of(family: str) -> HeldOut:
+def load_scenes(family: str) -> HeldOut:
     config = load_config("scenes64", [f"data.source={family}"], tiny=False)
-    return load_held_out(open_parts(config)[1], config)
+    return load_held_out(open_splits(config)[1], config)
 
 
 def checkpoints(workdir: Path) -> Iterator[tuple[int, Path]]:
@@ -92,19 +90,19 @@ def checkpoints(workdir: Path) -> Iterator[tuple[int, Path]]:
         yield step, folder / str(step)
 
 
-def figures(fill: Fill, held_out: dict[str, HeldOut]) -> dict[str, float]:
-    """Hole PSNR of all families."""
-    return {family: measured(parts, fill) for family, parts in held_out.items()}
+def hole_psnrs(fill: Fill, held_out: dict[str, HeldOut]) -> dict[str, float]:
+    """Return the mean hole PSNR, by family."""
+    return {family: hole_psnr(scenes, fill) for family, scenes in held_out.items()}
 
 
-def by_network(path: Path) -> Fill:
+def load_fill(path: Path) -> Fill:
     return network_fill(migan_jax.load(path).predict)
 
 
-def measured(parts: HeldOut, fill: Fill) -> float:
-    holes = parts.masks[..., 0] == 0
-    seen = image_metrics(parts.images, fill(parts.images, holes), holes)
-    return float(np.nanmean(seen["hole_psnr"]))
+def hole_psnr(scenes: HeldOut, fill: Fill) -> float:
+    holes = scenes.masks[..., 0] == 0
+    metrics = image_metrics(scenes.images, fill(scenes.images, holes), holes)
+    return float(np.nanmean(metrics["hole_psnr"]))
 
 
 if __name__ == "__main__":

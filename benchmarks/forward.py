@@ -1,16 +1,16 @@
-"""MI-GAN's forward pass on a CPU: Flax beside PyTorch and onnxruntime.
+"""MI-GAN's forward pass on a CPU: Flax, PyTorch and onnxruntime.
 
   python benchmarks/forward.py --threads=2 --json=out/forward.json
 
-All run the same fused weights on the same input and must agree to 1e-4 of the output's
-range, or the benchmark stops. Alternatives:
-  flax               jitted, NHWC: what `model.forward` runs
-  matrix products    only Flax's 1x1 convolutions, one call each on data already there
-  torch reference    the twin as the released network computes: NCHW, eager, 4x4 filter
-                     on the zero-stuffed image
+All run the same fused weights on the same input. If outputs differ by more than 1e-4 of
+their range, the benchmark stops. Alternatives:
+  flax               jitted, NHWC, as in `model.forward`
+  matrix products    only Flax's 1x1 convolutions, one call each on existing arrays
+  torch reference    the twin in the released form: NCHW, eager, 4x4 filter on the
+                     zero-stuffed image
   torch best         the twin with efficient up-sampling, channels-last, eager
-  onnxruntime        the twin's efficient form, exported
-  onnxruntime ref.   the twin's reference form, exported
+  onnxruntime        the efficient twin, exported
+  onnxruntime ref.   the reference twin, exported
 """
 
 import argparse
@@ -55,24 +55,24 @@ def main() -> None:
 
 
 def make_twins(resolution: int) -> dict:
-    """The twin in both forms, with the same random fused weights."""
+    """Make the twin in both forms, with the same random fused weights."""
     import torch
 
     from migan_jax.twins import migan
 
     torch.manual_seed(0)
-    reference = migan.Generator(resolution).eval()
+    reference = migan.TorchMIGANGenerator(resolution).eval()
     with torch.no_grad():
         for parameter in reference.parameters():
             if parameter.ndim <= 1:
                 parameter.normal_(std=0.1)
-    efficient = migan.Generator(resolution, upsampling="efficient").eval()
+    efficient = migan.TorchMIGANGenerator(resolution, upsampling="efficient").eval()
     efficient.load_state_dict(reference.state_dict())
     return {"reference": reference, "efficient": efficient}
 
 
 def make_alternatives(twins: dict, batch: int, threads: int) -> dict:
-    """Callables that run one forward pass each, checked against one another."""
+    """Make callables that each run one forward pass; check that they agree."""
     import jax
     import numpy as np
     import torch
@@ -105,9 +105,9 @@ def make_alternatives(twins: dict, batch: int, threads: int) -> dict:
     }
     expected = alternatives["torch reference"]()
     for name, run in alternatives.items():
-        worst = np.abs(run() - expected).max() / np.abs(expected).max()
-        if not worst <= TOLERANCE:
-            sys.exit(f"error: {name} is {worst:.1e} of the range off.")
+        error = np.abs(run() - expected).max() / np.abs(expected).max()
+        if not error <= TOLERANCE:
+            sys.exit(f"error: {name} differs by {error:.1e} of the output's range.")
     alternatives["matrix products"] = matrix_products(network, batch)
     return alternatives
 
@@ -132,7 +132,7 @@ def onnx_runner(twin, nchw, threads: int):
 
 @contextlib.contextmanager
 def quiet():
-    """The exporter prints its steps and warns about its own internals."""
+    """Silence the exporter, which prints its steps and internal warnings."""
     logging.disable(logging.WARNING)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -141,7 +141,7 @@ def quiet():
 
 
 def matrix_products(network, batch: int):
-    """The network's 1x1 convolutions alone, their inputs drawn beforehand."""
+    """Make a callable that runs only the network's 1x1 convolutions."""
     import flax.linen as nn
     import jax
     import jax.numpy as jnp

@@ -1,10 +1,10 @@
-"""Depthwise 3x3 and FIR x2 on a CPU: our forms beside XLA's convolutions and PyTorch.
+"""Depthwise 3x3 and FIR x2 on a CPU: our forms, XLA's convolutions and PyTorch.
 
   python benchmarks/operations.py --threads=2 --json=out/operations.json
 
-Forward and each gradient apart, float32. These operations decide the speed of training
-and inference on a CPU: they are a tenth of the multiply-adds, but grouped convolutions
-are slow enough there to take most of the time.
+Times forward and each gradient separately, in float32. These operations limit the speed
+of training and inference on a CPU: they have a tenth of the multiply-adds, but grouped
+convolutions are so slow that they would take most of the time.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def operations(shape: tuple[int, int, int, int]) -> dict:
-    """{operation: {alternative: callable}}, all checked to give the same."""
+    """Make {operation: {alternative: callable}}; check that they agree."""
     import numpy as np
     import torch
     import torch.nn.functional as F
@@ -65,7 +65,11 @@ def operations(shape: tuple[int, int, int, int]) -> dict:
         return F.conv2d(image, kernel, padding=1, groups=c)
 
     forms = {
-        "depthwise": (depthwise._shifted, depthwise._grouped_convolution, convolve),
+        "depthwise": (
+            depthwise._shift_and_add,
+            depthwise._grouped_convolution,
+            convolve,
+        ),
         "FIR up": (resample._up_cpu, resample._up_convolution, layers.bilinear_up),
         "FIR down": (
             resample._down_cpu,
@@ -101,8 +105,8 @@ def jax_call(function, *arguments):
     import jax
 
     compiled = jax.jit(function)
-    placed = jax.device_put(arguments)
-    return lambda: jax.block_until_ready(compiled(*placed))
+    arrays = jax.device_put(arguments)
+    return lambda: jax.block_until_ready(compiled(*arrays))
 
 
 def jax_gradient(function, index):
@@ -142,7 +146,7 @@ def channels_last(tensor):
 
 
 def check(name, results):
-    """Stop unless all alternatives give the same numbers."""
+    """Stop unless all alternatives agree."""
     import numpy as np
 
     ours = np.asarray(results["ours"])
@@ -150,9 +154,9 @@ def check(name, results):
     kernel = theirs.shape[1:] == (1, 3, 3)
     theirs = theirs.transpose(2, 3, 1, 0) if kernel else np.moveaxis(theirs, 1, -1)
     for other in (np.asarray(results["xla"]), theirs):
-        worst = np.abs(ours - other).max() / np.abs(other).max()
-        if not worst <= 1e-4:
-            raise SystemExit(f"error: {name}: results differ by {worst:.1e}.")
+        error = np.abs(ours - other).max() / np.abs(other).max()
+        if not error <= 1e-4:
+            raise SystemExit(f"error: {name}: results differ by {error:.1e}.")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Teach a generator of the paper's width to fill scenes, for benchmarks.
+"""Train a generator of the paper's width on drawn scenes, for benchmarks.
 
   python benchmarks/teach.py out/taught256.safetensors
   python benchmarks/onnx.py --trained=out/taught256.safetensors
 
-How exact 8 bits are is a matter of trained weights, and training as the paper does
-takes an accelerator. So this minimises the L1 distance in holes alone: first in windows
-of half the size, which the generator takes as they are, being convolutional, and at the
-end in whole pictures. Some forty minutes on two cores at 256 pixels; what it makes of
-holes is blurred, and nothing to ship.
+The accuracy of 8-bit quantisation depends on trained weights, and training as in the
+paper needs an accelerator. So this minimises only the L1 distance in holes: first on
+windows of half the size (the generator is fully convolutional), at the end on whole
+images. It takes about forty minutes on two cores at 256 pixels. Completions are
+blurred: the weights are for benchmarks only.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from migan_jax.data.scenes import draw_scene
 from migan_jax.data.transforms import sample_keys
 from migan_jax.families import save_checkpoint
 from migan_jax.losses.reconstruction import l1_in_hole
-from migan_jax.models.migan import Generator
+from migan_jax.models.migan import MIGANGenerator
 from migan_jax.models.noise import random_noise
 from migan_jax.systems.images import generator_input, hole_psnr
 from migan_jax.systems.optimizers import adam
 from migan_jax.weights.checkpoint import Checkpoint
 
-BATCH = 8  # windows; of whole pictures as many as have that many pixels
-WHOLE_SHARE = 0.15  # of the steps, at the end
+BATCH = 8  # windows; a quarter of it for whole images, which are four times as large
+WHOLE_FRACTION = 0.15  # of the steps, at the end
 LEARNING_RATE = 2e-3
 
 
@@ -41,8 +41,12 @@ def main() -> None:
     parser.add_argument("output", metavar="CKPT", type=Path)
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--scenes", type=int, default=1000, help="drawn once")
-    parser.add_argument("--width", type=float, default=1.0, help="of all layers")
+    parser.add_argument(
+        "--scenes", type=int, default=1000, help="number of scenes to draw"
+    )
+    parser.add_argument(
+        "--width", type=float, default=1.0, help="factor for the width of all layers"
+    )
     arguments = parser.parse_args()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = teach(arguments)
@@ -51,14 +55,14 @@ def main() -> None:
 
 def teach(arguments: argparse.Namespace) -> Checkpoint:
     side, steps, width = arguments.resolution, arguments.steps, arguments.width
-    generator = Generator(side, int(32768 * width), int(512 * width))
+    generator = MIGANGenerator(side, int(32768 * width), int(512 * width))
     sample = np.zeros((1, side, side, 4), np.float32)
     variables = jax.jit(generator.init)(jax.random.key(0), sample)
     params, stats = variables["params"], variables["stats"]
     schedule = optax.cosine_decay_schedule(LEARNING_RATE, steps)
     optimizer = optax.chain(
         adam(1.0, 0.5, 0.99, reparam=generator.reparam),
-        optax.scale_by_schedule(schedule),  # of steps, as batches have two sizes
+        optax.scale_by_schedule(schedule),  # by step, since batches have two sizes
     )
 
     @jax.jit
@@ -82,20 +86,20 @@ def teach(arguments: argparse.Namespace) -> Checkpoint:
     print(f"{len(scenes)} scenes: {time.time() - start:.0f} s", flush=True)
     psnrs = []
     for index in range(steps):
-        whole = index >= (1 - WHOLE_SHARE) * steps
+        whole = index >= (1 - WHOLE_FRACTION) * steps
         windows = (side, BATCH // 4) if whole else (side // 2, BATCH)
         batch = draw_batch(rng, scenes, *windows)
         key = jax.random.key(index)
         params, state, psnr = step(params, state, key, *batch)
         psnrs.append(float(psnr))
         if index % 50 == 49:
-            so_far = f"{np.mean(psnrs[-50:]):.2f} dB, {time.time() - start:.0f} s"
-            print(f"step {index + 1} of {steps}: {so_far}", flush=True)
+            progress = f"{np.mean(psnrs[-50:]):.2f} dB, {time.time() - start:.0f} s"
+            print(f"step {index + 1} of {steps}: {progress}", flush=True)
     return Checkpoint(generator, params, stats)
 
 
 def draw_batch(rng, scenes, side: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Windows, flipped or not: uint8 [N, S, S, 3] and masks [N, S, S, 1]."""
+    """Draw randomly flipped windows, uint8 [N, S, S, 3], and masks [N, S, S, 1]."""
     images, masks = [], []
     while len(images) < count:
         scene = scenes[rng.integers(len(scenes))]

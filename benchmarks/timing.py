@@ -1,7 +1,7 @@
-"""What the benchmarks share: one process on n cores, alternatives timed in turns.
+"""Shared by benchmarks: run on n cores, time alternatives in turn, print tables.
 
-A machine's speed drifts, so only ratios within one run mean anything: every repeat runs
-every alternative once, and the minimum over repeats is what is compared.
+A machine's speed drifts, so compare ratios within one run only. Every repeat runs every
+alternative once; the minimum over repeats counts.
 """
 
 import argparse
@@ -13,15 +13,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-# This folder comes after the packages: onnx.py in it is not onnx.
+# Search this folder after the packages: its onnx.py must not hide the package onnx.
 sys.path.append(sys.path.pop(0))
 
 
 def benchmark_parser(documentation: str, repeats: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+    """Make a parser with the options of all benchmarks."""
     parser = argparse.ArgumentParser(
-        description=documentation,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=repeats)
@@ -30,18 +29,20 @@ def benchmark_parser(documentation: str, repeats: int) -> argparse.ArgumentParse
 
 
 def use_cores(count: int) -> None:
-    """Restrict this process; call before JAX or PyTorch start their thread pools."""
+    """Restrict this process; call it before JAX or PyTorch start thread pools."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     available = sorted(os.sched_getaffinity(0))
     if count > len(available):
-        raise SystemExit(f"error: --threads={count}, but there are {len(available)}.")
+        raise SystemExit(
+            f"error: --threads={count} exceeds the {len(available)} cores."
+        )
     os.sched_setaffinity(0, available[:count])
 
 
 def minimum_ms(
     alternatives: Mapping[str, Callable[[], Any]], repeats: int
 ) -> dict[str, float]:
-    """Fastest of `repeats` turns each, in milliseconds, after one warm-up."""
+    """Time each alternative: the minimum of `repeats` runs after one warm-up, in ms."""
     for run in alternatives.values():
         run()
     best = dict.fromkeys(alternatives, float("inf"))
@@ -54,7 +55,7 @@ def minimum_ms(
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Columns by name, numbers to three significant digits."""
+    """Print a table, with numbers to three significant digits."""
     cells = [
         [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()]
         for row in rows
@@ -66,7 +67,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def save_json(path: Path | None, rows: list[dict[str, Any]]) -> None:
-    """Write the rows where asked to."""
+    """Write the rows to a JSON file, if there is a path."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(rows, indent=1) + "\n")

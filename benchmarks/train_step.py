@@ -1,49 +1,47 @@
-"""A whole training iteration of MI-GAN: ours beside PyTorch's, in time and in memory.
+"""A whole training iteration of MI-GAN: our time and memory beside PyTorch's.
 
   python benchmarks/train_step.py --threads=2 --json=out/train_step.json
 
-An iteration is the generator's step (the game, and distillation from a frozen
-Co-Mod-GAN), the discriminator's on the same pictures with fakes of the generator as it
-is by then, Adam for both, and the generator's EMA. Every 16th has an R1 step of the
-discriminator besides, so that a sixteenth of it counts. Noise and the teacher's latents
-are drawn anew for each.
+An iteration is the generator's step (adversarial loss, and distillation from a frozen
+Co-Mod-GAN), the discriminator's step on the same pictures with fakes of the updated
+generator, Adam for both, and the generator's EMA. R1 is every 16th iteration, so a
+sixteenth of its step counts. Each step draws new noise and latents of the teacher.
 
 Variants:
   ours             `training.step.make_step`, jitted, float32
-  eager            the PyTorch twins, stepped as the reference steps its networks
-  eager-kept       likewise, as the reference runs it: by a slip it keeps the teacher's
-                   graph until the generator's backward pass, which does not use it
-  eager-efficient  the twins without products with the zeros of up-sampling
-  compiled         likewise, with `torch.compile`; not R1, since a compiled network has
-                   no second derivative
-  autocast         on a GPU only: eager-efficient, bfloat16, channels-last
-  ours-bfloat16    on a GPU only: ours, networks in bfloat16
+  eager            the PyTorch twins, trained as in the reference
+  eager-kept       the same, as the reference runs it: it accidentally keeps the
+                   teacher's graph until the generator's backward pass is done
+  eager-efficient  the twins without multiplications by the zeros of up-sampling
+  compiled         the same with `torch.compile`; R1 is not compiled, since a compiled
+                   network has no second derivative
+  autocast         GPUs only: eager-efficient in bfloat16, channels-last
+  ours-bfloat16    GPUs only: ours with networks in bfloat16
 
-PyTorch's networks hold the nine kernels per convolution that the reference trains. Ours
-store the one that they stand for, which takes the same path; tests hold it to that. The
-other eight are memory and time that ours saves, not work that it leaves out.
+PyTorch's networks hold nine kernels per convolution, as the reference. Ours store their
+sum, which takes the same trajectory, as tests prove. So ours saves memory and time
+without leaving out work.
 
 All variants start from the same weights and see the same pictures, masks and first
-latents (noise has strength zero then): the losses of the first steps must agree, or the
-benchmark stops. The discriminator's is after an update of the generator that already
-differs by what Adam makes of rounding, so less is asked of it.
+latents (the strength of the noise is zero then). The benchmark stops unless the losses
+of the first steps agree. The discriminator's tolerance is larger, since Adam amplifies
+rounding errors in the generator's update before it.
 
-Every variant has a process of its own, and they take turns; the fastest turn counts. In
-between they give back what memory they can, since all stay alive.
+Each variant runs in its own process. They take turns, and the fastest turn counts. In
+between they release memory, since all stay alive.
   iteration s  a step and a sixteenth of an R1 step
-  peak GB      on a CPU, the most resident memory of the process (not of compilers that
-               it calls), less what it had once its libraries were loaded; on a GPU, the
-               most that was allocated on it
-  first GB     the same of the first turns, compilation included; "peak GB" is of those
-               after them, but of both where it is JAX on a GPU
+  peak GB      CPU: the process's maximum resident memory (without subprocesses), minus
+               that after loading its libraries; GPU: the maximum allocated on it
+  first GB     the same for the first turns, with compilation; "peak GB" is that of the
+               later turns, except for JAX on a GPU, where it is of all
   x its speed, x its GB
-               as against eager-kept, or eager where that is left out
-  compile s    what the first turns took beyond the fastest, where a compiler is at work
+               relative to eager-kept, or to eager without that
+  compile s    how much longer the first turns took than the fastest ones
 
-A second table says where our time goes, in separately jitted pieces. A backward pass
-counts as two forward ones, but as one through a network that is not trained; R1 is a
-pass, its gradient, and the backward passes of both. The rate that this is compared
-with is that of one large float32 matrix product.
+A second table shows where our time goes, in separately jitted pieces. A backward pass
+counts as two forward passes, or as one through a frozen network. R1 is a forward pass,
+its gradient, and the backward passes of both. The rate is compared with that of one
+large float32 matrix product.
 """
 
 import argparse
@@ -64,15 +62,15 @@ TORCH = {
     "compiled": {"upsampling": "efficient", "compiled": True},
     "autocast": {"upsampling": "efficient", "autocast": True},
 }
-OURS = {"ours": None, "ours-bfloat16": "bfloat16"}  # what the networks compute in
+OURS = {"ours": None, "ours-bfloat16": "bfloat16"}  # dtype of the networks
 VARIANTS = ("ours", *TORCH, "ours-bfloat16")
 GPU_ONLY = ("autocast", "ours-bfloat16")
 COMPILING = ("ours", "compiled", "ours-bfloat16")
 
-# Relative differences of the first losses, of which the last two follow an update.
+# Relative differences of the first losses; the last two follow an update.
 TOLERANCES = {"generator": 1e-4, "discriminator": 1e-2, "r1": 5e-2}
 BFLOAT16_TOLERANCE = 0.1
-INTERVAL = 16  # iterations from one R1 step to the next
+INTERVAL = 16  # iterations between R1 steps
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -80,7 +78,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument(
-        "--width", type=float, default=1.0, help="of all layers, to try things out"
+        "--width",
+        type=float,
+        default=1.0,
+        help="relative width of all layers, for quick tries",
     )
     parser.add_argument(
         "--variants",
@@ -103,7 +104,7 @@ def main() -> None:
         first = worker.first_turns()
         if first is not None:
             workers[name], firsts[name] = worker, first
-            first_peaks[name] = worker.ask("peak_gigabytes")
+            first_peaks[name] = worker.call("peak_gigabytes")
     check_losses({name: losses for name, (_, losses) in firsts.items()})
     best = take_turns(workers, arguments.repeats)
     rows = []
@@ -113,7 +114,7 @@ def main() -> None:
         iteration = step + penalty / INTERVAL
         row = {"variant": name, "step s": step, "R1 step s": penalty}
         row |= {"iteration s": iteration, "images/s": arguments.batch / iteration}
-        row["peak GB"] = worker.ask("peak_gigabytes")
+        row["peak GB"] = worker.call("peak_gigabytes")
         row["first GB"] = first_peaks[name]
         row["compile s"] = compiling if name in COMPILING else "-"
         rows.append(row)
@@ -126,23 +127,23 @@ def main() -> None:
 
 
 def prepare_machine(arguments: argparse.Namespace) -> None:
-    """GPU or cores, and the variants that fit: before JAX or PyTorch start."""
+    """Choose GPU or cores and the variants, before JAX or PyTorch start."""
     import torch
 
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    wanted = os.environ.get("JAX_PLATFORMS", "cuda")
-    arguments.gpu = torch.cuda.is_available() and wanted == "cuda"
+    platform = os.environ.get("JAX_PLATFORMS", "cuda")
+    arguments.gpu = torch.cuda.is_available() and platform == "cuda"
     if not arguments.gpu:
         use_cores(arguments.threads)
-    able = [name for name in VARIANTS if arguments.gpu or name not in GPU_ONLY]
-    arguments.variants = arguments.variants or able
+    possible = [name for name in VARIANTS if arguments.gpu or name not in GPU_ONLY]
+    arguments.variants = arguments.variants or possible
     for name in arguments.variants:
-        if name not in able:
+        if name not in possible:
             sys.exit(f"error: --variants={name} needs a GPU, and JAX_PLATFORMS=cuda.")
 
 
 def check_losses(losses: dict[str, dict[str, float]]) -> None:
-    """Stop unless all variants began alike."""
+    """Exit unless the first losses of all variants agree."""
     reference, expected = next(iter(losses.items()))
     for name, found in losses.items():
         rounded = {reference, name} & set(GPU_ONLY)
@@ -157,18 +158,18 @@ def check_losses(losses: dict[str, dict[str, float]]) -> None:
 
 
 def take_turns(workers: dict[str, "Worker"], repeats: int) -> dict[str, dict]:
-    """The fastest turn of each kind, in seconds, by variant."""
+    """Return the fastest turn of each kind, in seconds, by variant."""
     best = {name: {} for name in workers}
     for _ in range(repeats):
         for name, worker in workers.items():
             for kind in ("step", "penalty"):
-                seconds, _ = worker.ask(kind)
+                seconds, _ = worker.call(kind)
                 best[name][kind] = min(best[name].get(kind, seconds), seconds)
     return best
 
 
 def add_ratios(rows: list[dict[str, Any]]) -> None:
-    """How many times as fast as PyTorch, as the reference runs it, and its memory."""
+    """Add speed and memory relative to PyTorch as the reference runs it."""
     by_name = {row["variant"]: row for row in rows}
     reference = by_name.get("eager-kept", by_name.get("eager"))
     if reference is None:
@@ -179,8 +180,8 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
 
 
 def print_pieces(worker: "Worker", rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Our pieces; their rows."""
-    pieces = worker.ask("pieces")
+    """Print our pieces; return their rows."""
+    pieces = worker.call("pieces")
     (whole,) = (row["iteration s"] for row in rows if row["variant"] == "ours")
     print()
     print_table(pieces["rows"])
@@ -189,18 +190,18 @@ def print_pieces(worker: "Worker", rows: list[dict[str, Any]]) -> list[dict[str,
         f"a second.\nThe pieces take {pieces['seconds']:.3g} s together, our iteration "
         f"{whole:.3g} s."
     )
-    shares = {
+    percentages = {
         row["piece"]: row["% of iteration"]
         for row in pieces["rows"]
         if row["% of iteration"] != "-"
     }
-    most = max(shares, key=shares.get)
-    print(f"The most expensive piece: {most}, {shares[most]:.0f} % of an iteration.")
+    piece = max(percentages, key=percentages.get)
+    print(f"Most expensive: {piece}, {percentages[piece]:.0f} % of an iteration.")
     return pieces["rows"]
 
 
 class Worker:
-    """A variant in a process of its own, which does what it is asked to."""
+    """A variant in its own process, which calls the variant's methods by name."""
 
     def __init__(self, name: str, arguments: argparse.Namespace, inputs: dict):
         context = multiprocessing.get_context("spawn")
@@ -211,39 +212,39 @@ class Worker:
         ).start()
         there.close()
 
-    def ask(self, request: str) -> Any:
-        """The answer; what fails ends the benchmark."""
+    def call(self, request: str) -> Any:
+        """Return the result; exit on failure."""
         answer, problem = self._exchange(request)
         if problem:
             sys.exit(f"error: {self.name}: {problem}")
         return answer
 
     def first_turns(self) -> tuple[dict[str, float], dict[str, float]] | None:
-        """Seconds and losses; None, said aloud, where PyTorch cannot compile."""
+        """Return seconds and losses, or None if PyTorch cannot compile here."""
         seconds, losses = {}, {}
         for kind in ("step", "penalty"):
             answer, problem = self._exchange(kind)
             if problem and self.name == "compiled":
-                print(f"compiled: left out, {problem}", flush=True)
+                print(f"compiled: skipped, {problem}", flush=True)
                 return None
             if problem:
                 sys.exit(f"error: {self.name}: {problem}")
-            seconds[kind], told = answer
-            losses |= told
+            seconds[kind], turn_losses = answer
+            losses |= turn_losses
             print(f"{self.name}: first {kind} {seconds[kind]:.3g} s", flush=True)
         return seconds, losses
 
     def _exchange(self, request: str) -> tuple[Any, str | None]:
-        """Answer and problem, one of which is None."""
+        """Return a result and a problem, one of them None."""
         self._pipe.send(request)
         try:
             return self._pipe.recv()
         except EOFError:
-            return None, "its process ended, perhaps for lack of memory"
+            return None, "its process died, perhaps out of memory"
 
 
 def serve(pipe: Any, name: str, arguments: argparse.Namespace, inputs: dict) -> None:
-    """What a worker's process runs, until its parent has gone."""
+    """Serve requests in a worker's process until its parent is gone."""
     variant = None
     while True:
         try:
@@ -257,15 +258,15 @@ def serve(pipe: Any, name: str, arguments: argparse.Namespace, inputs: dict) -> 
             answer = getattr(variant, request)()
             if request in ("step", "penalty"):
                 answer = (time.perf_counter() - start, answer)
-            give_memory_back()
+            release_memory()
             pipe.send((answer, None))
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]
             pipe.send((None, f"{type(error).__name__}: {lines[0]}"))
 
 
-def give_memory_back() -> None:
-    """Free heap to the system, where its C library can: the next one needs it."""
+def release_memory() -> None:
+    """Return free heap to the system, if the C library can: others need it."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -273,7 +274,7 @@ def give_memory_back() -> None:
 
 
 def make_variant(name: str, arguments: argparse.Namespace, inputs: dict) -> Any:
-    """Ours or theirs; a process loads only what it needs."""
+    """Make a variant; only its own libraries are loaded."""
     if name in TORCH:
         from train_step_torch import Theirs
 

@@ -1,4 +1,4 @@
-"""The JAX side of `train_step.py`: the program of a run, and the pieces of it."""
+"""The JAX side of `train_step.py`: the training step, and pieces of it."""
 
 import dataclasses
 import math
@@ -11,18 +11,8 @@ import jax.numpy as jnp
 import optax
 from inpaint import resident_megabytes
 from timing import minimum_ms
-from train_step_torch import (
-    B1,
-    B2,
-    DISTILLATION_WEIGHT,
-    EMA_DECAY,
-    INTERVALS,
-    LEARNING_RATE,
-    R1_GAMMA,
-    build_twins,
-    resident_peak,
-    widths,
-)
+from torch_gan import B1, B2, DISTILLATION_WEIGHT, INTERVALS, LEARNING_RATE, R1_GAMMA
+from train_step_torch import EMA_DECAY, build_twins, resident_peak, widths
 
 from migan_jax.families import from_tensors
 from migan_jax.models import comodgan, migan
@@ -33,10 +23,10 @@ from migan_jax.systems.migan import MIGAN
 from migan_jax.systems.optimizers import lazy_adam
 from migan_jax.training.step import make_step
 from migan_jax.training.timeline import Timeline
-from migan_jax.weights.fusing import collapse
+from migan_jax.weights.kernel_forms import collapse
 
 MATRIX_SIDE = 4096
-# How often an iteration runs a piece; what is part of other pieces is not listed.
+# How often an iteration runs a piece; parts of other pieces are not listed.
 RUNS_PER_ITERATION = {
     "teacher forward": 1,
     "G step, no teacher": 1,
@@ -47,8 +37,8 @@ RUNS_PER_ITERATION = {
 
 
 def draw_inputs(arguments: Namespace) -> dict[str, Any]:
-    """Pictures and masks, and what our first step makes of them and of its key."""
-    jax.config.update("jax_platforms", "cpu")  # in the parent, which only draws
+    """Draw pictures and masks, prepare them as our first step does, and draw its z."""
+    jax.config.update("jax_platforms", "cpu")  # the parent process only draws
     key = jax.random.key(1)
     side = arguments.resolution
     shape = (arguments.batch, side, side)
@@ -56,21 +46,24 @@ def draw_inputs(arguments: Namespace) -> dict[str, Any]:
     mask = mask.at[:, side // 4 : side // 2, side // 4 :].set(0)
     batch = {"image": jax.random.bits(key, (*shape, 3), jnp.uint8), "mask": mask}
     sizes, codes = widths(arguments)
-    generator, teacher = migan.Generator(**sizes), comodgan.Generator(**sizes, **codes)
+    generator, teacher = (
+        migan.MIGANGenerator(**sizes),
+        comodgan.CoModGANGenerator(**sizes, **codes),
+    )
     system = MIGAN(generator, None, None, optimizers={}, teacher=teacher)
     key = jax.random.fold_in(jax.random.key(0), 0)
     prepared = system.prepare(batch, jax.random.fold_in(key, 0), jnp.zeros(()))
     turn_key = jax.random.fold_in(key, 1)
-    z, _ = system.teachers_latents(turn_key, prepared["sample"])
+    z, _ = system.teacher_inputs(turn_key, prepared["sample"])
     return jax.device_get({"batch": batch, "prepared": prepared, "z": z})
 
 
 class Ours:
-    """A system with the twins' first weights, its state and its two programs."""
+    """A system with the twins' initial weights, its state and its two programs."""
 
     def __init__(self, arguments: Namespace, inputs: dict[str, Any], dtype: str | None):
         if arguments.gpu and jax.default_backend() != "gpu":
-            raise RuntimeError("PyTorch has a GPU here and JAX has none")
+            raise RuntimeError("PyTorch has a GPU here, but JAX does not")
         self._key = jax.random.key(0)
         self._before = resident_megabytes("VmRSS")
         self._arguments = arguments
@@ -103,7 +96,7 @@ class Ours:
             self._system.stages(),
             batch_size=arguments.batch,
             resolution=arguments.resolution,
-            total_kimg=1.0,  # or any other: nothing here changes with it
+            total_kimg=1.0,  # any value: nothing here depends on it
         ).spans
         halflife_kimg = arguments.batch / 1000 * math.log(0.5, EMA_DECAY)
         step = make_step(self._system, span, ema_halflife_kimg=halflife_kimg)
@@ -117,36 +110,36 @@ class Ours:
             name: optimizer.init({name: params[name]})
             for name, optimizer in self._system.optimizers.items()
         }
-        # A copy, since a step is given all of the state's memory to write to.
+        # A copy, since the state is donated to the step.
         ema = jax.tree.map(jnp.copy, {"generator": params["generator"]})
         return TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state, ema)
 
-    # What a worker is asked for.
+    # What a worker calls.
 
     def step(self) -> dict[str, float]:
-        """Both players and the EMA; returns their losses."""
+        """Update both networks and the EMA; return their losses."""
         done = self._step(self._state, self._frozen, self._batch, self._key)
-        self._state, told = jax.block_until_ready(done)
+        self._state, metrics = jax.block_until_ready(done)
         return {
-            "generator": float(told["g/adversarial"] + told["g/distillation"]),
-            "discriminator": float(told["d/adversarial"]),
+            "generator": float(metrics["g/adversarial"] + metrics["g/distillation"]),
+            "discriminator": float(metrics["d/adversarial"]),
         }
 
     def penalty(self) -> dict[str, float]:
-        """The R1 step; returns the penalty without its weights."""
+        """Take the R1 step; return the penalty without its weights."""
         arrays = (self._state, self._frozen, self._batch, self._key)
         done = self._penalise(*arrays)
-        self._state, told = jax.block_until_ready(done)
-        return {"r1": float(told["d/r1"])}
+        self._state, metrics = jax.block_until_ready(done)
+        return {"r1": float(metrics["d/r1"])}
 
     def peak_gigabytes(self) -> float:
-        """The most memory since this was last asked; a GPU tells of all its life."""
+        """Return the peak memory since the last call; on a GPU that of the process."""
         if self._arguments.gpu:
             return jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 1e9
         return resident_peak(self._before)
 
     def pieces(self) -> dict[str, Any]:
-        """Where the time of an iteration goes, beside the rate of matrix products."""
+        """Measure the pieces of an iteration, and the rate of matrix products."""
         arrays = (self._state, self._frozen, self._prepared, self._key)
         runs: dict[str, Callable[[], Any]] = {}
         for name, piece in self._pieces().items():
@@ -163,8 +156,8 @@ class Ours:
         rows = []
         for name, value in seconds.items():
             runs_of_it, products_of_it = RUNS_PER_ITERATION.get(name), products[name]
-            share = None if runs_of_it is None else 100 * runs_of_it * value / total
-            rows.append({"piece": name, "s": value, "% of iteration": share or "-"})
+            percent = None if runs_of_it is None else 100 * runs_of_it * value / total
+            rows.append({"piece": name, "s": value, "% of iteration": percent or "-"})
             rows[-1]["G multiply-adds"] = products_of_it / 1e9 or "-"
             of_rate = 100 * products_of_it / value / rate
             rows[-1]["% of matrix rate"] = of_rate or "-"
@@ -173,22 +166,22 @@ class Ours:
     # The pieces: functions of state, frozen, prepared batch and key.
 
     def _gradient(self, name: str, loss: Loss) -> Callable[..., Any]:
-        """A loss's gradient for a network, and metrics."""
+        """Make a function of a loss's gradient in a network, and its metrics."""
 
         def run(state: TrainState, frozen: Any, batch: Any, key: Any) -> Any:
-            def of_own(own: Any) -> Any:
-                params = {**state.params, **own}
+            def of_trained(trained: Any) -> Any:
+                params = {**state.params, **trained}
                 inputs = Inputs(frozen, batch, key, progress=0.0, kimg=0.0)
                 value, (_, metrics) = loss(params, state.stats, inputs)
                 return value, metrics
 
-            return jax.grad(of_own, has_aux=True)({name: state.params[name]})
+            return jax.grad(of_trained, has_aux=True)({name: state.params[name]})
 
         return run
 
     def _pieces(self) -> dict[str, Callable[..., Any]]:
         system = self._system
-        untaught = dataclasses.replace(system, teacher=None)
+        undistilled = dataclasses.replace(system, teacher=None)
 
         def teach(state: TrainState, frozen: Any, batch: Any, key: Any) -> Any:
             return system.teach(Inputs(frozen, batch, key, 0.0, 0.0))
@@ -198,27 +191,29 @@ class Ours:
             return system.complete(state.params, state.stats, inputs)
 
         def update(state: TrainState, frozen: Any, batch: Any, key: Any) -> Any:
-            """With the parameters themselves for gradients."""
-            made = {}
+            """Use the parameters as gradients."""
+            updated = {}
             for name, optimizer in system.optimizers.items():
                 own = {name: state.params[name]}
                 updates, moments = optimizer.update(own, state.opt_state[name], own)
-                made[name] = (optax.apply_updates(own, updates), moments)
-            new = made["generator"][0]
+                updated[name] = (optax.apply_updates(own, updates), moments)
+            new = updated["generator"][0]
             ema = optax.incremental_update(new, state.ema, 1 - EMA_DECAY)
-            return made, ema
+            return updated, ema
 
         return {
             "teacher forward": teach,
             "G forward (in both steps)": complete,
-            "G step, no teacher": self._gradient("generator", untaught.generator_loss),
+            "G step, no teacher": self._gradient(
+                "generator", undistilled.generator_loss
+            ),
             "D step": self._gradient("discriminator", system.discriminator_loss),
             "R1 step": self._gradient("discriminator", system.r1_loss),
             "Adam and EMA": update,
         }
 
     def _multiply_adds(self) -> dict[str, int]:
-        """Of convolutions, dense layers and filters in each of the pieces."""
+        """Count multiply-adds of convolutions, dense layers and filters by piece."""
 
         def forward(network: Any) -> int:
             costs = count(network, *network.inputs()).values()

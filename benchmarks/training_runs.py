@@ -1,4 +1,4 @@
-"""Runs of the trainer that benchmarks compare: kept, and not repeated if complete."""
+"""Training runs for benchmarks; complete runs are not repeated."""
 
 import argparse
 import os
@@ -9,22 +9,19 @@ from pathlib import Path
 
 
 def runs_parser(documentation: str, folder: str) -> argparse.ArgumentParser:
-    """The options that these benchmarks have."""
+    """Make a parser with the options that these benchmarks share."""
     parser = argparse.ArgumentParser(
-        description=documentation,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, default=Path(folder), help="of the runs")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(folder), help="for the runs"
+    )
     parser.add_argument("--json", type=Path, help="also write the table here")
     return parser
 
 
 def train(recipe: str, workdir: Path, settings: Sequence[str], *arguments: str) -> None:
-    """Train to the end.
-
-    Args:
-      settings: "key=value", put over the recipe.
-    """
+    """Train to the end; `settings` are "key=value" and override the recipe's."""
     command = [
         *(sys.executable, "-m", "migan_jax.train", f"--config={recipe}"),
         f"--workdir={workdir}",

@@ -1,12 +1,12 @@
 """Co-Mod-GAN at 256 pixels on your own photos: a teacher for folder256.
 
-Two commands make a distilled MI-GAN of a folder. The second one's completions are
-compared with the first one's in every sample grid.
+Two commands train the teacher and then distil a MI-GAN from it. The sample grids of the
+second run also show the teacher's completions.
 
-Data      as for folder256
-Hardware  16 images at a time of a network eight times MI-GAN's cost, for one GPU.
-Length    at most 1,000 kimg, 62,500 steps; it stops as folder256 does.
-Expect    no figure: this recipe has not been run to its end here.
+Data      As for folder256.
+Hardware  One GPU. Batches of 16 images; the network costs eight times MI-GAN's.
+Length    At most 1,000 kimg, 62,500 steps, with early stopping as in folder256.
+Expect    No score: we have not run this recipe to its end.
 Command   python -m migan_jax.train --config=comodgan_folder256 \
               --workdir=runs/teacher --config.data.source=photos
 Then      python -m migan_jax.train --config=folder256 --workdir=runs/mine \

@@ -1,14 +1,13 @@
 """Co-Mod-GAN at 512 pixels on Places2 (Zhao et al., ICLR 2021): MI-GAN's teacher.
 
-The form that MI-GAN's authors distil from: R1 with respect to all four channels that
-the discriminator sees, and no path-length penalty. `losses.l1` adds the original's
-L1 term.
+As trained by MI-GAN's authors: R1 with respect to all four input channels of the
+discriminator, no path-length penalty, and no L1 loss (`losses.l1` adds the original's).
 
-Data      as for places512
-Hardware  32 images at a time of a network eight times MI-GAN's cost.
+Data      As for places512.
+Hardware  Batches of 32 images; the network costs eight times MI-GAN's.
 Length    25,000 kimg, 781,250 steps.
-Expect    FID 8.05, LPIPS .343 on 36,500 validation images (the released teacher's, by
-          the MI-GAN paper; this recipe has not been run to its end here).
+Expect    FID 8.05, LPIPS .343 on 36,500 validation images for the released
+          teacher, from the MI-GAN paper. We have not run this recipe to its end.
 Command   python -m migan_jax.train --config=comodgan_places512 --workdir=runs/teacher
 Then      python -m migan_jax.train --config=places512 --workdir=runs/student \
               --config.teacher=runs/teacher

@@ -1,12 +1,12 @@
 """MI-GAN at 256 pixels on FFHQ (Sargsyan et al., ICCV 2023).
 
-Data      FFHQ's 1024-pixel images without files 00000 to 09999, which are for
-          validation:
+Data      FFHQ's 1024-pixel images, without files 00000 to 09999 (validation):
             python -m migan_jax.prepare ffhq/train datasets/ffhq256 --size=256
-Hardware  32 images at a time; on one GPU of 24 GB raise `parts` if memory is short.
+Hardware  Batches of 32 images. If the memory of a 24 GB GPU is too small, raise
+          `microbatches`.
 Length    25,600 kimg, 800,000 steps.
-Expect    FID 4.99, LPIPS .257 on the 10,000 validation images (the paper's Table 1;
-          this recipe has not been run to its end here).
+Expect    FID 4.99, LPIPS .257 on the 10,000 validation images, from the paper's
+          Table 1. We have not run this recipe to its end.
 Command   python -m migan_jax.train --config=ffhq256 --workdir=runs/ffhq256
 """
 

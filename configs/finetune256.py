@@ -1,20 +1,20 @@
-"""Fine-tune a MI-GAN of 256 pixels on your own photos.
+"""Fine-tune MI-GAN at 256 pixels on your own photos.
 
-It begins with a generator that is good already: released, or one of yours. Released
-files hold no discriminator, and a new one knows nothing: what it asks of the generator
-at first is noise. So it learns alone for 4 kimg, then both learn slowly, beside an L1
-term that holds on to what the generator could do before. The EMA begins anew at the
-generator's weights.
+It starts from a pretrained generator, released or your own. Released files contain no
+discriminator, and the gradients of a randomly initialised one are noise. So the
+discriminator first trains alone for 4 kimg. Then both train with a small learning rate
+and an L1 loss, which preserves what the generator has learned. The EMA starts from the
+pretrained weights.
 
-Data      as for folder256
-Options   --init-from=runs/mine brings that run's discriminator too: then no warm-up
-          is needed (--config.optimizer.warmup_kimg=0), and its levels next to the
-          picture can be kept as they are (--config.optimizer.frozen_levels=3).
-Hardware  16 images at a time, for one GPU.
-Length    at most 200 kimg, 12,500 steps; it stops when the held-out hole PSNR has not
-          risen for 40 kimg, and the best checkpoint is kept.
-Expect    no figure: it has been run on small scenes only, where no held-out figure fell
-          by a decibel (tests/test_train_finetuning.py).
+Data      As for folder256.
+Options   --init-from=runs/mine also loads that run's discriminator. It needs no warm-up
+          (--config.optimizer.warmup_kimg=0), and its highest resolutions can be frozen
+          (--config.optimizer.frozen_levels=3).
+Hardware  One GPU. Batches of 16 images.
+Length    At most 200 kimg, 12,500 steps. It stops when the held-out hole PSNR has not
+          improved for 40 kimg, and keeps the best checkpoint.
+Expect    No score: we have run it on small scenes only, where the held-out PSNR never
+          fell by a decibel (tests/test_train_finetuning.py).
 Command   python -m migan_jax.train --config=finetune256 --workdir=runs/tuned \
               --init-from=migan_256_places2.pt --config.data.source=photos
 """

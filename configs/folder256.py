@@ -1,23 +1,24 @@
-"""MI-GAN at 256 pixels on your own photos, from 50 of them on.
+"""MI-GAN at 256 pixels on your own photos, at least 50.
 
-With few photos, training from nothing takes long and ends in their repetition: if there
-is a released checkpoint, or one of yours, finetune256 is the better recipe. A teacher
-trained on the same photos (comodgan_folder256) raises quality, as in the paper.
+With few photos, training from scratch is slow and overfits: with a pretrained
+checkpoint, released or your own, prefer finetune256. A teacher trained on the same
+photos (comodgan_folder256) improves quality, as in the paper.
 
-Data      --config.data.source, a folder or zip with photos, each side at least 128
-          pixels. --config.data.masks, own masks of the same names, white where the
-          hole is; otherwise the paper's are drawn. A tenth of the photos, 16 at most,
-          is held out to watch the run by.
-Small     What changes for few photos: crops down to 60 % of the square and mirrored
-data      pictures; a short EMA; an L1 term, which a small set needs to keep colours;
-          the run stops when the held-out hole PSNR has not risen for 100 kimg, and its
-          best checkpoint is kept.
-Hardware  16 images at a time, for one GPU.
-Length    at most 1,000 kimg, 62,500 steps. Two CPU cores need about two seconds an
-          image, which is too slow for it: try scenes64 there.
-Expect    no figure at this size: it has not been run to its end here. From 50 photos,
-          with the networks, masks and learning rate of scenes64 at 64 pixels: 21.8 dB
-          on 5 held-out ones after 750 steps, where the mean colour has 15.8 (one run).
+Data      --config.data.source: a folder or zip of photos, each side at least 128
+          pixels. --config.data.masks: your own masks with the same names, white in the
+          hole; otherwise the paper's masks are drawn. A tenth of the photos, at most
+          16, is held out for validation.
+Small     Changes for few photos: crops down to 60 % of the square and horizontal flips;
+data      a short EMA; an L1 loss, which a small set needs to keep colours; early
+          stopping when the held-out hole PSNR has not improved for 100 kimg, which
+          keeps the best checkpoint.
+Hardware  One GPU. Batches of 16 images.
+Length    At most 1,000 kimg, 62,500 steps. Two CPU cores need about two seconds per
+          image, which is too slow: try scenes64 there.
+Expect    No score at this size: we have not run it to its end. On 50 photos at 64
+          pixels, with the networks, masks and learning rate of scenes64: 21.8 dB on 5
+          held-out photos after 750 steps; filling with the mean colour has 15.8 dB (one
+          run).
 Command   python -m migan_jax.train --config=folder256 --workdir=runs/mine \
               --config.data.source=photos
 """

@@ -6,28 +6,31 @@ places256:reparam_kd  nine kernels and a teacher, the default   FID 11.83, LPIPS
 
 Data      Places365-Standard, "small images (256 x 256)":
             python -m migan_jax.prepare places365_small/train datasets/places256
-Hardware  32 images at a time; on one GPU of 24 GB raise `parts` if memory is short.
+Hardware  Batches of 32 images. If the memory of a 24 GB GPU is too small, raise
+          `microbatches`.
 Length    30,000 kimg, 937,500 steps.
-Expect    the figures above on 36,500 validation images (the paper's; this recipe has
-          not been run to its end here).
+Expect    The scores above on 36,500 validation images, from the paper. We have not run
+          this recipe to its end.
 Command   python -m migan_jax.train --config=places256 --workdir=runs/places256
 """
 
 from migan_jax.config import base_config
 from migan_jax.errors import UserError
 
-RUNGS = ("baseline", "reparam", "reparam_kd")
+VARIANTS = ("baseline", "reparam", "reparam_kd")
 
 
-def get_config(rung="reparam_kd"):
-    if rung not in RUNGS:
-        raise UserError(f"places256 has {', '.join(RUNGS)}, but not {rung!r}.")
+def get_config(variant="reparam_kd"):
+    if variant not in VARIANTS:
+        raise UserError(
+            f"places256 has no variant {variant!r}. Choose from {', '.join(VARIANTS)}."
+        )
     config = base_config()
     config.resolution = 256
     config.total_kimg = 30_000
     config.data.source = "datasets/places256"
-    if rung == "baseline":
+    if variant == "baseline":
         config.reparam.kernels = 1
-    if rung == "reparam_kd":
+    if variant == "reparam_kd":
         config.teacher = "comodgan_256_places2.pt"
     return config

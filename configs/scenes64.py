@@ -1,21 +1,20 @@
-"""A small MI-GAN at 64 pixels on drawn scenes: needs no data and no accelerator.
+"""A small MI-GAN at 64 pixels on drawn scenes; needs no data and no accelerator.
 
-For seeing everything work, and learn, in minutes. Holes are thin brush strokes, since
-the paper's, whose width does not depend on the picture, leave little of so small a one.
-The generator also minimises the L1 distance to the truth inside holes (Co-Mod-GAN's
-optional term). Batches are small, since twice the steps on the same pictures brought a
-third of a decibel.
+A demonstration that trains in minutes. Holes are thin brush strokes: the paper's
+strokes have a fixed width and would cover most of such a small image. The generator
+also minimises an L1 loss in holes (Co-Mod-GAN's optional term). Batches are small: with
+the same number of images, twice the steps gained a third of a decibel.
 
-scenes64              the above
-scenes64:baseline     the paper's game alone: one kernel per convolution, no teacher
+scenes64              as described above
+scenes64:baseline     the paper's losses only: one kernel per convolution, no teacher
 scenes64:reparam      nine kernels, no teacher
 scenes64:reparam_kd   nine kernels, and a teacher in runs/scenes_teacher
-scenes64:teacher      that teacher, a small Co-Mod-GAN with the L1 term
+scenes64:teacher      that teacher, a small Co-Mod-GAN with the L1 loss
 
-Hardware  two CPU cores
-Length    12 kimg, 1,500 steps: four to seven minutes, one of them for compiling
-Expect    a held-out hole PSNR of 20.3 dB, where the mean colour has 14.9; strokes are
-          closed with their lines and textures, in wider ones colours are a little grey
+Hardware  Two CPU cores.
+Length    12 kimg, 1,500 steps: four to seven minutes, one of them for compiling.
+Expect    A held-out hole PSNR of 20.3 dB; filling with the mean colour has 14.9 dB. It
+          continues lines and textures through strokes; wide strokes are slightly grey.
 Command   python -m migan_jax.train --config=scenes64 --workdir=runs/scenes
 """
 
@@ -27,7 +26,9 @@ VARIANTS = ("l1", "baseline", "reparam", "reparam_kd", "teacher")
 
 def get_config(variant="l1"):
     if variant not in VARIANTS:
-        raise UserError(f"scenes64 has {', '.join(VARIANTS)}, but not {variant!r}.")
+        raise UserError(
+            f"scenes64 has no variant {variant!r}. Choose from {', '.join(VARIANTS)}."
+        )
     config = base_config()
     config.resolution = 64
     config.batch_size = 8

@@ -2,9 +2,9 @@
 
   python docs/healthy.py
 
-Each is a run of scenes64, some minutes on two cores. They are kept in --folder, and
-those that are complete are not repeated. A picture has a run's curves, and beside them
-the first rows of its last sample grid.
+Each run of scenes64 takes minutes on two cores. Runs are kept in --folder; complete
+ones are not repeated. A figure shows the curves of a run, beside the first rows of its
+last sample grid.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from PIL import Image
 from migan_jax.training.curves import CURVES_FILE
 
 DOCS = Path(__file__).parent
-RUNS = {  # name: the recipe, and settings that are not its own
+RUNS = {  # name: the recipe, and overridden settings
     "healthy": ("scenes64",),
     "collapse": (
         *("scenes64:baseline", "losses.r1_gamma=0"),
@@ -25,7 +25,7 @@ RUNS = {  # name: the recipe, and settings that are not its own
     ),
     "divergence": ("scenes64", "optimizer.learning_rate=0.1", "total_kimg=3.6"),
 }
-HEIGHT, ROWS = 630, 5  # of a picture, and of a grid in it
+HEIGHT, ROWS = 630, 5  # of a figure, in pixels; of its grid
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     for name, (recipe, *settings) in RUNS.items():
         train(folder / name, recipe, settings)
         path = DOCS / f"{name}.jpg"
-        picture_of(folder / name).save(path, quality=85)
+        make_figure(folder / name).save(path, quality=85)
         print(path)
 
 
@@ -50,19 +50,19 @@ def train(workdir: Path, recipe: str, settings: list[str]) -> None:
     subprocess.run(command, check=True)
 
 
-def picture_of(workdir: Path) -> Image.Image:
-    """Curves, and the upper part of the newest grid, as high as they are."""
+def make_figure(workdir: Path) -> Image.Image:
+    """Put the curves and the upper part of the newest grid side by side."""
     newest = max((workdir / "samples").glob("step_*.png"))
     with Image.open(workdir / CURVES_FILE) as curves, Image.open(newest) as grid:
         upper = grid.crop((0, 0, grid.width, grid.height * ROWS // 8))
-        parts = [part.convert("RGB") for part in (curves, upper)]
-    parts = [
-        part.resize((part.width * HEIGHT // part.height, HEIGHT)) for part in parts
-    ]
-    picture = Image.new("RGB", (sum(part.width for part in parts), HEIGHT), "white")
-    picture.paste(parts[0], (0, 0))
-    picture.paste(parts[1], (parts[0].width, 0))
-    return picture
+        left, right = (
+            image.convert("RGB").resize((image.width * HEIGHT // image.height, HEIGHT))
+            for image in (curves, upper)
+        )
+    figure = Image.new("RGB", (left.width + right.width, HEIGHT), "white")
+    figure.paste(left, (0, 0))
+    figure.paste(right, (left.width, 0))
+    return figure
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Make the documents' pictures.
+"""Make the pictures of README.md.
 
-  # docs/inpaint.jpg and docs/rim.jpg, some ten minutes on two cores:
+  # docs/inpaint.jpg and docs/rim.jpg, about ten minutes on two cores:
   python docs/pictures.py
   # The same with a trained network:
   python docs/pictures.py --checkpoint=migan_512_places2.pt
 
-No trained weights come with this repository. Without --checkpoint, a narrow MI-GAN
-learns for a few minutes to fill strokes and discs in drawn scenes, by its mean absolute
-error alone: enough to show what goes where, far from what the released networks can do.
+This repository contains no trained weights. Without --checkpoint, a narrow MI-GAN is
+trained for a few minutes to fill strokes and discs in drawn scenes, with an L1 loss
+only: enough for an illustration, far worse than the released networks.
 """
 
 import argparse
@@ -22,14 +22,14 @@ import optax
 from PIL import Image, ImageDraw
 
 import migan_jax
-from migan_jax.geometry.filling import DEFAULT_FEATHER, grown
-from migan_jax.models.migan import Generator
+from migan_jax.geometry.fill import DEFAULT_FEATHER, dilate
+from migan_jax.models.migan import MIGANGenerator
 from migan_jax.systems.optimizers import adam
 from migan_jax.weights.checkpoint import Checkpoint
 
 DOCS = Path(__file__).parent
 SIZE, BATCH, STEPS, LEARNING_RATE = 128, 8, 1500, 2e-3
-SCENES = 200  # drawn once; every sample is another part of one of them
+SCENES = 200  # drawn once; every sample is a random crop of one
 
 SKY, HAZE, WOODS = (0.35, 0.6, 0.9), (0.85, 0.87, 0.85), (0.2, 0.35, 0.3)
 GRASS, WHEAT = (0.35, 0.55, 0.2), (0.8, 0.7, 0.4)
@@ -42,50 +42,51 @@ def main() -> None:
     )
     parser.add_argument("--checkpoint", metavar="CKPT", type=Path)
     checkpoint = parser.parse_args().checkpoint
-    model = migan_jax.load(checkpoint) if checkpoint else learn_from_scenes()
+    model = migan_jax.load(checkpoint) if checkpoint else train_on_scenes()
     photo, mask = draw_scene(np.random.default_rng(5), 900, 600, with_mask=True)
     photo, mask = np.asarray(photo), np.asarray(mask)
     result = model.inpaint(photo, mask)
-    panels = photo, np.repeat(mask[..., None], 3, axis=-1), result
-    row = row_of(panels)
+    row = join_panels((photo, np.repeat(mask[..., None], 3, axis=-1), result))
     row = row.resize((row.width // 2, row.height // 2))
     row.save(DOCS / "inpaint.jpg", quality=88)
-    row_of(rim(model, photo, mask > 0)).save(DOCS / "rim.jpg", quality=88)
+    join_panels(make_rim_panels(model, photo, mask > 0)).save(
+        DOCS / "rim.jpg", quality=88
+    )
     known = mask == 0
     print(
-        f"{DOCS / 'inpaint.jpg'}, feather {DEFAULT_FEATHER}; of the known pixels "
-        f"{(result != photo).any(-1)[known].mean():.2%} changed"
+        f"{DOCS / 'inpaint.jpg'}, feather {DEFAULT_FEATHER}: "
+        f"{(result != photo).any(-1)[known].mean():.2%} of the known pixels changed"
     )
 
 
-def row_of(panels) -> Image.Image:
+def join_panels(panels) -> Image.Image:
     gap = np.full((panels[0].shape[0], 12, 3), 255, np.uint8)
     parts = [part for panel in panels for part in (panel, gap)]
     return Image.fromarray(np.concatenate(parts[:-1], axis=1))
 
 
-def rim(model, photo, hole):
-    """The ball under a mask that is drawn too tight, what is left of it, the cure."""
-    tight = ~grown(~hole, 8)  # which takes the wire out of the mask as a whole
-    shown = photo.copy()
-    shown[tight] = 255
+def make_rim_panels(model, photo, hole):
+    """The ball under a tight mask, the rim it leaves, and the result with grow=8."""
+    tight = ~dilate(~hole, 8)  # erosion, which also removes the wire from the mask
+    masked = photo.copy()
+    masked[tight] = 255
     results = model.inpaint(photo, tight), model.inpaint(photo, tight, grow=8)
     rows, columns = np.nonzero(tight)
     around = (
         slice(rows.min() - 60, rows.max() + 60),
         slice(columns.min() - 60, columns.max() + 60),
     )
-    return [panel[around] for panel in (shown, *results)]
+    return [panel[around] for panel in (masked, *results)]
 
 
 # Scenes.
 
 
 def draw_scene(rng, width: int, height: int, with_mask: bool = False):
-    """Sky, hills, a striped field and houses; and what is to be removed from them."""
+    """Draw sky, hills, a striped field and houses; return the scene and its mask."""
     y, x = np.mgrid[:height, :width] / height
     horizon = rng.uniform(0.45, 0.65)
-    sky = mix(near(rng, SKY), near(rng, HAZE), y / horizon)
+    sky = blend(vary(rng, SKY), vary(rng, HAZE), y / horizon)
     hills = (
         horizon
         - 0.08
@@ -95,8 +96,8 @@ def draw_scene(rng, width: int, height: int, with_mask: bool = False):
     stripes = np.sin(
         (x - rng.uniform(0, 1.5)) * rng.uniform(6, 14) / (y - horizon + 0.15)
     )
-    field = mix(near(rng, GRASS), near(rng, WHEAT), 0.5 + 0.5 * stripes)
-    scene = np.where((y > hills)[..., None], near(rng, WOODS), sky)
+    field = blend(vary(rng, GRASS), vary(rng, WHEAT), 0.5 + 0.5 * stripes)
+    scene = np.where((y > hills)[..., None], vary(rng, WOODS), sky)
     scene = np.where((y > horizon)[..., None], field, scene)
     image = Image.fromarray(np.uint8(255 * np.clip(scene, 0, 1)))
     draw = ImageDraw.Draw(image)
@@ -108,27 +109,30 @@ def draw_scene(rng, width: int, height: int, with_mask: bool = False):
     return image, mask
 
 
-def mix(first, second, share):
-    share = np.clip(share, 0, 1)[..., None]
-    return (1 - share) * first + share * second
+def blend(first, second, weight):
+    weight = np.clip(weight, 0, 1)[..., None]
+    return (1 - weight) * first + weight * second
 
 
-def near(rng, colour):
-    """One of the colours like this, from 0 to 1."""
+def vary(rng, colour):
+    """Return a random colour near this one, from 0 to 1."""
     return np.clip(np.array(colour) + rng.uniform(-0.12, 0.12, 3), 0, 1)
 
 
-def ink(rng, colour):
-    return tuple(int(255 * value) for value in near(rng, colour))
+def vary_rgb(rng, colour):
+    """Return a random 8-bit colour near this one."""
+    return tuple(int(255 * value) for value in vary(rng, colour))
 
 
-def draw_house(draw, rng, height, horizon, at):
+def draw_house(draw, rng, height, horizon, x):
     side, tall = (rng.uniform(0.15, 0.4) * height for _ in range(2))
-    left, bottom = at * height, (horizon + rng.uniform(0, 0.12)) * height
-    draw.rectangle((left, bottom - tall, left + side, bottom), fill=ink(rng, WALL))
+    left, bottom = x * height, (horizon + rng.uniform(0, 0.12)) * height
+    draw.rectangle((left, bottom - tall, left + side, bottom), fill=vary_rgb(rng, WALL))
     roof = (left - 5, bottom - tall), (left + side + 5, bottom - tall)
-    draw.polygon((*roof, (left + side / 2, bottom - 1.4 * tall)), fill=ink(rng, ROOF))
-    window, pane = ink(rng, WINDOW), side / 7
+    draw.polygon(
+        (*roof, (left + side / 2, bottom - 1.4 * tall)), fill=vary_rgb(rng, ROOF)
+    )
+    window, pane = vary_rgb(rng, WINDOW), side / 7
     for row, column in itertools.product(range(1, 6, 2), repeat=2):
         top = bottom - tall + row * tall / 7
         edge = left + column * pane
@@ -136,7 +140,7 @@ def draw_house(draw, rng, height, horizon, at):
 
 
 def draw_ball_and_wire(draw, mask, size, horizon):
-    """In the photo, and a little larger in the mask, as people paint."""
+    """Draw both into the photo, and slightly larger into the mask."""
     width, height = size
     middle, radius = (0.42 * width, (horizon + 0.06) * height), 0.075 * height
     for r in np.arange(radius, 0, -1):
@@ -150,11 +154,11 @@ def draw_ball_and_wire(draw, mask, size, horizon):
         target.line(points, fill=fill, width=thickness)
 
 
-# A network for them.
+# Training.
 
 
 def draw_mask(rng) -> np.ndarray:
-    """Strokes and boxes: 1 known, 0 hole."""
+    """Draw strokes and ellipses: 1 known, 0 hole."""
     mask = Image.new("L", (SIZE, SIZE), 1)
     draw = ImageDraw.Draw(mask)
     for _ in range(rng.integers(1, 4)):
@@ -172,7 +176,7 @@ def draw_scenes(rng) -> list[Image.Image]:
     return [draw_scene(rng, int(1.5 * height), int(height))[0] for height in heights]
 
 
-def batch_of(scenes, rng):
+def make_batch(scenes, rng):
     images = []
     for scene in rng.choice(SCENES, BATCH):
         width, height = scenes[scene].size
@@ -180,14 +184,14 @@ def batch_of(scenes, rng):
             rng.integers(0, width - SIZE + 1),
             rng.integers(0, height - SIZE + 1),
         )
-        part = scenes[scene].crop((left, top, left + SIZE, top + SIZE))
-        images.append(np.asarray(part)[:, :: rng.choice((-1, 1))])
+        crop = scenes[scene].crop((left, top, left + SIZE, top + SIZE))
+        images.append(np.asarray(crop)[:, :: rng.choice((-1, 1))])
     masks = np.stack([draw_mask(rng) for _ in images])
     return np.stack(images).astype(np.float32) / 127.5 - 1, masks
 
 
-def learn_from_scenes() -> migan_jax.Model:
-    generator = Generator(SIZE, channel_base=4096, channel_max=256)
+def train_on_scenes() -> migan_jax.Model:
+    generator = MIGANGenerator(SIZE, channel_base=4096, channel_max=256)
     variables = jax.jit(generator.init)(
         jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 4))
     )
@@ -195,7 +199,7 @@ def learn_from_scenes() -> migan_jax.Model:
     schedule = optax.cosine_decay_schedule(LEARNING_RATE, STEPS)
     optimizer = optax.chain(
         adam(1.0, 0.5, 0.99, reparam=generator.reparam),
-        optax.scale_by_schedule(schedule),  # of steps
+        optax.scale_by_schedule(schedule),
     )
 
     @jax.jit
@@ -212,7 +216,7 @@ def learn_from_scenes() -> migan_jax.Model:
     rng, start, state = np.random.default_rng(0), time.time(), optimizer.init(params)
     scenes = draw_scenes(rng)
     for index in range(STEPS):
-        params, state, value = step(params, state, *batch_of(scenes, rng))
+        params, state, value = step(params, state, *make_batch(scenes, rng))
         if index % 50 == 49:
             seconds = time.time() - start
             print(

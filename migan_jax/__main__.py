@@ -1,17 +1,17 @@
 """MI-GAN in JAX: train, fine-tune, measure and ship a small inpainting network.
 
-  python -m migan_jax.VERB --help     # what a verb does, with examples
+  python -m migan_jax.VERB --help     # describe a verb, with examples
   migan-jax VERB --help               # the same
 
-The released weights are the authors', and are read as they are: get them from
-{released}. Without them, a few minutes of
-`python -m migan_jax.train --config=scenes64` make a small network to try things with.
+Get the authors' released weights from {released};
+they are read without conversion. To try things without them, train a small network in
+a few minutes: python -m migan_jax.train --config=scenes64
 """
 
 import importlib
 import sys
 
-from migan_jax.config import RELEASED, nearest, run_verb
+from migan_jax.config import RELEASED, did_you_mean, run_verb
 
 VERBS = "inpaint", "train", "evaluate", "export", "prepare", "convert", "summary"
 
@@ -23,15 +23,15 @@ def main() -> None:
         return
     verb, *rest = words
     if verb not in VERBS:
-        near = nearest(verb, VERBS) or f", but {', '.join(VERBS)}"
-        print(f"error: there is no verb {verb}{near}", file=sys.stderr)
+        near = did_you_mean(verb, VERBS) or f"; there are {', '.join(VERBS)}"
+        print(f"error: no such verb: {verb}{near}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"migan-jax {verb}", *rest]
     run_verb(_module(verb).main)
 
 
 def overview() -> str:
-    """The verbs, each with the first line of its own help."""
+    """List the verbs, each with the first line of its help."""
     lines = [f"  {verb:9} {_module(verb).__doc__.splitlines()[0]}" for verb in VERBS]
     head, _, rest = __doc__.format(released=RELEASED).partition("\n\n")
     return "\n".join([head, "", *lines, "", rest.rstrip()])

@@ -1,4 +1,4 @@
-"""The settings of a run with their defaults, and what all command lines share."""
+"""Settings with their defaults, recipes, and what all command lines share."""
 
 import argparse
 import contextlib
@@ -7,6 +7,7 @@ import errno
 import functools
 import gc
 import importlib.util
+import logging
 import math
 import os
 import re
@@ -27,69 +28,104 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
-# Where the authors' weights are.
+logger = logging.getLogger(__name__)
+
+# The authors' repository, which links to their weights.
 RELEASED = "https://github.com/Picsart-AI-Research/MI-GAN"
 
 
+# Earlier names of settings, which are read until version 0.2.
+RENAMED = {"parts": "microbatches", "data.bad_share": "data.max_rejected_fraction"}
+
+
+def current_key(key: str) -> str:
+    """The key of a setting, which may be given by an earlier name."""
+    if key in RENAMED:
+        _warn_of_renamed(key)
+    return RENAMED.get(key, key)
+
+
+@functools.cache  # once a process
+def _warn_of_renamed(key: str) -> None:
+    logger.warning(
+        "%s is now called %s; the old name will stop working in version 0.2.",
+        key,
+        RENAMED[key],
+    )
+
+
+@functools.cache
+def _settings_class(section: str = "") -> "type[ConfigDict]":
+    """A ConfigDict that also takes settings by their earlier names."""
+    from ml_collections import ConfigDict
+
+    class Settings(ConfigDict):
+        def __setitem__(self, key: str, value: Any) -> None:
+            current = current_key(section + key).removeprefix(section)
+            super().__setitem__(current, value)
+
+    return Settings
+
+
 def base_config() -> "ConfigDict":
-    """Every setting that there is; a recipe changes some of them.
+    """All settings and their defaults; recipes override some.
 
     Sizes in kimg are thousands of training images.
     """
-    from ml_collections import ConfigDict
     from ml_collections.config_dict import FieldReference, placeholder
 
-    return ConfigDict(
+    return _settings_class()(
         {
-            "system": "migan",  # a family of families.py
+            "system": "migan",  # a name in families.py
             "seed": 0,
             "resolution": 512,
-            "batch_size": 32,  # of all processes together
+            "batch_size": 32,  # global: over all processes
             "total_kimg": 25_000.0,
-            # A Co-Mod-GAN to distil from: a .pt, a .safetensors or a run's workdir.
+            # The Co-Mod-GAN to distil from: a .pt, a .safetensors or a workdir.
             "teacher": placeholder(str),
             "networks": {
-                "channel_base": 32768,  # channels at resolution r: base / r ...
-                "channel_max": 512,  # ... but no more than these
-                # Of activations; parameters are float32. "auto" is bfloat16 where the
-                # devices have it, else float32; a run keeps what it began with.
+                # Channels at resolution r: min(channel_base / r, channel_max).
+                "channel_base": 32768,
+                "channel_max": 512,
+                # Of activations; parameters are float32. "auto": bfloat16 if the
+                # devices support it, else float32. A resumed run keeps its dtype.
                 "dtype": "auto",
-                "remat": False,  # compute activations twice, to save memory
+                "remat": False,  # recompute activations, to save memory
             },
             "reparam": {  # MI-GAN's kernels
-                "kernels": 9,  # that each convolution's kernel is the sum of
-                "expanded": False,  # keep all of them, for the same result
+                "kernels": 9,  # summed into each convolution's kernel
+                "expanded": False,  # store all of them; the results are the same
             },
             "comodgan": {
                 "z_dim": 512,
                 "w_dim": 512,
                 "encoder_dim": 1024,
-                "mixing_probability": 0.5,  # of two styles in one picture
+                "mixing_probability": 0.5,  # of style mixing
             },
             "losses": {
-                "distillation": 2.0,  # weight, where there is a teacher
-                "l1": 0.0,  # weight of the distance to the truth, inside holes
+                "distillation": 2.0,  # weight; used if there is a teacher
+                "l1": 0.0,  # weight of the L1 loss inside holes
                 "r1_gamma": 10.0,
-                "r1_interval": 16,  # steps from one R1 update to the next
+                "r1_interval": 16,  # steps between R1 updates
             },
             "optimizer": _optimizer_settings(),
-            "parts": 1,  # of a batch, that are used in turns, to save memory
+            "microbatches": 1,  # gradient accumulation, to save memory
             "mesh": {
-                # Devices that share an image, by rows; "auto" is as few as let all
-                # devices have some of the batch.
-                "space": FieldReference("auto", field_type=object),
+                # Devices that share an image, split by rows. "auto": the fewest with
+                # which every device has work.
+                "space": FieldReference("auto", field_type=object)
             },
-            "data": _data_settings(),
+            "data": _settings_class("data.")(_data_settings()),
             "log_every_steps": 100,
-            "save_every_steps": 2500,  # checkpoint, sample grid, held-out figures
-            "keep_last": 2,  # checkpoints
-            "keep_best": 1,  # by the held-out figure that best_by names
-            # Or psnr, ssim, hole_ssim, l1, hole_l1; and with their networks' weights
-            # fid, kid, lpips_alex, lpips_vgg, for which many should be held out.
+            "save_every_steps": 2500,  # checkpoint, sample grid, held-out metrics
+            "keep_last": 2,  # newest checkpoints to keep
+            "keep_best": 1,  # best checkpoints to keep, by the metric best_by
+            # Or psnr, ssim, hole_ssim, l1, hole_l1. With the feature networks' weights
+            # also fid, kid, lpips_alex, lpips_vgg; hold out many pictures for those.
             "best_by": "hole_psnr",
-            # Stop when that figure has not improved for so long.
+            # Stop early when that metric has not improved for this long.
             "patience_kimg": placeholder(float),
-            # Steps in a row with a loss that is not finite, until the run is stopped.
+            # Consecutive steps with a non-finite loss that stop the run.
             "nonfinite_steps": 20,
         }
     ).lock()
@@ -100,15 +136,15 @@ def _optimizer_settings() -> dict[str, Any]:
 
     return {
         "learning_rate": 1e-3,
-        "discriminator_learning_rate": placeholder(float),  # if it is another
+        "discriminator_learning_rate": placeholder(float),  # default: learning_rate
         "b1": 0.0,
         "b2": 0.99,
-        # As if the generator had a lazy penalty too, like the reference.
+        # The reference scales the generator's Adam for a lazy penalty it does not have.
         "generator_interval": 4,
-        "ema_halflife_kimg": 20.0,  # of the exported weights' average; 0: none
-        # Of the run's beginning, in which the discriminator learns alone.
+        "ema_halflife_kimg": 20.0,  # of the exported networks' EMA; 0: no EMA
+        # Train the discriminator alone for this long at the start.
         "warmup_kimg": 0.0,
-        # Levels of the discriminator, from the largest on, that stay as they are.
+        # FreezeD: how many levels of the discriminator to freeze, the largest first.
         "frozen_levels": 0,
     }
 
@@ -119,32 +155,32 @@ def _data_settings() -> dict[str, Any]:
     return {
         # A folder, a zip, prepared shards, "tfds:NAME[SPLIT]" or "scenes".
         "source": "scenes",
-        # Own masks, of the pictures' names: a folder or zip.
+        # Your own masks, with the names of the pictures: a folder or zip.
         "masks": placeholder(str),
-        "mask_hole": "white",  # or "black": what own masks show the hole in
-        "mask_kind": "free_form",  # drawn where there are no own masks
-        "draw_masks_on": "device",  # or "host", which a CPU is faster at
-        "crop": "square",  # the largest; or "whole" (squeezed), "native"
-        "crop_scale": 1.0,  # smallest share of the square's side
-        # Refuse pictures with a shorter side; default half the resolution.
+        "mask_hole": "white",  # or "black": the colour of the hole in your masks
+        "mask_kind": "free_form",  # of random masks, if there are no masks of yours
+        "draw_masks_on": "device",  # or "host", which is faster on CPUs
+        "crop": "square",  # the largest; or "whole" (squeezed) or "native"
+        "crop_scale": 1.0,  # minimum side of a random crop, relative to the largest
+        # Reject pictures with a shorter side; default: half the resolution.
         "smallest_side": placeholder(int),
-        "bad_share": 0.05,  # more pictures that cannot be used end the run
-        "workers": 0,  # processes that load; 0: threads, as fast for photos
-        "held_out": 8,  # pictures to watch the run by; never trained on
-        # What they are of, given like `source`; else some of its own are held out.
+        "max_rejected_fraction": 0.05,  # stop if more pictures are unusable
+        "workers": 0,  # loader processes; 0: threads, which are as fast for photos
+        "held_out": 8,  # validation pictures, never trained on
+        # Their source, given like `source`; default: they are taken from `source`.
         "validation": placeholder(str),
     }
 
 
-ABOVE_0 = math.ulp(0.0)  # the next float
-STEPS = 2**31 - 1  # which are counted in int32
-KIMG = 1e6  # of batches of one no more steps than that
-# What numbers may be, both ends included; where these are whole, so are those.
+ABOVE_0 = math.ulp(0.0)  # the smallest positive float
+MAX_STEPS = 2**31 - 1  # steps are counted in int32
+MAX_KIMG = 1e6  # fewer than MAX_STEPS steps, even with batches of one
+# Ranges of numbers, both ends included. An int minimum asks for a whole number.
 RANGES = {
-    "seed": (0, 2**32 - 1),  # JAX takes no more bits
-    "resolution": (8, 16_384),  # as masks
+    "seed": (0, 2**32 - 1),  # the bits JAX uses
+    "resolution": (8, 16_384),  # as for masks
     "batch_size": (1, 65_536),
-    "total_kimg": (ABOVE_0, KIMG),
+    "total_kimg": (ABOVE_0, MAX_KIMG),
     "networks.channel_base": (1, 2**24),
     "networks.channel_max": (1, 8192),
     "reparam.kernels": (1, 100),
@@ -155,61 +191,60 @@ RANGES = {
     "losses.distillation": (0.0, 1e6),
     "losses.l1": (0.0, 1e6),
     "losses.r1_gamma": (0.0, 1e6),
-    "losses.r1_interval": (1, STEPS),
-    "optimizer.learning_rate": (1e-30, 1e38),  # as float32
+    "losses.r1_interval": (1, MAX_STEPS),
+    "optimizer.learning_rate": (1e-30, 1e38),  # float32
     "optimizer.discriminator_learning_rate": (1e-30, 1e38),
-    "optimizer.b1": (0.0, 0.999999),  # float32 takes what is nearer to 1 for 1
+    "optimizer.b1": (0.0, 0.999999),  # in float32, more would round to 1
     "optimizer.b2": (0.0, 0.999999),
-    "optimizer.generator_interval": (1, STEPS),
-    "optimizer.ema_halflife_kimg": (0.0, KIMG),
-    "optimizer.warmup_kimg": (0.0, KIMG),
+    "optimizer.generator_interval": (1, MAX_STEPS),
+    "optimizer.ema_halflife_kimg": (0.0, MAX_KIMG),
+    "optimizer.warmup_kimg": (0.0, MAX_KIMG),
     "optimizer.frozen_levels": (0, 100),
-    "parts": (1, 65_536),
+    "microbatches": (1, 65_536),
     "mesh.space": (1, 16_384),
     "data.crop_scale": (ABOVE_0, 1.0),
     "data.smallest_side": (1, 1_000_000),
-    "data.bad_share": (0.0, 1.0),
+    "data.max_rejected_fraction": (0.0, 1.0),
     "data.workers": (0, 1024),
     "data.held_out": (0, 1_000_000),
-    "log_every_steps": (1, STEPS),
-    "save_every_steps": (1, STEPS),
+    "log_every_steps": (1, MAX_STEPS),
+    "save_every_steps": (1, MAX_STEPS),
     "keep_last": (1, 1_000_000),
     "keep_best": (0, 1_000_000),
-    "patience_kimg": (ABOVE_0, KIMG),
-    "nonfinite_steps": (1, STEPS),
+    "patience_kimg": (ABOVE_0, MAX_KIMG),
+    "nonfinite_steps": (1, MAX_STEPS),
 }
 
 
 def check_numbers(config: "ConfigDict") -> None:
-    """UserError for a setting that is no number of its range, by its name."""
+    """Raise UserError if a number is outside its range."""
     settings, defaults = flat(config), flat(base_config())
-    for key, (least, most) in RANGES.items():
+    for key, (minimum, maximum) in RANGES.items():
         value, default = settings.get(key), defaults[key]
-        besides = {None: ", or none", "auto": ", or auto"}.get(default, "")
-        if besides and value == default:
+        alternative = {None: ", or none", "auto": ", or auto"}.get(default, "")
+        if alternative and value == default:
             continue
-        whole = isinstance(least, int)
+        whole = isinstance(minimum, int)
         is_number = isinstance(value, int if whole else (int, float))
-        if is_number and not isinstance(value, bool) and least <= value <= most:
+        if is_number and not isinstance(value, bool) and minimum <= value <= maximum:
             continue
         kind = "a whole number " if whole else ""
-        span = "above 0 and at most" if least == ABOVE_0 else f"from {least:g} to"
-        raise UserError(
-            f"{key} is {value!r}, but must be {kind}{span} {most:,.10g}{besides}."
-        )
+        span = "above 0 and at most" if minimum == ABOVE_0 else f"from {minimum:g} to"
+        span += f" {maximum:,.10g}{alternative}"
+        raise UserError(f"{key} is {value!r}, but must be {kind}{span}.")
 
 
 def smoke(config: "ConfigDict", devices: int = 1) -> None:
-    """Shrink a recipe to two steps of tiny networks on scenes: does it run at all?
+    """Shrink a recipe to two steps of tiny networks on scenes, for a smoke test.
 
-    The batch is one that can be split over so many devices, however odd their number.
+    The batch size is a multiple of the number of devices.
     """
     batch_size = math.lcm(8 if 8 % devices == 0 else 4, devices)
     config.update(
         {
             "resolution": 16,
             "batch_size": batch_size,
-            "parts": 1,
+            "microbatches": 1,
             "mesh": {"space": "auto"},
             "total_kimg": 2 * batch_size / 1000,
             "networks": {"channel_base": 256, "channel_max": 8},
@@ -232,15 +267,17 @@ def smoke(config: "ConfigDict", devices: int = 1) -> None:
 def load_config(
     recipe: str, settings: Sequence[str], tiny: bool, devices: int = 1
 ) -> "ConfigDict":
-    """A recipe's configuration, with settings "key=value" put over it.
+    """Load a recipe and override some of its settings.
 
     Args:
-      recipe: a file, or the name of one that comes with the package; ":NAME" after it
-        is the recipe's argument.
+      recipe: a file, or the name of a recipe of the package; ":NAME" after it is the
+        recipe's argument.
       settings: "key=value", nested keys with dots.
       tiny: shrink the recipe before the settings are applied.
-      devices: how many a tiny recipe is for.
+      devices: number of devices of a tiny recipe.
     """
+    from ml_collections import ConfigDict
+
     location, _, argument = recipe.partition(":")
     path = _recipe_path(location)
     module = importlib.util.module_from_spec(
@@ -248,19 +285,19 @@ def load_config(
     )
     try:
         spec.loader.exec_module(module)
-        made = module.get_config(*([argument] if argument else []))
-        if not isinstance(made, type(base_config())):
-            raise TypeError("get_config returns none")
-        config = base_config()  # whatever was made, settings are of these types
-        config.update_from_flattened_dict(flat(made))
+        returned = module.get_config(*([argument] if argument else []))
+        if not isinstance(returned, ConfigDict):
+            raise TypeError("get_config returns no ConfigDict")
+        config = base_config()  # so that settings have the types of the defaults
+        config.update_from_flattened_dict(flat(returned))
     except UserError:
         raise
-    # A recipe is a program, in which anything may fail.
+    # A recipe is a program: it may fail in any way.
     except (Exception, SystemExit) as error:
         unknown = re.search('Key "(.*?)" does not exist', str(error))
         what = f"there is no setting {unknown[1]}" if unknown else reason(error)
-        near = nearest(unknown[1], flat(base_config())) if unknown else ""
-        raise UserError(f"{path} makes no configuration: {what}{near}.") from error
+        near = did_you_mean(unknown[1], flat(base_config())) if unknown else ""
+        raise UserError(f"Cannot load recipe {path}: {what}{near}.") from error
     check_numbers(config)
     if tiny:
         smoke(config, devices)
@@ -271,12 +308,12 @@ def load_config(
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
+    """Return the names of the package's recipes."""
     return sorted(path.stem for path in _recipe_folder().glob("[a-z]*.py"))
 
 
 def _recipe_folder() -> Path:
-    """In an installation they are part of the package, in a checkout beside it."""
+    """Return the recipes' folder: in the package if installed, else beside it."""
     package = Path(__file__).parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
@@ -286,24 +323,24 @@ def _recipe_path(location: str) -> Path:
     if location.endswith(".py"):
         if os.path.isfile(location):
             return Path(location)
-        raise UserError(f"There is no recipe {location}.")
+        raise UserError(f"Recipe {location} does not exist.")
     names = recipe_names()
     if location in names:
         return _recipe_folder() / f"{location}.py"
     raise UserError(
-        f"There is no recipe {location!r}{nearest(location, names)}: name a file "
-        f"that ends in .py, or one of {', '.join(names)}."
+        f"Recipe {location!r} does not exist{did_you_mean(location, names)}. Give a "
+        f".py file, or one of {', '.join(names)}."
     )
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """What to add to a sentence on a misspelt word: the most similar one, if any."""
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """Return " (did you mean X?)" for the most similar word, or an empty string."""
     found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f" (did you mean {found[0]}?)" if found else ""
 
 
 def flat(config: "ConfigDict") -> dict[str, Any]:
-    """All settings by their keys with dots."""
+    """Return all settings in one dict, nested keys joined with dots."""
     from ml_collections import ConfigDict
 
     settings: dict[str, Any] = {}
@@ -317,12 +354,12 @@ def flat(config: "ConfigDict") -> dict[str, Any]:
 
 
 def _apply(config: "ConfigDict", setting: str) -> None:
-    """Put one "key=value" over a configuration."""
+    """Set one "key=value"."""
     key, _, text = setting.partition("=")
-    keys = flat(config)
+    key, keys = current_key(key), flat(config)
     if key not in keys:
-        near = nearest(key, keys) or nearest(key.rpartition(".")[2], keys)
-        raise UserError(f"--config.{key}: there is no such setting{near}.")
+        near = did_you_mean(key, keys) or did_you_mean(key.rpartition(".")[2], keys)
+        raise UserError(f"--config.{key}: no such setting{near}.")
     *path, last = key.split(".")
     inner = functools.reduce(getitem, path, config)
     kind = inner.get_type(last)
@@ -330,8 +367,9 @@ def _apply(config: "ConfigDict", setting: str) -> None:
         unset = flat(base_config())[key] is None and text.lower() == "none"
         inner[last] = None if unset else _READERS[kind](text)
     except ValueError as error:
-        said = text[:40]
-        raise UserError(f"--config.{key} is {_KINDS[kind]}, not {said!r}.") from error
+        raise UserError(
+            f"--config.{key} takes {_KINDS[kind]}, not {text[:40]!r}."
+        ) from error
 
 
 def _read_bool(text: str) -> bool:
@@ -361,17 +399,14 @@ _READERS = {
 
 
 def available_cores() -> int:
-    """Those that this process may use, which in a container are not all."""
-    if hasattr(os, "sched_getaffinity"):  # not everywhere
+    """Return the number of cores this process may use; containers limit it."""
+    if hasattr(os, "sched_getaffinity"):  # only on Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class _VerbParser(argparse.ArgumentParser):
-    """Names a misspelt flag before anything else that is wrong, such as a missing one.
-
-    argparse would complain of what is missing, which often is what was misspelt.
-    """
+    """Reports a misspelt flag first; argparse would report it as missing."""
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -383,12 +418,12 @@ class _VerbParser(argparse.ArgumentParser):
             if word == "--":
                 break
             if re.match("-+[a-zA-Z]", flag) and flag not in known:
-                self.error(f"there is no flag {flag}{nearest(flag, known)}")
+                self.error(f"no such flag: {flag}{did_you_mean(flag, known)}")
         return super().parse_known_args(args, namespace)
 
 
 def verb_parser(verb: str, documentation: str) -> argparse.ArgumentParser:
-    """A parser whose --help is the verb's own module docstring."""
+    """Make a parser that shows the verb's module docstring as --help."""
     return _VerbParser(
         prog=f"python -m migan_jax.{verb}",
         description=documentation,
@@ -397,14 +432,16 @@ def verb_parser(verb: str, documentation: str) -> argparse.ArgumentParser:
     )
 
 
-def whole_number(least: int, most: int = 1_000_000_000) -> Callable[[str], int]:
-    """What reads an argument that is a whole number from `least` to `most`."""
+def whole_number(minimum: int, maximum: int = 1_000_000_000) -> Callable[[str], int]:
+    """Make an argument type: a whole number from `minimum` to `maximum`."""
 
     def read(text: str) -> int:
-        readable = text.isdecimal() and len(text) < 20  # int() refuses thousands
-        if not readable or not least <= int(text) <= most:
+        readable = (
+            text.isdecimal() and len(text) < 20
+        )  # int() rejects thousands of digits
+        if not readable or not minimum <= int(text) <= maximum:
             raise argparse.ArgumentTypeError(
-                f"{text!r} is no whole number from {least} to {most:,}"
+                f"{text!r} is not a whole number from {minimum} to {maximum:,}"
             )
         return int(text)
 
@@ -412,16 +449,16 @@ def whole_number(least: int, most: int = 1_000_000_000) -> Callable[[str], int]:
 
 
 def run_verb(main: Callable[[], None]) -> None:
-    """Run a verb; a user's mistake is one sentence on stderr and exit status 1."""
-    # Where a shell has it ignored, as for jobs in the background, it stays so.
+    """Run a verb. A UserError becomes one sentence on stderr and exit status 1."""
+    # Shells ignore it for background jobs; leave that as it is.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
-    for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers
-        if getattr(sys, name) is None:  # closed, as by `>&-`: no other file gets it
+    for name in ("stdin", "stdout", "stderr"):  # in the order of their descriptors
+        if getattr(sys, name) is None:  # closed by `>&-`: reserve its descriptor
             setattr(sys, name, open(os.devnull, "r+"))
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names are any bytes
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     try:
-        os.write(1, b"")  # which fails where more would
+        os.write(1, b"")  # fails early if stdout cannot be written
         main()
         sys.stdout.flush()
     except UserError as error:
@@ -429,11 +466,11 @@ def run_verb(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.filename is not None or error.errno not in _UNWRITABLE:
             raise
-        # Python writes what it still has when it ends.
+        # Python flushes stdout again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # nobody reads on, as with `| head`
+        if isinstance(error, BrokenPipeError):  # as with `| head`
             sys.exit(1)
-        sys.exit(f"error: What is printed cannot be written: {reason(error)}.")
+        sys.exit(f"error: Cannot write to stdout: {reason(error)}.")
     except KeyboardInterrupt:
         sys.exit("interrupted")
 
@@ -442,9 +479,9 @@ _UNWRITABLE = errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, but where it would be swallowed, or crash, a bit later.
+    """Raise KeyboardInterrupt, but not during imports or garbage collection.
 
-    That is while modules are imported, and in what is called by the garbage collector.
+    There it would be swallowed, or crash; then it is raised a bit later.
     """
     collecting = [getattr(call, "__code__", None) for call in gc.callbacks]
     while frame is not None:
@@ -452,26 +489,26 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         if "importlib._bootstrap" in code.co_filename or code in collecting:
             if not _pending:
                 _pending.append(number)
-                threading.Thread(target=_insist, args=(number,), daemon=True).start()
+                threading.Thread(target=_repeat, args=(number,), daemon=True).start()
             return
         frame = frame.f_back
     _pending.clear()
     raise KeyboardInterrupt
 
 
-_pending: list[int] = []  # and no lock, which a second signal might find taken
-_LATER = 0.05  # seconds
+_pending: list[int] = []  # without a lock: a second signal could deadlock on it
+_REPEAT_SECONDS = 0.05
 
 
-def _insist(number: int) -> None:
-    """Send the signal again and again, since a call that waits may miss one."""
+def _repeat(number: int) -> None:
+    """Send the signal until it is handled, since a blocking call may miss one."""
     while True:
-        time.sleep(_LATER)
+        time.sleep(_REPEAT_SECONDS)
         if not _pending:
             return
         if signal.getsignal(number) is not _interrupt:
-            _pending.clear()  # what has replaced it is told once
-        if hasattr(signal, "pthread_kill"):  # which wakes a call that waits
+            _pending.clear()  # another handler gets it once
+        if hasattr(signal, "pthread_kill"):  # interrupts blocking calls
             signal.pthread_kill(threading.main_thread().ident, number)
         else:  # Windows
             signal.raise_signal(number)
@@ -479,19 +516,21 @@ def _insist(number: int) -> None:
 
 @contextlib.contextmanager
 def progress(total: int, unit: str) -> Iterator[Callable[[int], object]]:
-    """Show how far long work is: a bar on a terminal, elsewhere a line every tenth.
+    """Show progress: a bar on a terminal, elsewhere a line every 10 %.
 
-    Gives what is to be called with the number of things just done.
+    Yields a function to call with the number of units just done.
     """
     from tqdm import tqdm
 
     done = 0
 
-    def say(count: int) -> None:
+    def print_tenths(count: int) -> None:
         nonlocal done
         before, done = done, done + count
         if 10 * before // total < 10 * done // total:
             print(f"{done:,} of {total:,} {unit}s", flush=True)
 
-    with tqdm(total=total, unit=unit, disable=None) as bar:  # None: unless a terminal
-        yield say if bar.disable else bar.update
+    with tqdm(
+        total=total, unit=unit, disable=None
+    ) as bar:  # None: off without a terminal
+        yield print_tenths if bar.disable else bar.update

@@ -1,12 +1,12 @@
 """Convert a checkpoint between formats, and between fused and trainable kernels.
 
-INPUT is a released or own .pt, a .safetensors file, or a run's workdir; sizes and the
-family (MI-GAN, Co-Mod-GAN, their discriminators) are inferred from its tensors.
-OUTPUT's ending decides what is written; a name without ending is a workdir.
+INPUT is a .pt or .safetensors file or a run's workdir. The network (a generator or
+discriminator of MI-GAN or Co-Mod-GAN) and its sizes are inferred from its tensors.
+OUTPUT's extension selects the format; without an extension it is a workdir.
 
   # The released network, ready for fine-tuning:
   python -m migan_jax.convert migan_512_places2.pt runs/places --check
-  # A trained network in the released format, for any tool that reads it:
+  # A trained network in the released format:
   python -m migan_jax.convert runs/mine migan_mine.pt --form=fused --check
   # Without pickle:
   python -m migan_jax.convert migan_256_ffhq.pt migan_256_ffhq.safetensors
@@ -24,32 +24,32 @@ from migan_jax.weights.locations import check_checkpoint
 if TYPE_CHECKING:
     from migan_jax.weights.checkpoint import Checkpoint
 
-# Two implementations in float32 round differently; a wrong conversion is far above.
+# Relative. Rounding in float32 stays far below, wrong conversions are far above.
 CHECK_TOLERANCE = 1e-4
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = verb_parser("convert", __doc__)
-    parser.add_argument("input", metavar="INPUT", type=Path, help="what to read")
+    parser.add_argument("input", metavar="INPUT", type=Path, help="the checkpoint")
     parser.add_argument(
         "output",
         metavar="OUTPUT",
         type=Path,
-        help="what to write: .pt, .pth, .safetensors, or a workdir; must not exist",
+        help="a new .pt, .pth or .safetensors file, or a new workdir",
     )
     parser.add_argument(
         "--form",
         choices=("fused", "training"),
-        help="fused: kernels normalised once, as the released networks are; training: "
-        "kernels that can be trained on (a fused input is un-fused; in files the "
-        "reference's n kernels, in a workdir one). Default: fused for a generator's "
-        "file, training otherwise",
+        help="fused: normalised kernels, as in the released networks. training: "
+        "trainable kernels (a fused input is un-fused), as the reference's n kernels "
+        "in a file and collapsed in a workdir. Default: fused for generators in a "
+        "file, otherwise training",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="run the written network beside its PyTorch twin, which loads the input, "
-        "print the largest difference, and fail where it exceeds rounding",
+        help="compare the outputs of the written network and of a PyTorch twin that "
+        "loads the input, print the largest difference, and fail if it is not rounding",
     )
     return parser.parse_args()
 
@@ -57,37 +57,37 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     check_checkpoint(arguments.input)
-    from migan_jax.families import inpaints, load_checkpoints, save_checkpoint
+    from migan_jax.families import can_inpaint, load_checkpoints, save_checkpoint
     from migan_jax.files import remove
     from migan_jax.weights.checkpoint import is_file_name
-    from migan_jax.weights.reading import import_torch
+    from migan_jax.weights.tensor_files import import_torch
 
     to_file = is_file_name(arguments.output)
     if arguments.check:
-        import_torch("--check")  # before anything is written
-    read = load_checkpoints(arguments.input).values()
+        import_torch("--check")  # fails before anything is written
+    loaded = load_checkpoints(arguments.input).values()
     if arguments.check:
-        from migan_jax.twins.build import refuse_without_twin
+        from migan_jax.twins.build import check_has_twin
 
-        for checkpoint in read:
-            refuse_without_twin(checkpoint.network)
-    shipped = all(inpaints(checkpoint.network) for checkpoint in read)
-    form = arguments.form or ("fused" if shipped and to_file else "training")
-    first, *others = read
+        for checkpoint in loaded:
+            check_has_twin(checkpoint.network)
+    all_inpaint = all(can_inpaint(checkpoint.network) for checkpoint in loaded)
+    form = arguments.form or ("fused" if all_inpaint and to_file else "training")
+    first, *others = loaded
     save_checkpoint(first, arguments.output, form, *others)
     written = load_checkpoints(arguments.output)
-    print(f"read    {arguments.input}: {_describe(read)}")
+    print(f"read    {arguments.input}: {_describe(loaded)}")
     print(f"wrote   {arguments.output}: {_describe(written.values())}")
     if arguments.check and not check(arguments.input, written):
         remove(arguments.output)
         raise UserError(
-            f"{arguments.input} and what was written differ by more than rounding, so "
-            f"{arguments.output} was removed again."
+            f"{arguments.output} was removed again, because it differs from "
+            f"{arguments.input} by more than rounding."
         )
 
 
 def check(source: Path, written: "Mapping[str, Checkpoint]") -> bool:
-    """Print how far what was written is from PyTorch twins loaded with the source."""
+    """Compare the written networks with PyTorch twins that load the source."""
     from migan_jax.families import load_checkpoints, load_file
 
     original = load_checkpoints(source) if source.is_dir() else load_file(source)
@@ -95,9 +95,9 @@ def check(source: Path, written: "Mapping[str, Checkpoint]") -> bool:
 
 
 def check_network(original: "Checkpoint", written: "Checkpoint") -> bool:
-    """The same of one network.
+    """Compare a network with the original's twin, on two images.
 
-    Two images, because discriminators compare those of a batch.
+    Two, because discriminators compare the images of a batch.
     """
     import jax
     import numpy as np
@@ -128,8 +128,8 @@ def _describe(checkpoints: "Iterable[Checkpoint]") -> str:
     for checkpoint in checkpoints:
         network, form = checkpoint.network, ""
         if has_kernels(network):
-            kind = "fused" if network.reparam.form == "fused" else "training"
-            form = f", {kind} form"
+            fused = network.reparam.form == "fused"
+            form = ", fused form" if fused else ", training form"
         count = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params))
         size = f"{network.resolution} px"
         lines.append(f"{name_of(network)}, {size}{form}, {count:,} parameters")

@@ -1,16 +1,16 @@
-"""The one exception that stands for a user's mistake rather than for a bug."""
+"""The exception for users' mistakes, as opposed to bugs."""
 
 import importlib.metadata
 import re
 
 
 class UserError(Exception):
-    """Bad input, in one sentence: what is wrong, where, and what to do about it."""
+    """A user's mistake: what is wrong, where, and what to do about it."""
 
     def __str__(self) -> str:
-        """Without what file names may hold to break lines or to colour a terminal.
+        """Escape control characters, which file names may contain.
 
-        Of our own, only lists have more lines than one, which are indented.
+        Only the line breaks of our own indented lists are kept.
         """
         return "\n  ".join(map(_printable, super().__str__().split("\n  ")))
 
@@ -22,31 +22,32 @@ def _printable(text: str) -> str:
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> UserError:
-    """The sentence for a library that belongs to an extra and is not installed.
+    """Return the error for a library of an extra that is not installed.
 
-    It names the libraries themselves, which pip finds whether this package was
-    installed from a checkout or from a wheel: this package itself is on no index.
+    It names the libraries, which pip always finds; this package itself is on no index.
     """
     return UserError(
-        f"{purpose} needs {package}, which is not installed: "
+        f"{purpose} needs {package}, which is not installed. Run: "
         f"{how_to_install(extra, package)}."
     )
 
 
 def how_to_install(extra: str, package: str) -> str:
-    """The command that brings an extra's libraries; `package` is one of them."""
+    """Return the command that installs an extra's libraries, such as `package`."""
     try:
-        stated = importlib.metadata.requires("migan_jax") or []
+        required = importlib.metadata.requires("migan_jax") or []
     except importlib.metadata.PackageNotFoundError:  # used without being installed
-        stated = []
-    ours = re.compile(rf"""extra == ["']{re.escape(extra)}["']""")
-    found = [f"'{one.partition(';')[0].strip()}'" for one in stated if ours.search(one)]
-    return f"pip install {' '.join(found) or repr(package)} (the extra {extra})"
+        required = []
+    of_extra = re.compile(rf"""extra == ["']{re.escape(extra)}["']""")
+    names = [
+        f"'{one.partition(';')[0].strip()}'" for one in required if of_extra.search(one)
+    ]
+    return f"pip install {' '.join(names) or repr(package)} (the extra {extra})"
 
 
-def missing_here(package: str, purpose: str) -> UserError:
-    """The sentence for a library that has no build for some platforms."""
+def missing_package(package: str, purpose: str) -> UserError:
+    """Return the error for a missing library that not all platforms have."""
     return UserError(
-        f"{purpose} needs {package}, which is not installed: pip install {package}, or "
-        f"where there is no build of it use Linux, on Windows WSL."
+        f"{purpose} needs {package}, which is not installed. Run: pip install "
+        f"{package}. If your platform has no build of it, use Linux or Windows' WSL."
     )

@@ -1,4 +1,4 @@
-"""Measure inpainting as papers do: checkpoints side by side, on your pictures.
+"""Evaluate checkpoints side by side on your images, with the metrics of papers.
 
   # A released network on a folder of photos, with the paper's free-form holes:
   python -m migan_jax.evaluate --checkpoint=migan_512_places2.pt \\
@@ -7,21 +7,20 @@
   python -m migan_jax.evaluate --checkpoint=runs/a --checkpoint=runs/b \\
       --images=photos --masks=masks --samples=500 --output=out/mine
 
-The central square of every picture (with own masks: one with the hole in it) is brought
-to the network's size, its hole filled, and the result compared with what was there.
-Pipelines, which blend, answer for the known pixels too.
+The central square of every image is resized to the network's size (with your own masks,
+a square that includes part of the hole), its hole is filled, and the result is compared
+with the original. Pipelines blend around the hole, so their known pixels count too.
 
-OUTPUT/report.html shows figures with 95 % bootstrap intervals, by the hole's share of
-the picture, and pictures: the first, the best and the worst. OUTPUT/report.md has the
-table, OUTPUT/result.json everything, with the protocol: pictures, holes, resizing,
-weights of the networks that looked. Figures of other protocols cannot be compared.
+OUTPUT/report.html shows metrics with 95 % bootstrap intervals, metrics by hole ratio,
+and the first, best and worst images. OUTPUT/report.md has the table, and
+OUTPUT/result.json has everything, including the protocol: images, holes, resizing and
+the weights of the feature networks. Results are comparable only under one protocol.
 
-PSNR, SSIM and L1 are always there. FID, KID, P-IDS, U-IDS and LPIPS need public
-weights of Inception, AlexNet and VGG, which are not part of this package: where they
-are missing it is said which file goes where. Classical fills are measured beside the
-checkpoints.
+PSNR, SSIM and L1 are always computed. FID, KID, P-IDS, U-IDS and LPIPS need public
+weights of Inception, AlexNet and VGG, which are not part of this package; a message
+names the missing files and where to put them. Classical fills are evaluated too.
 
-The same command continues what was interrupted.
+Run the same command again to resume an interrupted evaluation.
 """
 
 import argparse
@@ -43,19 +42,18 @@ from migan_jax.files import (
     write_json,
     write_whole,
 )
-from migan_jax.weights.locations import CONFIG_FILE, check_checkpoint, located
+from migan_jax.weights.locations import CONFIG_FILE, check_checkpoint, resolve_path
 
 if TYPE_CHECKING:
-    from migan_jax.metrics.evaluator import Eyes, Method
+    from migan_jax.metrics.evaluator import FeatureNetworks, Method
     from migan_jax.metrics.test_set import TestSet
     from migan_jax.weights.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
-RESULT, MARKDOWN, PAGE = "result.json", "report.md", "report.html"
-CHUNKS = "chunks"
+RESULT_FILE, MARKDOWN_FILE, HTML_FILE = "result.json", "report.md", "report.html"
+CHUNK_FOLDER = "chunks"
 WEIGHTS = "params", "stats"  # of a checkpoint
-SHOWN = 6  # pictures of each kind in the gallery
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -67,47 +65,47 @@ def parse_arguments() -> argparse.Namespace:
         action="append",
         required=True,
         help="a released .pt, a .safetensors, a run's workdir or an exported .onnx; "
-        "may be repeated",
+        "repeat it to compare several",
     )
     parser.add_argument(
         "--resolution",
         metavar="R",
         type=whole_number(1),
-        help="the size of the pictures, for .onnx files that take any "
+        help="size of the images, for .onnx files that take any size "
         "(default: the network's)",
     )
     parser.add_argument(
         "--images",
         metavar="DIR",
         required=True,
-        help="a folder or zip of pictures, ArrayRecord, or scenes",
+        help="a folder or zip of images, ArrayRecord shards, or scenes",
     )
     parser.add_argument(
         "--masks",
         metavar="DIR",
-        help="a folder or zip with a mask of each picture's name, or a set that "
-        "prepare --masks has drawn (default: drawn ones of seed 0, of the kind that "
-        "the first checkpoint was trained with, if it is a run's, else free-form)",
+        help="a folder or zip with one mask per image, of the same name, or a mask set "
+        "of prepare --masks (default: masks drawn with seed 0, of the kind that the "
+        "first checkpoint's run was trained with, else free-form)",
     )
     parser.add_argument(
         "--mask-hole",
         choices=get_args(MaskHole),
         default="white",
-        help="what own masks show the hole in (default: white)",
+        help="colour of the hole in your own masks (default: white)",
     )
     parser.add_argument("--output", metavar="DIR", type=Path, required=True)
     parser.add_argument(
         "--samples",
         metavar="N",
         type=whole_number(1),
-        help="the first N pictures only (default: all)",
+        help="evaluate only the first N images (default: all)",
     )
     parser.add_argument(
         "--batch-size",
         metavar="N",
         type=whole_number(1),
         default=8,
-        help="pictures at a time (default: 8)",
+        help="images at a time (default: 8)",
     )
     return parser.parse_args()
 
@@ -116,42 +114,42 @@ def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(format="%(message)s")
     for path in arguments.checkpoint:
-        check_checkpoint(path, more_endings=(".onnx",))
+        check_checkpoint(path, more_suffixes=(".onnx",))
     check_output(arguments.output)
     from migan_jax.metrics.evaluator import Method
     from migan_jax.metrics.fills import classical_fills
     from migan_jax.metrics.ids import import_svm
     from migan_jax.training.devices import idle_accelerator
-    from migan_jax.training.eyes import open_eyes
+    from migan_jax.training.feature_networks import open_feature_networks
 
-    if sentence := idle_accelerator():
-        logger.warning(sentence)
+    if warning := idle_accelerator():
+        logger.warning(warning)
     methods, resolution = open_checkpoints(arguments.checkpoint, arguments.resolution)
     test_set = open_test_set(arguments, resolution)
-    eyes, missing = open_eyes()
+    feature_networks, missing = open_feature_networks()
     for why in dict.fromkeys(missing.values()):
-        without = [metric for metric in missing if missing[metric] == why]
-        logger.warning("without %s: %s", ", ".join(without), why)
-    if eyes.inception is not None:
-        import_svm()  # which is missed before the work, not after it
+        skipped = [metric for metric in missing if missing[metric] == why]
+        logger.warning("skipping %s: %s", ", ".join(skipped), why)
+    if feature_networks.inception is not None:
+        import_svm()  # fail before the evaluation if it is missing
     for name, fill in classical_fills().items():
         if name in methods:
             raise UserError(
-                f"--checkpoint={name} is a classical fill's name: rename it."
+                f"--checkpoint={name} has the name of a classical fill: rename it."
             )
         methods[name] = Method(fill, {"method": name})
-    result = measure(arguments, test_set, methods, eyes)
-    show(arguments, result, test_set, methods)
+    result = evaluate(arguments, test_set, methods, feature_networks)
+    write_reports(arguments.output, result, test_set, methods)
 
 
 def check_output(folder: Path) -> None:
-    """Before the work and not after it."""
+    """Raise UserError if the folder cannot be written, before any work is done."""
     refuse_address(folder)
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise UserError(f"--output={folder} is a file: name a folder.")
     try:
-        (folder / CHUNKS).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder / CHUNKS):  # of no name: others may run
+        (folder / CHUNK_FOLDER).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder / CHUNK_FOLDER):  # safe in parallel
             pass
     except OSError as error:
         raise UserError(
@@ -162,111 +160,111 @@ def check_output(folder: Path) -> None:
 def open_checkpoints(
     paths: list[Path], resolution: int | None
 ) -> tuple[dict[str, "Method"], int]:
-    """Methods by name, and the size that they are for."""
+    """Return methods by name, and the resolution to evaluate them at."""
     import migan_jax
     from migan_jax.inpainting import Model
-    from migan_jax.metrics.evaluator import Method, spread
+    from migan_jax.metrics.evaluator import Method, shard_over_devices
     from migan_jax.metrics.fills import network_fill
-    from migan_jax.metrics.onnx_fill import files_of, open_onnx
+    from migan_jax.metrics.onnx_fill import list_files, open_onnx
 
     methods: dict[str, Method] = {}
     sizes = {}
     for path in paths:
         name = str(path)
         if name in methods:
-            raise UserError(f"--checkpoint={name} is named twice.")
+            raise UserError(f"--checkpoint={name} is given twice.")
         if path.suffix == ".onnx":
-            files = files_of(path)
+            files = list_files(path)
             fill, size = open_onnx(path)
             digest = " ".join(map(sha256_of, files))
         else:
             loaded = migan_jax.load(path)
             digest = " ".join(c.digest for c in loaded.checkpoints.values())
             size = loaded.network.resolution
-            model = Model({r: _spread(c) for r, c in loaded.checkpoints.items()})
+            model = Model({r: _replicate(c) for r, c in loaded.checkpoints.items()})
 
             def complete(image: Any, known: Any, model: Model = model) -> Any:
-                return model.predict(spread(image), spread(known))
+                sharded = (shard_over_devices(x) for x in (image, known))
+                return model.predict(*sharded)
 
             fill = network_fill(complete)
         methods[name] = Method(fill, {"weights": digest}, size, name)
-        if size is not None:  # else it takes any
+        if size is not None:  # None: takes any
             sizes[name] = size
     if not sizes and resolution is None:
-        raise UserError(f"{paths[0]} takes any size: say which with --resolution.")
+        raise UserError(f"{paths[0]} takes any size: choose one with --resolution.")
     if len({resolution, *sizes.values()} - {None}) > 1:
-        said = ", ".join(f"{name} is of {size}" for name, size in sizes.items())
-        asked = f", --resolution={resolution}" if resolution else ""
+        found = ", ".join(f"{name} takes {size} pixels" for name, size in sizes.items())
+        given = f", and --resolution={resolution}" if resolution else ""
         raise UserError(
-            f"Only networks of one size can be compared: {said} pixels{asked}."
+            f"Only networks of the same size can be compared: {found}{given}."
         )
     return methods, resolution or next(iter(sizes.values()))
 
 
-def _spread(checkpoint: "Checkpoint") -> "Checkpoint":
-    from migan_jax.metrics.evaluator import on_every_device
+def _replicate(checkpoint: "Checkpoint") -> "Checkpoint":
+    from migan_jax.metrics.evaluator import replicate
 
-    weights = {name: on_every_device(getattr(checkpoint, name)) for name in WEIGHTS}
+    weights = {name: replicate(getattr(checkpoint, name)) for name in WEIGHTS}
     return dataclasses.replace(checkpoint, **weights)
 
 
 def open_test_set(arguments: argparse.Namespace, resolution: int) -> "TestSet":
     from migan_jax.data.mask_sets import MaskSet, is_mask_set
     from migan_jax.data.sources import open_source
-    from migan_jax.metrics.test_set import KIND, TestSet
+    from migan_jax.metrics.test_set import DEFAULT_MASK_KIND, TestSet
 
-    drawn = arguments.masks is not None and is_mask_set(Path(arguments.masks))
+    has_mask_set = arguments.masks is not None and is_mask_set(Path(arguments.masks))
     source = open_source(
         arguments.images,
-        masks=None if drawn else arguments.masks,
+        masks=None if has_mask_set else arguments.masks,
         mask_hole=arguments.mask_hole,
         resolution=resolution,
         seed=0,
     )
     if arguments.images.startswith("scenes") and arguments.samples is None:
-        raise UserError("Scenes have no end: say how many with --samples.")
-    masks = MaskSet(Path(arguments.masks)) if drawn else None
-    kind = KIND
+        raise UserError("--images=scenes is endless: set the number with --samples.")
+    masks = MaskSet(Path(arguments.masks)) if has_mask_set else None
+    kind = DEFAULT_MASK_KIND
     if arguments.masks is None and not source.has_masks:
-        kind = trained_with(arguments.checkpoint[0]) or KIND
+        kind = training_mask_kind(arguments.checkpoint[0]) or kind
     return TestSet(
         source, resolution=resolution, masks=masks, kind=kind, count=arguments.samples
     )
 
 
-def trained_with(checkpoint: Path) -> str | None:
-    """The kind of masks that were drawn in a run's training, if there was one."""
+def training_mask_kind(checkpoint: Path) -> str | None:
+    """Return the kind of masks that the checkpoint's run drew, if there was one."""
     from migan_jax.data.mask_samplers import SAMPLERS
 
-    workdir, _ = located(checkpoint)
+    workdir, _ = resolve_path(checkpoint)
     path, key = workdir / CONFIG_FILE, "data.mask_kind"
     if not path.is_file():
         return None
-    remedy = "name the masks with --masks"
-    settings = read_json(path, remedy, **{key: str})
-    if own := settings.get("data.masks"):
-        logger.warning("%s was trained with the masks in %s: %s", workdir, own, remedy)
+    hint = "choose the masks with --masks"
+    settings = read_json(path, hint, **{key: str})
+    if masks := settings.get("data.masks"):
+        logger.warning("%s was trained with the masks in %s: %s", workdir, masks, hint)
         return None
     if settings[key] not in SAMPLERS:
-        raise UserError(f"{path} names masks that are not known here: {remedy}.")
+        raise UserError(f"{path}: {key}={settings[key]!r} is unknown: {hint}.")
     logger.warning("masks: %s, as in the training of %s", settings[key], workdir)
     return settings[key]
 
 
-def measure(
+def evaluate(
     arguments: argparse.Namespace,
     test_set: "TestSet",
     methods: dict[str, "Method"],
-    eyes: "Eyes",
+    feature_networks: "FeatureNetworks",
 ) -> dict[str, Any]:
-    """Everything that result.json holds."""
-    from migan_jax.metrics.evaluator import Evaluation
-    from migan_jax.metrics.protocol import protocol_of
-    from migan_jax.metrics.report import without_nan
+    """Evaluate all methods and return the content of result.json."""
+    from migan_jax.metrics.evaluator import Evaluation, make_protocol
+    from migan_jax.metrics.report import GALLERY_SIZE, replace_nan
 
-    evaluation = Evaluation(test_set, eyes, arguments.output / CHUNKS)
-    with progress(len(test_set) * len(methods), "picture") as advance:
-        evaluation.work_off(list(methods.values()), arguments.batch_size, advance)
+    evaluation = Evaluation(test_set, feature_networks, arguments.output / CHUNK_FOLDER)
+    with progress(len(test_set) * len(methods), "image") as advance:
+        evaluation.run(list(methods.values()), arguments.batch_size, advance)
     results, digest = {}, None
     for name, method in methods.items():
         table, digest = evaluation.table(method)
@@ -275,31 +273,31 @@ def measure(
             "resolution": method.resolution,
             "metrics": table.compute(),
             "by_hole_ratio": table.by_hole_ratio(),
-            **table.extremes(SHOWN),
+            **table.extremes(GALLERY_SIZE),
         }
-    protocol = protocol_of(test_set, eyes, digest)
-    return without_nan({"protocol": protocol, "methods": results})
+    protocol = make_protocol(test_set, feature_networks, digest)
+    return replace_nan({"protocol": protocol, "methods": results})
 
 
-def show(
-    arguments: argparse.Namespace,
+def write_reports(
+    folder: Path,
     result: dict[str, Any],
     test_set: "TestSet",
     methods: dict[str, "Method"],
 ) -> None:
-    """Write result and reports, and print the table."""
-    from migan_jax.metrics.report import markdown, page
+    """Write the result and its reports, and print the table."""
+    from migan_jax.metrics.report import format_html, format_markdown
 
-    output = arguments.output
-    write_json(output / RESULT, result)
-    table = markdown(result)
+    write_json(folder / RESULT_FILE, result)
+    table = format_markdown(result)
     fills = {name: method.fill for name, method in methods.items()}
-    html = page(result, test_set, fills)
-    for name, text in ((MARKDOWN, table), (PAGE, html)):
-        content = text.encode(errors="backslashreplace")  # file names are any bytes
-        write_whole(output / name, lambda part, c=content: part.write_bytes(c))
+    html = format_html(result, test_set, fills)
+    for name, text in ((MARKDOWN_FILE, table), (HTML_FILE, html)):
+        # File names may hold bytes that are not text.
+        content = text.encode(errors="backslashreplace")
+        write_whole(folder / name, lambda part, c=content: part.write_bytes(c))
     print(table)
-    print(f"wrote {output / RESULT}, {output / MARKDOWN} and {output / PAGE}")
+    print(f"wrote {RESULT_FILE}, {MARKDOWN_FILE} and {HTML_FILE} to {folder}")
 
 
 if __name__ == "__main__":

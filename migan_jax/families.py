@@ -1,8 +1,8 @@
-"""The table of families: one record each. No other file lists them.
+"""The table of families, one record each. No other file lists them.
 
-What stands above (training, inpainting, the verbs) asks the table; what stands below
-(data, metrics, weights) is given what it needs. `docs/add_a_family.md` says how another
-one moves in.
+Higher levels (training, inpainting, the verbs) look families up here; lower levels
+(data, metrics, weights) get what they need as arguments. `docs/add_a_family.md` says
+how to add one.
 """
 
 import dataclasses
@@ -22,59 +22,59 @@ from migan_jax.systems import images, logistic
 from migan_jax.systems import migan as migan_system
 from migan_jax.systems.base import Frozen, System
 from migan_jax.weights import checkpoint as checkpoints
-from migan_jax.weights.checkpoint import Checkpoint, Form
-from migan_jax.weights.inference import infer_by_levels
+from migan_jax.weights.architecture import infer_by_levels
+from migan_jax.weights.checkpoint import Checkpoint, KernelForm
 from migan_jax.weights.kinds import Kind, Kinds, Network, kind_of
 from migan_jax.weights.names import filter_buffers, fused_constants, reference_rules
-from migan_jax.weights.reading import Tensors
+from migan_jax.weights.tensor_files import Tensors
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-Latents = dict[str, jax.Array]  # what a family draws for its pictures, by name
+Latents = dict[str, jax.Array]  # a network's random inputs, by name
 
 
 class Panel(NamedTuple):
-    """Some curves of a run in one picture."""
+    """Curves of a run that share one plot."""
 
     title: str
-    lines: tuple[tuple[str, str, str], ...]  # a metric, its label, the line's style
+    lines: tuple[tuple[str, str, str], ...]  # metric, label, line style
     logarithmic: bool = False
 
 
 class Published(NamedTuple):
-    """What a paper says of its network at a size."""
+    """A paper's numbers for its network at one resolution."""
 
     multiply_adds: float  # G
-    parameters: float | None = None  # M, with the filter taps of its files
+    parameters: float | None = None  # M, including the filter taps in its files
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What the trainer, the verbs and `migan_jax.load` know of a family.
+    """All that the trainer, the verbs and `migan_jax.load` know about a family.
 
     Attributes:
       name: the value of `config.system`.
-      title: what sentences call it.
+      title: its name in messages.
       kinds: its networks and their files.
-      exported: the system's: roles of those that complete pictures, and are shipped.
-      system: what is trained, of a configuration, frozen networks by name, and the
-        dtype of activations. It is also asked without the frozen ones, which take long
-        to read, for what does not depend on them: networks' sizes, stages.
-      check_settings: UserError for a configuration of which no system can be made.
-      check_start: UserError if a run cannot begin with the networks of the given roles.
-      predict: complete pictures in [-1, 1], [N, H, W, 3], of which masks are 1 where
-        known; by networks and variables, by role. Returns the whole picture, and those
-        that came before by name.
-      draw: latents of networks for so many pictures, of a key; in the order in which
-        `model.forward` gives them to the first network.
-      frozen: settings that name the files of frozen networks, by the networks' names.
-      load_frozen: these networks, of those settings that name one.
-      architecture: settings that decide which arrays there are.
-      labels: metrics that progress shows, in this order, and what it calls them.
-      panels: the curves of a run, beside that of the held-out pictures.
-      published: figures of the paper's network, by resolution.
-      is_exportable: whether it has a way to ONNX.
+      exported: roles of the networks that inpaint and are exported, as in the system.
+      system: makes the system from a configuration, frozen networks by name, and the
+        dtype of activations. Called without the frozen networks, which load slowly,
+        when only network sizes or stages are needed.
+      check_settings: raises UserError if no system can be made from a configuration.
+      check_init: raises UserError if a run cannot start from networks of these roles.
+      predict: completes images in [-1, 1], [N, H, W, 3], with masks that are 1 where
+        known, given networks and variables by role. Returns completed images, and
+        those of intermediate stages by name.
+      draw: draws latents for a number of images from a key, in the order in which
+        `model.forward` passes them to the first network.
+      frozen: by name of a frozen network, the setting that names its file.
+      load_frozen: loads the frozen networks whose settings name a file.
+      architecture: settings that determine which arrays exist.
+      labels: metrics in the progress output, in order, and their labels there.
+      panels: a run's curves, beside that of the held-out images.
+      published: numbers of the paper's network, by resolution.
+      is_exportable: whether it can be exported to ONNX.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Family:
     exported: tuple[str, ...]
     system: Callable[["ConfigDict", Mapping[str, Frozen], Any], System]
     check_settings: Callable[["ConfigDict"], None]
-    check_start: Callable[["ConfigDict", Collection[str]], None]
+    check_init: Callable[["ConfigDict", Collection[str]], None]
     predict: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
     draw: Callable[[Mapping[str, Network], jax.Array, int], Latents]
     architecture: tuple[str, ...]
@@ -95,10 +95,10 @@ class Family:
     is_exportable: bool = False
 
 
-# What one generator of the logistic game is asked and shows.
+# Shared by the families with a generator and a logistic GAN loss.
 
-_GAME_SIZES = "resolution", "networks.channel_base", "networks.channel_max"
-_GAME_LABELS = {
+_GAN_SIZES = "resolution", "networks.channel_base", "networks.channel_max"
+_GAN_LABELS = {
     "g/adversarial": "G",
     "g/distillation": "KD",
     "g/l1": "L1",
@@ -106,7 +106,7 @@ _GAME_LABELS = {
     "d/r1": "R1",
     "g/hole_psnr": "hole dB",
 }
-_GAME_PANELS = (
+_GAN_PANELS = (
     Panel("hole PSNR, dB", (("g/hole_psnr", "training batches", "--"),)),
     Panel(
         "generator's losses",
@@ -137,23 +137,23 @@ def _predict(
     return rgb, {}
 
 
-def _kind_of_levels(
+def _make_level_kind(
     name: str,
     role: str,
     module: type[Network],
-    sign: str,
+    signature: str,
     constants: Callable[[Network], Tensors],
-    **read_off: Any,
+    **infer_options: Any,
 ) -> Kind:
-    """One whose files name levels as StyleGAN2's do, from which sizes are read off."""
-    infer = functools.partial(infer_by_levels, module=module, **read_off)
-    return Kind(name, role, module, sign, infer, reference_rules, constants)
+    """Make a kind whose files name levels as in StyleGAN2, to infer sizes from."""
+    infer = functools.partial(infer_by_levels, module=module, **infer_options)
+    return Kind(name, role, module, signature, infer, reference_rules, constants)
 
 
 # MI-GAN.
 
 
-def _migan_constants(network: migan.Generator) -> Tensors:
+def _migan_constants(network: migan.MIGANGenerator) -> Tensors:
     if network.reparam.form == "fused":
         return fused_constants(network)
     owners = (
@@ -166,64 +166,63 @@ def _migan_constants(network: migan.Generator) -> Tensors:
 
 
 _RELEASED_SIZES = 256, 512  # of the authors' teachers
-# Recipes for teachers of a resolution.
+# Recipes for teachers, by resolution.
 _TEACHERS = {64: "scenes64:teacher"} | {
     size: f"comodgan_places{size}" for size in _RELEASED_SIZES
 }
 
 
 def _load_teacher(config: "ConfigDict") -> dict[str, Frozen]:
-    """The Co-Mod-GAN that `config.teacher` names, if it names one."""
+    """Load the Co-Mod-GAN that `config.teacher` names, if any."""
     if not config.teacher:
         return {}
     try:
         loaded = load_checkpoint(config.teacher)
     except UserError as error:
         size = config.resolution
-        own = "runs/teacher" if Path(config.teacher).suffix else config.teacher
+        workdir = "runs/teacher" if Path(config.teacher).suffix else config.teacher
         recipe = _TEACHERS.get(size, f"comodgan_folder256 --config.resolution={size}")
         released = f"Get the authors' from {RELEASED}, or train"
         raise UserError(
             f"The teacher cannot be loaded: {error} "
             f"{released if size in _RELEASED_SIZES else 'Train'} one (python -m "
-            f"migan_jax.train --config={recipe} --workdir={own} "
+            f"migan_jax.train --config={recipe} --workdir={workdir} "
             f"--config.data.source={config.data.source}) and name it "
-            f"(--config.teacher={own}), or do without (--config.teacher=none)."
+            f"(--config.teacher={workdir}), or train without (--config.teacher=none)."
         ) from error
     network = loaded.network
     if (name := kind_of(network, all_kinds()).name) != "comodgan":
         raise UserError(
-            f"The teacher {config.teacher} is a {name}, but must be a comodgan: MI-GAN "
-            f"is distilled from its levels."
+            f"The teacher {config.teacher} is a {name}, but must be a comodgan."
         )
     if network.resolution != config.resolution:
         raise UserError(
             f"The teacher {config.teacher} works at {network.resolution} pixels, but "
-            f"resolution is {config.resolution}: choose a teacher of that size, or "
-            f"train at the teacher's."
+            f"resolution is {config.resolution}. Choose a teacher of that size, or "
+            f"train at the teacher's resolution."
         )
     return {"teacher": Frozen.of(network, loaded.variables)}
 
 
-MIGAN = Family(
+MIGAN_FAMILY = Family(
     name="migan",
     title="MI-GAN",
     kinds=(
-        _kind_of_levels(
+        _make_level_kind(
             name="migan",
             role="generator",
-            module=migan.Generator,
-            sign=r"(?:encoder|synthesis)\.b[0-9]+\.conv[12]\.conv[12]\..*",
+            module=migan.MIGANGenerator,
+            signature=r"(?:encoder|synthesis)\.b[0-9]+\.conv[12]\.conv[12]\..*",
             width=r"synthesis\.b{}\.torgb\.(?:weight|w[0-9]+)",
             axis=1,
             with_kernels=True,
             constants=_migan_constants,
         ),
-        _kind_of_levels(
+        _make_level_kind(
             name="migan_discriminator",
             role="discriminator",
             module=discriminators.MIGANDiscriminator,
-            sign=r"b[0-9]+\.conv1\.conv1\.w[0-9]+",
+            signature=r"b[0-9]+\.conv1\.conv1\.w[0-9]+",
             width=r"b{}\.(?:conv1\.conv1\.w[0-9]+|fc\.weight)",
             axis=0,
             with_kernels=True,
@@ -235,14 +234,14 @@ MIGAN = Family(
     exported=migan_system.MIGAN.exported,
     system=migan_system.MIGAN.from_config,
     check_settings=migan_system.check_settings,
-    check_start=logistic.check_start,
+    check_init=logistic.check_init,
     predict=_predict,
     draw=lambda networks, key, count: {},
     frozen={"teacher": "teacher"},
     load_frozen=_load_teacher,
-    architecture=(*_GAME_SIZES, "reparam.kernels", "reparam.expanded"),
-    labels=_GAME_LABELS,
-    panels=_GAME_PANELS,
+    architecture=(*_GAN_SIZES, "reparam.kernels", "reparam.expanded"),
+    labels=_GAN_LABELS,
+    panels=_GAN_PANELS,
     published={256: Published(11.19, 5.95), 512: Published(15.69, 5.98)},
     is_exportable=True,
 )
@@ -252,21 +251,21 @@ MIGAN = Family(
 
 
 def _draw_z(
-    networks: Mapping[str, comodgan.Generator], key: jax.Array, count: int
+    networks: Mapping[str, comodgan.CoModGANGenerator], key: jax.Array, count: int
 ) -> Latents:
     shape = count, networks["generator"].z_dim
     return {"z": jax.random.normal(key, shape, jnp.float32)}
 
 
-COMODGAN = Family(
+COMODGAN_FAMILY = Family(
     name="comodgan",
     title="Co-Mod-GAN",
     kinds=(
-        _kind_of_levels(
+        _make_level_kind(
             name="comodgan",
             role="generator",
-            module=comodgan.Generator,
-            sign=r"mapping\..*",
+            module=comodgan.CoModGANGenerator,
+            signature=r"mapping\..*",
             width=r"synthesis\.b{}\.torgb\.weight",
             axis=1,
             other_widths={
@@ -292,11 +291,11 @@ COMODGAN = Family(
                 ),
             ),
         ),
-        _kind_of_levels(
+        _make_level_kind(
             name="comodgan_discriminator",
             role="discriminator",
             module=discriminators.CoModGANDiscriminator,
-            sign=r"b[0-9]+\.conv0\.weight",
+            signature=r"b[0-9]+\.conv0\.weight",
             width=r"b{}\.(?:conv0|fc)\.weight",
             axis=0,
             constants=functools.partial(
@@ -307,41 +306,45 @@ COMODGAN = Family(
     exported=comodgan_system.CoModGAN.exported,
     system=comodgan_system.CoModGAN.from_config,
     check_settings=comodgan_system.check_settings,
-    check_start=logistic.check_start,
+    check_init=logistic.check_init,
     predict=_predict,
     draw=_draw_z,
     architecture=(
-        *_GAME_SIZES,
+        *_GAN_SIZES,
         "comodgan.z_dim",
         "comodgan.w_dim",
         "comodgan.encoder_dim",
     ),
-    labels=_GAME_LABELS,
-    panels=_GAME_PANELS,
+    labels=_GAN_LABELS,
+    panels=_GAN_PANELS,
     published={256: Published(91.21), 512: Published(121.09)},
 )
 
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (MIGAN, COMODGAN)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (MIGAN_FAMILY, COMODGAN_FAMILY)
+}
 
 
-# Asking the table.
+# Lookups.
 
 
 def family_named(name: str) -> Family:
-    """UserError for a system that is none."""
+    """Return the family of this name, or raise UserError."""
     if name not in FAMILIES:
-        raise UserError(f"system is {' or '.join(sorted(FAMILIES))}, not {name!r}.")
+        raise UserError(
+            f"system must be {' or '.join(sorted(FAMILIES))}, not {name!r}."
+        )
     return FAMILIES[name]
 
 
 def all_kinds() -> Kinds:
-    """All networks; in a family, first what completes pictures."""
+    """Return the kinds of all families; in each, those that inpaint come first."""
     return [kind for family in FAMILIES.values() for kind in family.kinds]
 
 
 def family_of(network: Network) -> Family:
-    """The family that a network belongs to."""
+    """Return the family of a network."""
     return next(
         family
         for family in FAMILIES.values()
@@ -350,13 +353,13 @@ def family_of(network: Network) -> Family:
 
 
 def name_of(network: Network) -> str:
-    """What workdirs and messages call its kind; one without files, by its class."""
+    """Return the name of a network's kind, or else of its class."""
     names = (kind.name for kind in all_kinds() if type(network) is kind.module)
     return next(names, type(network).__name__.lower())
 
 
-def inpaints(network: Network) -> bool:
-    """Whether it is one of those that complete pictures."""
+def can_inpaint(network: Network) -> bool:
+    """Return whether the network is one that inpaints."""
     return any(
         type(network) is kind.module and kind.role in family.exported
         for family in FAMILIES.values()
@@ -368,38 +371,38 @@ def inpaints(network: Network) -> bool:
 
 
 def load_checkpoints(path: str | Path) -> dict[str, Checkpoint]:
-    """Of a `.pt`, a `.safetensors` or a workdir, by role."""
+    """Read a `.pt`, a `.safetensors` or a workdir by role, with kernels collapsed."""
     return checkpoints.load_checkpoints(path, all_kinds())
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """The same where there is one network; UserError where there are several."""
+    """Read a checkpoint of one network; raise UserError if it holds several."""
     (first, *others) = (found := load_checkpoints(path)).values()
     if others:
         raise UserError(
-            f"{path} holds several networks ({', '.join(found)}), where one is needed."
+            f"{path} holds several networks ({', '.join(found)}), but one is needed."
         )
     return first
 
 
 def load_file(path: Path) -> dict[str, Checkpoint]:
-    """Of a `.pt` or a `.safetensors`, kernels in the form that the file has."""
+    """Read a `.pt` or a `.safetensors` by role; keep the file's kernel form."""
     return checkpoints.load_file(path, all_kinds())
 
 
 def save_checkpoint(
-    checkpoint: Checkpoint, path: str | Path, form: Form, *others: Checkpoint
+    checkpoint: Checkpoint, path: str | Path, form: KernelForm, *others: Checkpoint
 ) -> None:
-    """As a `.pt`, a `.safetensors` or, for a name without ending, a workdir."""
+    """Write a `.pt`, a `.safetensors` or, without an extension, a workdir."""
     checkpoints.save_checkpoints((checkpoint, *others), path, form, all_kinds())
 
 
 def from_tensors(tensors: Tensors) -> Checkpoint:
-    """The network that named tensors belong to, kernels in the form they come in."""
+    """Build the network that has these tensors; keep the kernel form."""
     (checkpoint,) = checkpoints.from_tensors(tensors, all_kinds()).values()
     return checkpoint
 
 
 def to_tensors(checkpoint: Checkpoint) -> Tensors:
-    """Named tensors as the reference has them, constants included."""
+    """Return the tensors with the reference's names, including constants."""
     return checkpoints.to_tensors(checkpoint, all_kinds())

@@ -1,8 +1,8 @@
-"""Writing files whole or not at all, reading our own, and saying why it failed.
+"""Atomic writing, syncing, locking and checked reading of files.
 
-What is written here outlives a power cut from the moment that it has its name on: until
-they are synced, names and contents of files are in the memory only, the names often
-less long than the contents.
+Files written here survive a power cut as soon as they have their final name: contents
+are synced first, then names. Until then the system may keep either in memory only, and
+often writes names before contents.
 """
 
 import contextlib
@@ -21,31 +21,31 @@ from typing import Any, Literal, get_args, get_origin
 from migan_jax.errors import UserError
 
 REASON_LENGTH = 200
-# What is said where folders cannot be synced: by Windows, by some disks of other
-# machines, and where a folder may be written to but not be listed.
-UNSYNCED_FOLDERS = errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF
-SYNCED_AT_ONCE = 16  # files; a disk that is told of many together writes once for all
+# Errors where folders cannot be synced: on Windows, on some network file systems, and
+# in folders that may be written to but not listed.
+SYNC_ERRORS = errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF
+SYNC_THREADS = 16  # disks write concurrently synced files together
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file or folder that appears at `path` whole or not at all."""
+    """Write a file or folder atomically: `write` makes it at a temporary path."""
     path = Path(os.path.abspath(path))  # "." has no name
-    # No name too long, and one that no other process has.
-    part = path.with_name(f".{path.name[:50]}.part-{secrets.token_hex(4)}")
+    # A name that is short enough and unique to this process.
+    partial = path.with_name(f".{path.name[:50]}.part-{secrets.token_hex(4)}")
     try:
         make_folder(path.parent)
-        write(part)
-        sync_tree(part)
-        os.replace(part, path)
+        write(partial)
+        sync_tree(partial)
+        os.replace(partial, path)
         sync(path.parent)
-    except (OSError, ValueError) as error:  # TensorStore has only ValueError
+    except (OSError, ValueError) as error:  # TensorStore raises ValueError
         raise UserError(f"{path} cannot be written: {reason(error)}.") from error
     finally:
-        remove(part)
+        remove(partial)
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder with its parents, where they are missing."""
+    """Make a folder and its missing parents, and sync their names."""
     folder = folder.absolute()
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,11 +54,11 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Wait until a file is on the disk, or a folder with all that it holds."""
-    found = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
-    found = [name for name in found if name.is_file()]  # a pipe would wait for ever
-    with ThreadPoolExecutor(SYNCED_AT_ONCE) as pool:
-        list(pool.map(sync, found))
+    """Wait until a file, or a folder with all its contents, is on the disk."""
+    files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    files = [file for file in files if file.is_file()]  # a pipe would block
+    with ThreadPoolExecutor(SYNC_THREADS) as pool:
+        list(pool.map(sync, files))
     for folder, _, _ in os.walk(path, topdown=False):
         sync(Path(folder))
     if not path.is_dir():
@@ -66,76 +66,78 @@ def sync_tree(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's contents are on the disk, or the names in a folder."""
+    """Wait until a file's contents, or the names in a folder, are on the disk."""
     is_folder = path.is_dir()
     try:
-        # Windows wants to be allowed to write what it syncs.
+        # Windows syncs only files that are open for writing.
         descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
-        if is_folder and error.errno in UNSYNCED_FOLDERS:
+        if is_folder and error.errno in SYNC_ERRORS:
             return
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's contents, in hexadecimal."""
+    """Return the hexadecimal SHA-256 of a file's contents."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write an object as JSON, whole or not at all."""
+    """Write a JSON object atomically."""
     text = json.dumps(content, indent=1) + "\n"
-    write_whole(path, lambda part: part.write_text(text))
+    write_whole(path, lambda partial: partial.write_text(text))
 
 
-def read_json(path: Path, remedy: str, **kinds: Any) -> dict[str, Any]:
-    """An object of ours; UserError if a key is missing or not of its kind.
+def read_json(path: Path, hint: str, **types: Any) -> dict[str, Any]:
+    """Read a JSON object; raise UserError if a key is missing or has a wrong type.
 
-    Kinds are types, of which int counts from 0 up, `list[...]`, `dict[str, ...]`,
-    unions, literals, and for an object a dictionary of its keys' kinds; it may have
-    more keys. `remedy` ends the sentence on a damaged file.
+    Args:
+      path: the file.
+      hint: what to do about a damaged file, to end the error message.
+      types: the type of each required key. Supported are plain types (an int must not
+        be negative), `list[...]`, `dict[str, ...]`, unions and literals; a dictionary
+        of types stands for an object, which may have more keys.
     """
     try:
         content = json.loads(path.read_text())
-        if not _is_of_kind(content, kinds):
-            raise ValueError("its content is not what is written here")
+        if not _has_type(content, types):
+            raise ValueError
     except OSError as error:
         raise UserError(f"{path} cannot be read: {reason(error)}.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged or not ours: {remedy}.") from error
+        raise UserError(f"{path} is damaged or not ours: {hint}.") from error
     return content
 
 
-def _is_of_kind(value: Any, kind: Any) -> bool:
+def _has_type(value: Any, kind: Any) -> bool:
     if isinstance(kind, dict):
         return isinstance(value, dict) and all(
-            key in value and _is_of_kind(value[key], inner)
-            for key, inner in kind.items()
+            key in value and _has_type(value[key], inner) for key, inner in kind.items()
         )
     container, inner = get_origin(kind), get_args(kind)
     if container is Literal:
         return value in inner
     if container is list:
-        return isinstance(value, list) and all(_is_of_kind(v, inner[0]) for v in value)
+        return isinstance(value, list) and all(_has_type(v, inner[0]) for v in value)
     if container is dict:
         return isinstance(value, dict) and all(
-            _is_of_kind(v, inner[1]) for v in value.values()
+            _has_type(v, inner[1]) for v in value.values()
         )
     if inner:
-        return any(_is_of_kind(value, one) for one in inner)
+        return any(_has_type(value, one) for one in inner)
     return type(value) is kind and (kind is not int or 0 <= value < 2**63)
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; the lock ends with the process, however."""
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Lock a folder against other runs; the lock ends with the process."""
     try:
-        descriptor = _locked(folder)
+        descriptor = _lock(folder)
     except BlockingIOError as error:
         raise UserError(
             f"{folder} is in use by another run: wait for it, or name another folder."
@@ -148,12 +150,12 @@ def held(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _locked(folder: Path) -> int:
-    """A descriptor that holds a folder's lock; BlockingIOError if another one does."""
+def _lock(folder: Path) -> int:
+    """Return a descriptor that locks the folder; BlockingIOError if it is locked."""
     try:
         import fcntl
     except ModuleNotFoundError:  # Windows, which locks files only
-        return _locked_on_windows(folder / ".lock")
+        return _lock_on_windows(folder / ".lock")
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,21 +165,21 @@ def _locked(folder: Path) -> int:
     return descriptor
 
 
-def _locked_on_windows(path: Path) -> int:
+def _lock_on_windows(path: Path) -> int:
     import msvcrt
 
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
     try:
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    except PermissionError as error:  # what it raises for a lock that is taken
+    except PermissionError as error:  # already locked
         os.close(descriptor)
         raise BlockingIOError from error
     return descriptor
 
 
 def refuse_address(location: str | Path) -> None:
-    """UserError for an address such as gs://bucket/x: only paths can be used."""
-    # pathlib makes one slash of two; of one letter it is a drive.
+    """Raise UserError for an address such as gs://bucket/x."""
+    # pathlib merges the slashes; a single letter is a drive.
     found = re.match(r"(\w{2,}):/+([^/]*)(/.*)?", str(location))
     if found is None:
         return
@@ -185,31 +187,31 @@ def refuse_address(location: str | Path) -> None:
     address, folder = f"{scheme}://{bucket}{rest}", f"/mnt/{bucket}"
     if scheme not in ("gs", "s3"):
         raise UserError(
-            f"{address} is an address, and only files and folders can be used: "
+            f"{address} is an address, but only files and folders are supported: "
             f"download it, and name the file."
         )
     how = "for example with s3fs"
     if scheme == "gs":
         how = f"gcsfuse --implicit-dirs {bucket} {folder}"
     raise UserError(
-        f"{address} is a bucket, and only files and folders can be used: mount it "
+        f"{address} is a bucket, but only files and folders are supported: mount it "
         f"({how}), and name {folder}{rest} instead."
     )
 
 
 def refuse_undecodable(path: Path) -> None:
-    """UserError for a name that is not UTF-8, which libraries in C++ cannot open."""
+    """Raise UserError for a name that is not UTF-8, which C++ libraries cannot open."""
     try:
         os.path.abspath(path).encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{path} has a name or is in a folder whose name is not UTF-8, and cannot "
-            f"be opened by all libraries: rename it."
+            f"The name of {path} or of its folder is not UTF-8, which some libraries "
+            f"cannot open: rename it."
         ) from error
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
+    """Delete a file or a folder if it exists."""
     if os.path.isdir(path):
         shutil.rmtree(path)
     elif os.path.lexists(path):
@@ -217,7 +219,7 @@ def remove(path: Path) -> None:
 
 
 def reason(error: Exception | str) -> str:
-    """What a library's error says, short enough for one sentence."""
+    """Return a library's error message, short enough for one sentence."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).strip()
@@ -227,7 +229,7 @@ def reason(error: Exception | str) -> str:
 
 
 def readable_size(count: float) -> str:
-    """Bytes, for people."""
+    """Format a number of bytes."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             break

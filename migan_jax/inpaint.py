@@ -1,24 +1,23 @@
-"""Remove things from photos: complete the hole that a mask marks.
+"""Remove things from photos: fill the hole that a mask marks.
 
-  # One photo and its mask, white where something is to be removed:
+  # One photo and its mask, white where something should be removed:
   python -m migan_jax.inpaint --checkpoint=migan_512_places2.pt \\
       --image=photo.jpg --mask=mask.png --output=filled.jpg
-  # A folder of photos, each with the mask of its name (holiday/1.jpg, masks/1.png):
+  # A folder of photos, with masks of the same names (holiday/1.jpg, masks/1.png):
   python -m migan_jax.inpaint --checkpoint=migan_512_places2.pt \\
       --image=holiday --mask=masks --output=filled
-  # The same mask for all of them, drawn the other way round (black is the hole):
+  # The same mask for all of them, with the hole in black:
   python -m migan_jax.inpaint --checkpoint=migan_512_places2.pt \\
       --image=holiday --mask=logo.png --mask-hole=black --output=filled
 
-Photos have any size; the mask has the size of its photo as a viewer shows it. Known
-pixels farther than --feather from the hole stay as they are (JPEG and lossy WebP are
-compressed again, alike), and so do metadata, colour profile and transparency. Previews
-inside a file, which would show what was removed, are dropped.
+Photos may have any size. The mask has the size of its photo as viewers show it. Known
+pixels farther than --feather from the hole do not change (JPEG and lossy WebP are
+recompressed with the same quality), nor do metadata, colour profile and transparency.
+Embedded previews, which would show what was removed, are dropped.
 
-Folders are searched with their subfolders. What is done already is skipped, so that the
-same command continues an interrupted batch; results that a power cut has damaged are
-made again. Files that cannot be used are reported and left out, and then the exit
-status is 1.
+Folders are searched recursively. Finished photos are skipped, so the same command
+resumes an interrupted batch; damaged results are redone. Files that cannot be used are
+reported and skipped; the exit status is then 1.
 """
 
 import argparse
@@ -30,16 +29,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from migan_jax.config import run_verb, verb_parser, whole_number
-from migan_jax.data.masks import MaskHole, doubt_about
+from migan_jax.data.masks import MaskHole, polarity_warning
 from migan_jax.errors import UserError
 from migan_jax.files import refuse_address, write_whole
 from migan_jax.geometry.crops import Box
-from migan_jax.geometry.filling import (
-    DEFAULT_FEATHER,
-    check_feather,
-    fill_holes,
-    grown,
-)
+from migan_jax.geometry.fill import DEFAULT_FEATHER, check_feather, dilate, fill_holes
 from migan_jax.weights.locations import check_checkpoint
 
 if TYPE_CHECKING:
@@ -58,14 +52,14 @@ def parse_arguments() -> argparse.Namespace:
         metavar="CKPT",
         type=Path,
         required=True,
-        help="a released .pt, a .safetensors, or a run's workdir",
+        help="a released .pt, a .safetensors, or a training run's workdir",
     )
     parser.add_argument(
         "--image",
         metavar="FILE|DIR",
         type=Path,
         required=True,
-        help="a photo (JPEG, PNG, WebP, TIFF, BMP, and HEIC with the extra heif), or a "
+        help="a photo (JPEG, PNG, WebP, TIFF, BMP, or HEIC with the extra heif), or a "
         "folder of them",
     )
     parser.add_argument(
@@ -73,23 +67,23 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE|DIR",
         type=Path,
         required=True,
-        help="an image of the photo's size: from half of its largest value up a pixel "
-        "is white. Where it has a transparent part, that is the hole. Or a folder with "
-        "one mask per photo, of the same name but for the ending",
+        help="an image of the photo's size; a pixel is white from half of the mask's "
+        "maximum up. If it has a transparent part, that is the hole. Or a folder with "
+        "one mask per photo, with the same name apart from the extension",
     )
     parser.add_argument(
         "--output",
         metavar="FILE|DIR",
         type=Path,
         required=True,
-        help="a file whose ending decides the format, or for a folder of photos a "
+        help="a file whose extension decides the format; for a folder of photos, a "
         "folder, where results have the photos' names",
     )
     parser.add_argument(
         "--mask-hole",
         choices=get_args(MaskHole),
         default="white",
-        help="what the mask shows the hole in (default: white)",
+        help="colour of the hole in the mask (default: white)",
     )
     parser.add_argument(
         "--feather",
@@ -104,26 +98,24 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         type=whole_number(0),
         default=0,
-        help="widen the hole by N pixels first: masks drawn tight leave a rim of what "
-        "was to go (default: 0)",
+        help="widen the hole by N pixels first: tight masks leave a rim of the removed "
+        "object (default: 0)",
     )
     parser.add_argument(
         "--raw",
         action="store_true",
-        help="also write OUTPUT.raw.png: the network's own output over each crop, "
-        "before it is pasted into the hole",
+        help="also write OUTPUT.raw.png: the network's whole output for each crop, "
+        "before pasting",
     )
     parser.add_argument(
-        "--force",
-        action="store_true",
-        help="overwrite results that exist",
+        "--force", action="store_true", help="overwrite existing results"
     )
     return parser.parse_args()
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One photo to complete."""
+    """One photo to fill."""
 
     image: Path
     mask: Path
@@ -141,8 +133,8 @@ def main() -> None:
     refuse_address(arguments.output)
     for flag, path in (("image", arguments.image), ("mask", arguments.mask)):
         refuse_address(path)
-        if not os.path.exists(path):  # unlike Path.exists, False for forbidden folders
-            raise UserError(f"--{flag}: there is nothing at {path}.")
+        if not os.path.exists(path):  # unlike Path.exists, never a PermissionError
+            raise UserError(f"--{flag}: {path} does not exist.")
     if os.path.isdir(arguments.image):
         complete_folder(arguments)
     else:
@@ -150,54 +142,54 @@ def main() -> None:
 
 
 def complete_file(arguments: argparse.Namespace) -> None:
-    """One photo: the first thing that is wrong ends it."""
+    """Fill one photo; the first error is raised."""
     import migan_jax
-    from migan_jax.photos import check_ending, memory_for
+    from migan_jax.photos import output_format, report_memory_errors
 
     image, output = arguments.image, arguments.output
     if os.path.isdir(output):
         output = output / _output_name(Path(image.name))
-    check_ending(output)
-    job = Job(image, masks_by_name(arguments.mask)(image.stem), output)
+    output_format(output)  # raises for formats that cannot be written
+    job = Job(image, make_mask_finder(arguments.mask)(image.stem), output)
     for path in (job.output, job.raw) if arguments.raw else (job.output,):
-        if _real(path) in (_real(job.image), _real(job.mask)):
-            raise UserError(f"{path} would be overwritten: choose another --output.")
+        if _real_path(path) in (_real_path(job.image), _real_path(job.mask)):
+            raise UserError(f"{path} is an input: choose another --output.")
         if os.path.lexists(path) and not arguments.force:
             raise UserError(f"{path} exists: choose another name, or add --force.")
     photo, hole = read_pair(job, arguments)
-    with memory_for(image, photo.size):
+    with report_memory_errors(image, photo.size):
         complete(job, photo, hole, migan_jax.load(arguments.checkpoint), arguments)
     print(f"wrote {output}")
 
 
 def complete_folder(arguments: argparse.Namespace) -> None:
-    """All photos that can be: what cannot is said, and counted at the end."""
+    """Fill all photos of a folder; report failures and raise at the end."""
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     import migan_jax
-    from migan_jax.photos import memory_for
+    from migan_jax.photos import report_memory_errors
 
     jobs, failures = list_jobs(arguments.image, arguments.mask, arguments.output)
-    for sentence in failures:
-        logger.warning(sentence)
+    for message in failures:
+        logger.warning(message)
     todo = [
         job
         for job in jobs
         if arguments.force
-        or not is_there(job.output)
-        or (arguments.raw and not is_there(job.raw))
+        or not is_done(job.output)
+        or (arguments.raw and not is_done(job.raw))
     ]
     if todo:
         model = migan_jax.load(arguments.checkpoint)
         check_feather(arguments.feather, model.network.resolution)
-    completed, tell = 0, once(logger.warning)
+    completed, warn = 0, warn_once(logger.warning)
     with logging_redirect_tqdm():
         for job in (bar := tqdm(todo, unit="photo", disable=None)):
             try:
                 photo, hole = read_pair(job, arguments)
-                with memory_for(job.image, photo.size):
-                    complete(job, photo, hole, model, arguments, tell)
+                with report_memory_errors(job.image, photo.size):
+                    complete(job, photo, hole, model, arguments, warn)
             except UserError as error:
                 failures.append(str(error))
                 logger.warning(error)
@@ -206,118 +198,119 @@ def complete_folder(arguments: argparse.Namespace) -> None:
             if bar.disable:  # not a terminal
                 print(f"wrote {job.output}", flush=True)
     print(
-        f"{completed} completed, {len(jobs) - len(todo)} there already, "
-        f"{len(failures)} left out; results are in {arguments.output}"
+        f"{completed} completed, {len(jobs) - len(todo)} already existed, "
+        f"{len(failures)} failed; results are in {arguments.output}"
     )
     if failures:
-        raise UserError(f"photos left out, as said above: {len(failures)}.")
+        raise UserError(f"photos that failed, see above: {len(failures)}.")
 
 
-def is_there(output: Path) -> bool:
-    """Whether a result needs not be made: it is there, and whole."""
-    from migan_jax.photos import is_whole
+def is_done(output: Path) -> bool:
+    """Return whether a result exists and is not damaged; warn if it is."""
+    from migan_jax.photos import is_intact
 
     if not os.path.isfile(output):
         return False
-    if is_whole(output) or not os.access(output, os.R_OK):
+    if is_intact(output) or not os.access(output, os.R_OK):
         return True
-    logger.warning("%s is damaged or incomplete, and is made again.", output)
+    logger.warning("%s is damaged or incomplete: writing it again.", output)
     return False
 
 
-def once(tell: Callable[[str], object]) -> Callable[[str], object]:
-    """What passes the first sentence on: those of a batch are alike."""
-    told: list[str] = []
+def warn_once(warn: Callable[[str], object]) -> Callable[[str], object]:
+    """Return a callback that passes only its first message on to `warn`."""
+    warned = False
 
-    def first(sentence: str) -> None:
-        if not told:
-            tell(sentence)
-        told.append(sentence)
+    def warn_first(message: str) -> None:
+        nonlocal warned
+        if not warned:
+            warn(message)
+        warned = True
 
-    return first
+    return warn_first
 
 
-# What belongs together.
+# Photos, masks and outputs of a folder.
 
 
 def list_jobs(images: Path, masks: Path, output: Path) -> tuple[list[Job], list[str]]:
-    """A folder's photos with their masks and outputs, and what is wrong with others."""
+    """Return a folder's photos with masks and outputs, and messages on the others."""
     if os.path.lexists(output) and not os.path.isdir(output):
         raise UserError(f"--output={output} is a file: name a folder for the results.")
     for flag, folder in (("image", images), ("mask", masks)):
-        if _real(output) == _real(folder):
-            raise UserError(f"--output is the folder of --{flag}: choose another one.")
-    if _real(masks) == _real(images):
-        raise UserError("--mask is the folder of --image: put the masks in their own.")
-    mask_of = masks_by_name(masks)
-    # Folders inside that of the photos, and the one mask, hold no photos.
-    others = {_real(masks), _real(output)} - {*_real(images).parents}
+        if _real_path(output) == _real_path(folder):
+            raise UserError(f"--output and --{flag} are the same folder.")
+    if _real_path(masks) == _real_path(images):
+        raise UserError("--mask and --image are the same folder.")
+    find_mask = make_mask_finder(masks)
+    # Inside the photos' folder, skip the masks and earlier results.
+    skipped = {_real_path(masks), _real_path(output)} - {*_real_path(images).parents}
     paths = [
         path
-        for path in _images_in(images)
-        if not others & {_real(path), *_real(path).parents}
+        for path in _list_images(images)
+        if not skipped & {_real_path(path), *_real_path(path).parents}
     ]
-    inputs = {_real(path) for path in (*paths, masks)}
+    inputs = {_real_path(path) for path in (*paths, masks)}
     jobs: dict[Path, Job] = {}
     failures = []
     for path in paths:
         name = path.relative_to(images)
         target = output / _output_name(name)
         try:
-            job = Job(path, mask_of(str(name.with_suffix(""))), target)
+            job = Job(path, find_mask(str(name.with_suffix(""))), target)
             if target in jobs:
-                raise UserError(f"{target} is also that of {jobs[target].image}.")
-            if {_real(target), _real(job.raw)} & inputs:
-                raise UserError(f"{target} or {job.raw.name} is itself an input.")
+                raise UserError(f"{jobs[target].image} has the same output, {target}.")
+            if {_real_path(target), _real_path(job.raw)} & inputs:
+                raise UserError(f"{target} or {job.raw.name} is an input.")
             if os.path.isdir(target):
-                raise UserError(f"{target} is a folder: move it, or name another one.")
+                raise UserError(f"{target} is a folder: move it.")
             jobs[target] = job
         except UserError as error:
-            failures.append(f"{path} is left out: {error}")
+            failures.append(f"{path}: {error}")
     if not paths:
         raise UserError(f"--image={images} holds no photos.")
     return list(jobs.values()), failures
 
 
-def _real(path: Path) -> Path:
-    """Without links and dots; unlike Path.resolve, it stands links in circles."""
+def _real_path(path: Path) -> Path:
+    """Resolve links and dots; unlike Path.resolve, circular links raise no error."""
     return Path(os.path.realpath(path))
 
 
 def _output_name(name: Path) -> Path:
-    """A photo's own name; PNG for formats that are only read."""
+    """Return the photo's name, with .png for formats that cannot be written."""
     from migan_jax.photos import WRITABLE
 
     return name if name.suffix.lower() in WRITABLE else name.with_suffix(".png")
 
 
-def _images_in(folder: Path) -> list[Path]:
-    """Files that look like images, in subfolders too; hidden ones are left out."""
-    from migan_jax.data.decoding import READABLE_ENDINGS
+def _list_images(folder: Path) -> list[Path]:
+    """List files with an image's extension, recursively, without hidden ones."""
+    from migan_jax.data.image_files import READABLE_SUFFIXES
 
     return [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in READABLE_ENDINGS
+        if path.suffix.lower() in READABLE_SUFFIXES
         and not os.path.isdir(path)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
 
 
-def masks_by_name(masks: Path) -> Callable[[str], Path]:
-    """What finds a photo's mask: the only one, or a folder's of the same name."""
+def make_mask_finder(masks: Path) -> Callable[[str], Path]:
+    """Return a function from a photo's name, without extension, to its mask."""
     if not os.path.isdir(masks):
         return lambda name: masks
     found: dict[str, list[Path]] = {}
-    for path in _images_in(masks):
+    for path in _list_images(masks):
         found.setdefault(str(path.relative_to(masks).with_suffix("")), []).append(path)
 
     def find(name: str) -> Path:
         paths = found.get(name, [])
         if not paths:
-            raise UserError(f"there is no mask {masks / name}.* for it.")
+            raise UserError(f"the photo has no mask, {masks / name}.* does not exist.")
         if len(paths) > 1:
-            raise UserError(f"{paths[0]} and {paths[1]} are both its mask.")
+            raise UserError(f"the photo has two masks, {paths[0]} and {paths[1]}.")
         return paths[0]
 
     return find
@@ -327,26 +320,26 @@ def masks_by_name(masks: Path) -> Callable[[str], Path]:
 
 
 def read_pair(job: Job, arguments: argparse.Namespace) -> tuple["Photo", "np.ndarray"]:
-    """A photo and its hole, when they fit each other and the output's format."""
-    mask_hole: MaskHole = arguments.mask_hole
+    """Read a photo and its hole; check their sizes and the output's format."""
     from migan_jax.photos import check_writable, read_mask, read_photo
 
+    mask_hole: MaskHole = arguments.mask_hole
     photo = read_photo(job.image)
-    if _real(job.mask) == _real(job.image):
-        photo = photo.opaque()  # its transparent part is what becomes visible
+    if _real_path(job.mask) == _real_path(job.image):
+        photo = photo.without_alpha()  # its transparent part is the hole
     check_writable(photo, job.output)
     hole, from_alpha = read_mask(job.mask, mask_hole)
     if hole.shape != photo.pixels.shape[:2]:
         (width, height), (rows, columns) = photo.size, hole.shape
-        turned = " as viewers turn it" if (rows, columns) == (width, height) else ""
+        rotated = " as viewers rotate it" if hole.shape == (width, height) else ""
         raise UserError(
             f"{job.mask} is {columns}x{rows} pixels, but {job.image} is "
-            f"{width}x{height}{turned}: a mask must have the size of its photo."
+            f"{width}x{height}{rotated}: they must have the same size."
         )
     other = "black" if mask_hole == "white" else "white"
-    remedy = "make the other part transparent" if from_alpha else f"--mask-hole={other}"
-    if doubt := doubt_about(hole, remedy):
-        logger.warning("%s: %s", job.mask, doubt)
+    hint = "make the other part transparent" if from_alpha else f"--mask-hole={other}"
+    if warning := polarity_warning(hole, hint):
+        logger.warning("%s: %s", job.mask, warning)
     return photo, hole
 
 
@@ -356,30 +349,30 @@ def complete(
     hole: "np.ndarray",
     model: "Model",
     arguments: argparse.Namespace,
-    tell: Callable[[str], object] = logger.warning,
+    warn: Callable[[str], object] = logger.warning,
 ) -> None:
-    """Fill the hole and write the results, of which the photo's is the last."""
+    """Fill the hole and write the results, the completed photo last."""
     import numpy as np
     from PIL import Image
 
-    from migan_jax.photos import check_ending, write_photo
+    from migan_jax.photos import output_format, write_photo
 
     raw = np.empty_like(photo.rgb) if arguments.raw else None
     result = fill_holes(
         photo.rgb,
-        grown(hole, arguments.grow),
+        dilate(hole, arguments.grow),
         model.predict,
         model.network.resolution,
         arguments.feather,
         raw=raw,
         track=lambda boxes: _progress(boxes, job.image.name),
-        tell=lambda sentence: tell(f"{job.mask}: {sentence}"),
+        warn=lambda message: warn(f"{job.mask}: {message}"),
     )
     if raw is not None:
-        picture = Image.fromarray(raw)
-        write_whole(job.raw, lambda part: picture.save(part, format="PNG"))
-    if not hole.any() and check_ending(job.output) == photo.format:
-        logger.warning("%s has no hole: the photo is copied as it is.", job.mask)
+        image = Image.fromarray(raw)
+        write_whole(job.raw, lambda part: image.save(part, format="PNG"))
+    if not hole.any() and output_format(job.output) == photo.format:
+        logger.warning("%s has no hole: copying the photo unchanged.", job.mask)
         content = job.image.read_bytes()
         write_whole(job.output, lambda part: part.write_bytes(content))
     else:
@@ -387,7 +380,7 @@ def complete(
 
 
 def _progress(boxes: list[Box], name: str) -> Iterable[Box]:
-    """A bar for a photo that takes several crops."""
+    """Show a progress bar if the photo takes several crops."""
     from tqdm import tqdm
 
     hidden = True if len(boxes) == 1 else None  # None: on a terminal only

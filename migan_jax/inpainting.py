@@ -1,4 +1,4 @@
-"""Using trained networks: load a checkpoint, complete photos, run the bare network."""
+"""Use trained networks: load a checkpoint, fill photos, run the bare network."""
 
 import dataclasses
 import functools
@@ -12,22 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from migan_jax.data.masks import MaskHole, doubt_about, hole_of
+from migan_jax.data.masks import MaskHole, hole_of, polarity_warning
 from migan_jax.errors import UserError
 from migan_jax.families import (
     Family,
     all_kinds,
+    can_inpaint,
     family_of,
-    inpaints,
     load_checkpoints,
 )
 from migan_jax.geometry.crops import Crops
-from migan_jax.geometry.filling import (
-    DEFAULT_FEATHER,
-    check_arguments,
-    fill_holes,
-    grown,
-)
+from migan_jax.geometry.fill import DEFAULT_FEATHER, check_arguments, dilate, fill_holes
 from migan_jax.weights.checkpoint import Checkpoint
 from migan_jax.weights.kinds import Network, kind_of
 
@@ -37,18 +32,18 @@ DEFAULT_SEED = 0
 
 
 def load(checkpoint: str | Path) -> "Model":
-    """Load what inpaints: a released `.pt`, a `.safetensors`, or a run's workdir.
+    """Load a model from a released `.pt`, a `.safetensors`, or a run's workdir.
 
     The family and its sizes are inferred from the tensors' names and shapes.
     """
     loaded = load_checkpoints(checkpoint)
-    for role, part in loaded.items():
-        family = family_of(part.network)
+    for role, one in loaded.items():
+        family = family_of(one.network)
         needed = " and ".join(family.exported)
-        if not inpaints(part.network):
+        if not can_inpaint(one.network):
             raise UserError(
-                f"{checkpoint} is a {role}, which cannot inpaint: load the {needed}'s "
-                f"file."
+                f"{checkpoint} is a {role}, which cannot inpaint: load the file of the "
+                f"{needed}."
             )
         if set(loaded) != set(family.exported):
             raise UserError(
@@ -60,17 +55,17 @@ def load(checkpoint: str | Path) -> "Model":
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """Networks that inpaint together, of any family, with their weights.
+    """A family's inpainting networks with their weights.
 
-    Most families have one: `checkpoint`, `network`, `params` and `stats` are of it, or
-    of the first.
+    Most families have one; `checkpoint`, `network`, `params` and `stats` are those of
+    the first.
     """
 
     checkpoints: Mapping[str, Checkpoint]  # by role
 
     @classmethod
     def of(cls, *checkpoints: Checkpoint) -> Self:
-        """A model of networks with their weights, whose kinds say their roles."""
+        """Make a model from checkpoints, whose roles follow from their networks."""
         return cls({kind_of(c.network, all_kinds()).role: c for c in checkpoints})
 
     def __repr__(self) -> str:
@@ -81,17 +76,17 @@ class Model:
 
     @property
     def family(self) -> Family:
-        """What is known of networks like these."""
+        """The family's entry in the table of families."""
         return family_of(self.network)
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The network with its weights."""
+        """The first network with its weights."""
         return next(iter(self.checkpoints.values()))
 
     @property
     def network(self) -> Network:
-        """The linen module; `network.apply(model.checkpoint.variables, x)`."""
+        """The linen module, for `network.apply(model.checkpoint.variables, x)`."""
         return self.checkpoint.network
 
     @property
@@ -101,7 +96,7 @@ class Model:
 
     @property
     def stats(self) -> Any:
-        """Constants that belong to the weights: stored noise, average style."""
+        """Constants stored with the weights: noise, average style."""
         return self.checkpoint.stats
 
     def inpaint(
@@ -114,31 +109,31 @@ class Model:
         grow: int = 0,
         seed: int = DEFAULT_SEED,
     ) -> np.ndarray:
-        """Make up the hole of a photo of any size; `geometry.filling` says how.
+        """Fill the hole of a photo of any size, as described in `geometry.fill`.
 
         Args:
           image: uint8 [H, W, 3].
-          mask: booleans or numbers [H, W]; white (True, 1, 255; from half of its own
-            maximum up) is the hole.
-          mask_hole: "black" where the mask shows the known part in white instead.
-          feather: farthest distance from the hole at which pixels may change, so that
-            the completion blends in, at most an eighth of the network's size; 0 leaves
-            all known pixels as they are.
-          crops: "auto" fills holes that are far apart, or long and thin, in crops of
-            their own, unshrunk where it can; "one" takes a single crop.
-          grow: widens the hole by so many pixels first, for masks drawn too tight.
-          seed: of what families draw that have many completions for a photo.
+          mask: booleans or numbers [H, W]; white (True, 1, 255; from half of the
+            mask's maximum up) is the hole.
+          mask_hole: "black" if the hole is black instead.
+          feather: maximum distance in pixels from the hole at which pixels may change
+            to blend in the completion, at most an eighth of the network's size; 0
+            changes no known pixel.
+          crops: "auto" fills holes that are far apart, or long and thin, in several
+            crops, unshrunk where possible; "one" takes a single crop.
+          grow: widens the hole by this many pixels first, for masks drawn too tight.
+          seed: for latents, in families that draw them.
 
-        Returns uint8 [H, W, 3]. Pixels farther than `feather` from the hole are those
+        Returns uint8 [H, W, 3]. Pixels farther than `feather` from the hole equal those
         of the photo, bit for bit.
         """
         image, hole = np.asarray(image), hole_of(np.asarray(mask), mask_hole)
         size = self.network.resolution
         check_arguments(image, hole, size, feather, crops)
         other = "black" if mask_hole == "white" else "white"
-        if doubt := doubt_about(hole, f"mask_hole={other!r}"):
-            logger.warning(doubt)
-        hole = grown(hole, grow)
+        if warning := polarity_warning(hole, f"mask_hole={other!r}"):
+            logger.warning(warning)
+        hole = dilate(hole, grow)
         predict = functools.partial(self.predict, seed=seed)
         return fill_holes(image, hole, predict, size, feather, crops)
 
@@ -152,39 +147,39 @@ class Model:
         *,
         stages: bool = False,
     ) -> Any:
-        """Complete pictures at their own size: no crops, no resizing, no rounding.
+        """Complete images at their own size: no crops, no resizing, no rounding.
 
-        Can be traced, by `jax.jit` and `jax.grad`.
+        Works inside `jax.jit` and `jax.grad`.
 
         Args:
-          image: [N, H, W, 3] in [0, 1]; what is in holes does not matter.
+          image: [N, H, W, 3] in [0, 1]; values in holes are ignored.
           known: [N, H, W, 1], 1 where known and 0 in the hole.
-          z, points: latents and keypoints of families that have them; otherwise drawn.
-          seed: of what is drawn.
-          stages: also return {name: picture} of what came before the last one.
+          z, points: latents and keypoints, in families that have them; drawn if None.
+          seed: for what is drawn.
+          stages: also return {name: image} of the earlier stages.
 
-        Returns float32 [N, H, W, 3] in [0, 1], in which known pixels are as they were.
+        Returns float32 [N, H, W, 3] in [0, 1], with known pixels unchanged.
         """
         image, known = _as_float(image, "image"), _as_float(known, "known")
         planes = (*image.shape[:3], 1)
         if image.ndim != 4 or image.shape[3] != 3 or known.shape != planes:
             raise ValueError(
-                f"Pictures are [N, H, W, 3] and what is known of them [N, H, W, 1], "
-                f"not {list(image.shape)} and {list(known.shape)}."
+                f"image must be [N, H, W, 3] and known [N, H, W, 1], not "
+                f"{list(image.shape)} and {list(known.shape)}."
             )
         latents = self._latents(len(image), seed, z=z, points=points)
         masked = jnp.where(known > 0, 2 * image - 1, 0)
-        rgb, before = self._predict(masked, known, latents)
-        made = (jnp.clip(rgb, -1, 1) + 1) / 2
-        result = jnp.where(known > 0, image * known, 0) + made * (1 - known)
+        rgb, earlier = self._predict(masked, known, latents)
+        output = (jnp.clip(rgb, -1, 1) + 1) / 2
+        result = jnp.where(known > 0, image * known, 0) + output * (1 - known)
         if not stages:
             return result
-        return result, {name: (rgb + 1) / 2 for name, rgb in before.items()}
+        return result, {name: (rgb + 1) / 2 for name, rgb in earlier.items()}
 
     def predict(
         self, image: ArrayLike, known: ArrayLike, seed: int = DEFAULT_SEED
     ) -> np.ndarray:
-        """Whole pictures as the networks make them, for `geometry.fill_holes`.
+        """Return the networks' whole output, for `geometry.fill.fill_holes`.
 
         Args:
           image: [N, H, W, 3] in [-1, 1], 0 in holes.
@@ -199,15 +194,15 @@ class Model:
         """Run the bare network in float32 with its stored noise.
 
         Args:
-          x: [N, H, W, C], as the network takes it. MI-GAN and Co-Mod-GAN: concat(mask -
+          x: [N, H, W, C], the network's input. MI-GAN and Co-Mod-GAN: concat(mask -
             0.5, image * mask), image in [-1, 1], mask 1 where known and 0 in the hole.
             The range is not checked.
-          z: latents [N, z_dim] of a network that takes them; without them one draw from
-            a fixed seed is used, and said.
-          pyramid: also return what else the network gives. MI-GAN and Co-Mod-GAN:
-            {resolution: rgb}, each layer's own to-RGB.
+          z: latents [N, z_dim], if the network takes them. By default they are drawn
+            from a fixed seed, with a warning.
+          pyramid: also return the network's second output. MI-GAN and Co-Mod-GAN:
+            {resolution: rgb}, each level's to-RGB output.
 
-        Returns the whole picture [N, H, W, 3], not pasted into the input.
+        Returns the whole image [N, H, W, 3], not pasted into the input.
         """
         x = _as_float(x, "x")
         if x.ndim != 4:
@@ -234,7 +229,7 @@ class Model:
     def _latents(
         self, count: int, seed: int, **given: ArrayLike | None
     ) -> dict[str, jax.Array]:
-        """What the family draws, or what is given of it."""
+        """Return the family's latents, drawn unless given."""
         networks = {role: c.network for role, c in self.checkpoints.items()}
         latents = self.family.draw(networks, jax.random.key(seed), count)
         for name, value in given.items():
@@ -245,7 +240,7 @@ class Model:
             value, shape = jnp.asarray(value, jnp.float32), latents[name].shape
             if value.shape != shape:
                 raise ValueError(
-                    f"{name} of this network is {list(shape)}, not {list(value.shape)}."
+                    f"{name} must be {list(shape)}, not {list(value.shape)}."
                 )
             latents[name] = value
         return latents
@@ -254,7 +249,7 @@ class Model:
 def _as_float(x: ArrayLike, name: str) -> jax.Array:
     x = jnp.asarray(x)
     if x.dtype in (jnp.uint8, jnp.bool_):
-        raise ValueError(f"{name}: scaled floating point is taken, not {x.dtype}.")
+        raise ValueError(f"{name} must be scaled floating point, not {x.dtype}.")
     return x.astype(jnp.float32)
 
 

@@ -1,8 +1,8 @@
-"""Reading and writing photos and masks as files, with everything that is not pixels.
+"""Read and write photo and mask files, including metadata and colour profiles.
 
-A photo keeps its own pixels (grey, CMYK, 16 bits, alpha) beside the RGB that networks
-see, and takes over from a completion only what that changes. Metadata, colour profile
-and the way it was compressed are carried to the written file.
+A photo keeps its native pixels (grey, CMYK, 16 bits, alpha) beside the RGB for the
+network, and changes only those that a completion changes. Metadata, colour profile and
+compression settings are carried over to the written file.
 """
 
 import contextlib
@@ -21,19 +21,19 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin
 
-from migan_jax.data.decoding import (
+from migan_jax.data.image_files import (
     WITH_ALPHA,
     Mask,
-    mask_of,
+    decode_mask,
+    decode_pixels,
     open_image,
-    pixels_of,
     to_rgb,
-    unreadable,
+    unreadable_error,
 )
 from migan_jax.data.masks import MaskHole
 from migan_jax.errors import UserError
 from migan_jax.files import readable_size, reason, write_whole
-from migan_jax.metadata import Metadata, metadata_of, writer_options
+from migan_jax.metadata import Metadata, read_metadata, writer_options
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ WRITABLE = {
     ".tiff": "TIFF",
     ".webp": "WEBP",
 }
-# How a file is compressed that was not read from one of the same format.
-COMPRESSION = {
+# Compression when the format changes.
+DEFAULT_COMPRESSION = {
     "BMP": {},
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
     "PNG": {},
@@ -55,8 +55,8 @@ COMPRESSION = {
     "WEBP": {"lossless": True, "exact": True},  # exact: colours under alpha 0 too
 }
 LOSSLESS_TIFF = ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate")
-# Our pixels, and the modes that a format cannot hold as they are.
-CANNOT_HOLD = {
+# Modes of `Photo` that a format cannot store.
+UNSUPPORTED_MODES = {
     "BMP": ("CMYK", "I;16", "LA", "RGBA"),
     "JPEG": ("I;16", "LA", "RGBA"),
     "PNG": ("CMYK",),
@@ -65,25 +65,25 @@ CANNOT_HOLD = {
 }
 MODE_NAMES = {"CMYK": "CMYK", "I;16": "16 bits", "LA": "transparency"}
 MODE_NAMES["RGBA"] = MODE_NAMES["LA"]
-# What completing a photo takes of the memory, and reading a mask, for each pixel.
-# Measured as the peak of `inpaint` above that of a tiny photo, with 12 and 100 million
-# pixels and holes of any size: JPEG and PNG take 15 to 20, grey ones 10 to 14, TIFF and
-# CMYK up to 25, WebP 30 and lossless 52; --raw takes 7 more. A mask takes 3 to 13.
+# Bytes of memory per pixel to fill a photo, and to read a mask. Measured as the peak of
+# `inpaint` above that of a tiny photo, at 12 and 100 million pixels with holes of any
+# size: JPEG and PNG take 15 to 20, grey ones 10 to 14, TIFF and CMYK up to 25, WebP 30,
+# lossless WebP 52; --raw takes 7 more. A mask takes 3 to 13.
 PHOTO_BYTES, MASK_BYTES = 18, 12
-LARGER = {"CMYK": 25, "TIFF": 25, "WEBP": 52}
-# How files end that are there to their end. WebP's length is in its beginning.
-ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "WEBP": b""}
+LARGER_BYTES = {"CMYK": 25, "TIFF": 25, "WEBP": 52}
+# Last bytes of a complete file. WebP has none; its header holds the length.
+END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "WEBP": b""}
 
 
 @dataclasses.dataclass(frozen=True)
 class Photo:
-    """An upright photo: `pixels` in its own mode, as Pillow names it."""
+    """An upright photo in its native mode."""
 
     pixels: np.ndarray  # uint8 or uint16 [H, W] or [H, W, C]
-    mode: str  # L, LA, RGB, RGBA, CMYK or I;16
+    mode: str  # Pillow's: L, LA, RGB, RGBA, CMYK or I;16
     metadata: Metadata
     format: str
-    compression: dict[str, Any]  # arguments that make a file of the same format alike
+    compression: dict[str, Any]  # Pillow's save arguments for the same format
 
     @property
     def size(self) -> tuple[int, int]:
@@ -93,7 +93,7 @@ class Photo:
 
     @functools.cached_property
     def rgb(self) -> np.ndarray:
-        """What a network sees, uint8 [H, W, 3]."""
+        """The network's view: uint8 [H, W, 3]."""
         return to_rgb(self.pixels, self.mode)
 
     def to_pillow(self) -> Image.Image:
@@ -101,12 +101,12 @@ class Photo:
         return Image.frombuffer(self.mode, self.size, pixels)
 
     def with_rgb(self, rgb: np.ndarray) -> "Photo":
-        """This photo where `rgb` equals its own, and `rgb` in its mode elsewhere."""
+        """Return a copy with pixels replaced where `rgb` differs from `self.rgb`."""
         pixels = self.pixels.copy()
         if self.mode in ("RGB", "RGBA"):
             pixels[..., :3] = rgb
             return dataclasses.replace(self, pixels=pixels)
-        # Row by row: the places of all changed pixels would be larger than the photo.
+        # By row: indices of all changed pixels would take more memory than the photo.
         for row, before, after in zip(pixels, self.rgb, rgb, strict=True):
             changed = (after != before).any(axis=-1)
             colours = after[changed]
@@ -116,12 +116,11 @@ class Photo:
                 row[changed] = _rgb_to_grey(colours)
             elif self.mode == "LA":
                 row[changed, 0] = _rgb_to_grey(colours)
-            else:  # CMYK, here without black, which Pillow reads as these colours
+            else:  # CMYK without black, which Pillow reads as these colours
                 row[changed] = np.insert(255 - colours, 3, 0, axis=-1)
         return dataclasses.replace(self, pixels=pixels)
 
-    def opaque(self) -> "Photo":
-        """Without its alpha channel."""
+    def without_alpha(self) -> "Photo":
         if self.mode not in WITH_ALPHA.values():
             return self
         pixels = self.pixels[..., 0] if self.mode == "LA" else self.pixels[..., :3]
@@ -129,7 +128,7 @@ class Photo:
 
 
 def _rgb_to_grey(rgb: np.ndarray) -> np.ndarray:
-    """Luma as JPEG and Pillow have it; grey stays what it is."""
+    """Return luma as defined by JPEG and Pillow; grey does not change."""
     luma = rgb.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
     return (luma + (1 << 15)) >> 16
 
@@ -138,36 +137,36 @@ def _rgb_to_grey(rgb: np.ndarray) -> np.ndarray:
 
 
 def read_photo(path: Path) -> Photo:
-    """The photo in a file, upright."""
-    with _image_in(path, PHOTO_BYTES) as (image, file):
-        compression = _compression_of(image, file)
-        colours_of_16_bits = ";16" in str(image.tile) and image.mode[0] != "I"
+    """Read a photo and turn it upright."""
+    with _open(path, PHOTO_BYTES) as (image, file):
+        compression = _read_compression(image, file)
+        is_16_bit_colour = ";16" in str(image.tile) and image.mode[0] != "I"
         image.load()
         metadata = _turn_upright(image, path)
-        pixels, mode = pixels_of(image, path)
-    if colours_of_16_bits:
-        logger.warning("%s: 16-bit colour is read as 8-bit.", path)
-    return Photo(pixels, mode, metadata, _format_of(image), compression)
+        pixels, mode = decode_pixels(image, path)
+    if is_16_bit_colour:
+        logger.warning("%s: 16-bit colour is reduced to 8 bits.", path)
+    return Photo(pixels, mode, metadata, _file_format(image), compression)
 
 
 def read_mask(path: Path, mask_hole: MaskHole) -> Mask:
-    """The mask in a file, upright."""
-    with _image_in(path, MASK_BYTES) as (image, _):
+    """Read a mask and turn it upright."""
+    with _open(path, MASK_BYTES) as (image, _):
         image.load()
         _turn_upright(image, path)
-        return mask_of(image, mask_hole, path)
+        return decode_mask(image, mask_hole, path)
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a photo is there to its end, of which most need not be decoded."""
-    # After a power cut a file may be empty, cut off, or zeros from some place on. Cut
-    # off, none passes that lacks a pixel. Zeros are noticed where they are all there
-    # is, and in JPEG, PNG and compressed TIFF wherever they begin; in WebP, BMP and
-    # other TIFFs they are pixels too, and so they are in the middle of any file.
+def is_intact(path: Path) -> bool:
+    """Return whether a photo's file is complete, decoding as little as possible."""
+    # After a power cut a file may be empty, truncated, or zero from some byte on. No
+    # truncated file that lacks a pixel passes, no file of zeros only, and no JPEG, PNG
+    # or compressed TIFF that ends in zeros. In WebP, BMP and other TIFFs zeros may be
+    # pixels; zeros in the middle of a file go unnoticed.
     try:
-        with _image_in(path) as (image, file):
-            kind = _format_of(image)
-            if kind not in ENDS or not _ends_with(file, ENDS[kind]):
+        with _open(path) as (image, file):
+            kind = _file_format(image)
+            if kind not in END_MARKERS or not _ends_with(file, END_MARKERS[kind]):
                 # PNG has checksums, and its last pixels are decoded in any case.
                 image.verify() if kind == "PNG" else image.load()
     except UserError:
@@ -181,37 +180,33 @@ def _ends_with(file: BinaryIO, end: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _image_in(
+def _open(
     path: Path, bytes_per_pixel: int = 0
 ) -> Iterator[tuple[Image.Image, BinaryIO]]:
-    """An image and the file that it is read from.
-
-    Args:
-      bytes_per_pixel: of memory, which must be there.
-    """
+    """Open an image and its file; UserError unless enough memory is free."""
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe may never end
         raise UserError(f"{path} is not a file.")
     try:
         file = path.open("rb")
     except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
     with file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Pillow can do without is no concern
+        warnings.simplefilter("ignore")  # Pillow warns of harmless damage
         with open_image(file, path) as image:
             if bytes_per_pixel:
                 kind = "CMYK" if image.mode == "CMYK" else image.format
-                bytes_per_pixel = max(bytes_per_pixel, LARGER.get(kind, 0))
-            with memory_for(path, image.size, bytes_per_pixel) as needed:
+                bytes_per_pixel = max(bytes_per_pixel, LARGER_BYTES.get(kind, 0))
+            with report_memory_errors(path, image.size, bytes_per_pixel) as needed:
                 if needed > free_memory():
                     raise MemoryError
                 yield image, file
 
 
 @contextlib.contextmanager
-def memory_for(
+def report_memory_errors(
     path: Path, size: tuple[int, int], bytes_per_pixel: int = PHOTO_BYTES
 ) -> Iterator[int]:
-    """The bytes that a photo takes; a sentence if they turn out not to be there."""
+    """Yield the bytes that a photo takes; turn memory errors into UserError."""
     width, height = size
     needed = width * height * bytes_per_pixel
     try:
@@ -226,13 +221,13 @@ def memory_for(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(
-            f"{path} cannot be completed, the network finds too little memory "
+            f"{path} cannot be filled, the network runs out of memory "
             f"({reason(error)}): end other programs, or use a machine with more memory."
         ) from error
 
 
 def free_memory() -> float:
-    """Bytes that this process can still get, where the system tells; else infinity."""
+    """Return the bytes this process can still allocate; infinity if unknown."""
     meminfo = Path("/proc/meminfo")
     try:
         import resource
@@ -252,7 +247,7 @@ def free_memory() -> float:
 
 
 def _free_in_container() -> float:
-    """What its control group leaves this process; infinity where there is no limit."""
+    """Return the free bytes of this process's control group; infinity if unlimited."""
     group = Path("/sys/fs/cgroup")
     try:
         limit = int((group / "memory.max").read_text())  # or "max"
@@ -260,29 +255,29 @@ def _free_in_container() -> float:
         stat = dict(re.findall(r"(\w+) (\d+)", (group / "memory.stat").read_text()))
     except (OSError, ValueError):
         return math.inf
-    return limit - used + int(stat["inactive_file"])  # which is given back
+    return limit - used + int(stat["inactive_file"])  # reclaimable
 
 
 def _turn_upright(image: Image.Image, path: Path) -> Metadata:
-    """Apply the orientation, and read the metadata that are true afterwards."""
+    """Apply the orientation and read the metadata, updated accordingly."""
     exif = image.info.get("exif", b"")
     try:
         ImageOps.exif_transpose(image, in_place=True)
-        return metadata_of(image, exif)
+        return read_metadata(image, exif)
     except MemoryError:
         raise
-    except Exception as error:  # as with pixels, damage may surface as anything
-        logger.warning("%s: damaged metadata are left out (%s).", path, reason(error))
+    except Exception as error:  # parsers may raise anything on damaged metadata
+        logger.warning("%s: dropping damaged metadata (%s).", path, reason(error))
         return Metadata(icc_profile=image.info.get("icc_profile"))
 
 
-def _format_of(image: Image.Image) -> str:
+def _file_format(image: Image.Image) -> str:
     return "JPEG" if image.format == "MPO" else image.format
 
 
-def _compression_of(image: Image.Image, file: BinaryIO) -> dict[str, Any]:
-    """What Pillow has to be told to compress alike."""
-    kind = _format_of(image)
+def _read_compression(image: Image.Image, file: BinaryIO) -> dict[str, Any]:
+    """Return Pillow's save arguments that reproduce the file's compression."""
+    kind = _file_format(image)
     if kind == "JPEG":
         tables = {
             "qtables": [table for _, table in sorted(image.quantization.items())],
@@ -294,12 +289,12 @@ def _compression_of(image: Image.Image, file: BinaryIO) -> dict[str, Any]:
     if kind == "TIFF" and image.info.get("compression") in LOSSLESS_TIFF:
         return {"compression": image.info["compression"]}
     if kind == "WEBP" and not _is_lossless_webp(file):
-        return {"quality": 95}  # the file does not say
-    return COMPRESSION.get(kind, {})
+        return {"quality": 95}  # not stored in the file
+    return DEFAULT_COMPRESSION.get(kind, {})
 
 
 def _is_lossless_webp(file: BinaryIO) -> bool:
-    """Which of the two kinds of picture chunk the file has."""
+    """Return whether the first image chunk is VP8L, not VP8."""
     position = file.tell()
     file.seek(12)  # RIFF, length, WEBP
     while len(header := file.read(8)) == 8 and header[:4] not in (b"VP8 ", b"VP8L"):
@@ -312,42 +307,42 @@ def _is_lossless_webp(file: BinaryIO) -> bool:
 # Writing.
 
 
-def check_ending(path: Path) -> str:
-    """The format that a file name stands for."""
+def output_format(path: Path) -> str:
+    """Return the format for a file name's extension; UserError if not writable."""
     try:
         return WRITABLE[path.suffix.lower()]
     except KeyError:
         raise UserError(
-            f"{path} has an ending that cannot be written: use one of "
+            f"{path} has an extension that cannot be written: use one of "
             f"{' '.join(WRITABLE)}."
         ) from None
 
 
 def check_writable(photo: Photo, path: Path) -> None:
-    """Say that a format cannot hold a photo's pixels, before they are worked on."""
-    kind = check_ending(path)
-    if photo.mode in CANNOT_HOLD[kind]:
-        endings = ".tif" if photo.mode == "CMYK" else ".png or .tif"
+    """Raise UserError if the output's format cannot store the photo's mode."""
+    kind = output_format(path)
+    if photo.mode in UNSUPPORTED_MODES[kind]:
+        extensions = ".tif" if photo.mode == "CMYK" else ".png or .tif"
         raise UserError(
-            f"{path}: {kind} does not hold {MODE_NAMES[photo.mode]}, which the photo "
-            f"has: use a name that ends in {endings}."
+            f"{path}: {kind} cannot store {MODE_NAMES[photo.mode]}, which the photo "
+            f"has: use {extensions}."
         )
 
 
 def write_photo(photo: Photo, path: Path) -> None:
-    """Write a photo with its metadata; the file appears whole or not at all."""
+    """Write a photo with its metadata, atomically."""
     check_writable(photo, path)
-    kind = check_ending(path)
-    options = photo.compression if kind == photo.format else COMPRESSION[kind]
+    kind = output_format(path)
+    options = photo.compression if kind == photo.format else DEFAULT_COMPRESSION[kind]
     options = options | writer_options(photo.metadata, kind)
     buffer = BytesIO()
     try:
         photo.to_pillow().save(buffer, format=kind, **options)
     except MemoryError:
         raise
-    except Exception as error:  # encoders fail in any way on damaged metadata
+    except Exception as error:  # encoders may raise anything on damaged metadata
         raise UserError(
             f"{path} cannot be written, its pixels or metadata do not fit {kind} "
-            f"({reason(error)}): try another ending."
+            f"({reason(error)}): try another extension."
         ) from error
     write_whole(path, lambda part: part.write_bytes(buffer.getbuffer()))

@@ -1,22 +1,21 @@
-"""Prepare pictures for training, or a set of masks for evaluation.
+"""Prepare images for training, or a set of masks for evaluation.
 
-  # A folder of photos (with subfolders, any formats) or a zip, as it is:
+  # A folder of photos (recursively, any formats) or a zip, unchanged:
   python -m migan_jax.prepare photos prepared
-  # Shrunk to what a network of 512 needs: less disk, faster to read:
+  # Shrunk to what a network of 512 needs: smaller, and faster to load:
   python -m migan_jax.prepare photos.zip prepared --size=512
-  # Photos with their own masks, of the same names, white where the hole is:
+  # Photos with masks of the same names, white in the hole:
   python -m migan_jax.prepare photos prepared --own-masks=masks
-  # 10,000 masks to evaluate with, always the same ones:
+  # 10,000 masks, so that all evaluations use the same ones:
   python -m migan_jax.prepare masks512 --masks=10000 --resolution=512
 
-Pictures: OUTPUT becomes shards of ArrayRecord, whose records are image files, an index,
-rejected.json with the files that cannot be used and why, and sheet.png to look at.
-Damaged, small, transparent, CMYK and animated files are left out. An interrupted run is
-continued by the same command.
+Images: OUTPUT becomes a folder of ArrayRecord shards, whose records are image files,
+with an index, rejected.json (the files that cannot be used, and why) and sheet.png (a
+contact sheet). Damaged, small, transparent, CMYK and animated files are left out. The
+same command resumes an interrupted run.
 
-Masks: OUTPUT becomes a folder of pictures, white where the hole is, with masks.json,
-which holds how they were drawn and their hashes. With a SOURCE too, they are written
-into OUTPUT/masks.
+Masks: OUTPUT becomes a folder of images, white in the hole, with masks.json, which has
+their settings and hashes. If a SOURCE is given too, they are written to OUTPUT/masks.
 """
 
 import argparse
@@ -37,11 +36,11 @@ from migan_jax.config import (
     whole_number,
 )
 from migan_jax.data.masks import MaskHole
-from migan_jax.errors import UserError, missing_here
+from migan_jax.errors import UserError, missing_package
 from migan_jax.files import readable_size, refuse_address, refuse_undecodable
 
-# As migan_jax.data.mask_samplers.SAMPLERS, which would import JAX here.
-KINDS = ("free_form", "brush", "thin_brush", "box", "cellular_automaton")
+# The names of data.mask_samplers.SAMPLERS, which is slow to import.
+MASK_KINDS = ("free_form", "brush", "thin_brush", "box", "cellular_automaton")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -50,58 +49,58 @@ def parse_arguments() -> argparse.Namespace:
         "source", metavar="SOURCE", nargs="?", type=Path, help="a folder or a zip"
     )
     parser.add_argument(
-        "output", metavar="OUTPUT", type=Path, help="a folder; a new one, or to go on"
+        "output", metavar="OUTPUT", type=Path, help="a new folder, or one to resume"
     )
-    _add_picture_options(parser.add_argument_group("pictures"))
+    _add_image_options(parser.add_argument_group("images"))
     _add_mask_options(parser.add_argument_group("masks"))
     arguments = parser.parse_args()
     if arguments.source is None and arguments.masks is None:
-        parser.error("name a SOURCE and an OUTPUT, or ask for --masks")
+        parser.error("give a SOURCE and an OUTPUT, or --masks")
     if arguments.source is None and arguments.own_masks is not None:
-        parser.error("--own-masks belong to pictures: name a SOURCE")
+        parser.error("--own-masks needs images: give a SOURCE")
     return arguments
 
 
-def _add_picture_options(pictures: argparse._ArgumentGroup) -> None:
-    pictures.add_argument(
+def _add_image_options(images: argparse._ArgumentGroup) -> None:
+    images.add_argument(
         "--size",
         metavar="N",
         type=whole_number(1),
-        help="shrink pictures to a shorter side of N (JPEG, quality 95), smaller ones "
-        "stay as they are. Default: all stay as they are",
+        help="shrink larger images to a shorter side of N, as JPEG of quality 95 "
+        "(default: store the files unchanged)",
     )
-    pictures.add_argument(
+    images.add_argument(
         "--smallest-side",
         metavar="N",
         type=whole_number(1),
         default=64,
-        help="leave out pictures with a shorter side below N (default: 64)",
+        help="leave out images with a shorter side below N (default: 64)",
     )
-    pictures.add_argument(
+    images.add_argument(
         "--own-masks",
         metavar="DIR",
         type=Path,
-        help="a folder or zip with one mask per picture, of the same name",
+        help="a folder or zip with one mask per image, of the same name",
     )
-    pictures.add_argument(
+    images.add_argument(
         "--mask-hole",
         choices=get_args(MaskHole),
         default="white",
-        help="what the own masks show the hole in (default: white)",
+        help="the colour of the hole in these masks (default: white)",
     )
-    pictures.add_argument(
+    images.add_argument(
         "--max-rejected",
-        metavar="SHARE",
-        type=_share,
+        metavar="FRACTION",
+        type=_fraction,
         default=0.1,
-        help="stop if more than this share cannot be used (default: 0.1)",
+        help="stop if more than this fraction cannot be used (default: 0.1)",
     )
-    pictures.add_argument(
+    images.add_argument(
         "--workers",
         metavar="N",
         type=whole_number(1, 1024),
         default=available_cores(),
-        help="threads that decode (default: one per core)",
+        help="decoding threads (default: one per core)",
     )
 
 
@@ -109,15 +108,16 @@ def _add_mask_options(masks: argparse._ArgumentGroup) -> None:
     masks.add_argument(
         "--masks",
         metavar="N",
-        type=whole_number(1, 1_000_000),  # whose names have six digits
+        type=whole_number(1, 1_000_000),  # file names have six digits
         help="draw N masks",
     )
     masks.add_argument(
         "--kind",
-        choices=KINDS,
+        choices=MASK_KINDS,
         default="free_form",
-        help="free_form: MI-GAN's and Co-Mod-GAN's; brush: DeepFillv2's, and the same "
-        "thinner; box and cellular_automaton: DeepGIN's (default: free_form)",
+        help="free_form: MI-GAN's and Co-Mod-GAN's; brush: DeepFillv2's; thin_brush: "
+        "the same but thinner; box and cellular_automaton: DeepGIN's (default: "
+        "free_form)",
     )
     masks.add_argument(
         "--resolution",
@@ -135,11 +135,11 @@ def _add_mask_options(masks: argparse._ArgumentGroup) -> None:
     )
 
 
-def _share(text: str) -> float:
-    with contextlib.suppress(ValueError):  # no number is no share either
+def _fraction(text: str) -> float:
+    with contextlib.suppress(ValueError):  # not a number
         if 0 <= float(text) <= 1:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no share from 0 to 1")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
 
 
 def main() -> None:
@@ -150,58 +150,58 @@ def main() -> None:
     refuse_undecodable(arguments.output)
     masks = arguments.output
     if arguments.source is not None:
-        prepare_pictures(arguments)
+        prepare_images(arguments)
         masks = arguments.output / "masks"
     if arguments.masks is not None:
         prepare_masks(arguments, masks)
 
 
-def prepare_pictures(arguments: argparse.Namespace) -> None:
-    """Shards, index and report."""
+def prepare_images(arguments: argparse.Namespace) -> None:
+    """Write shards, the index, the report and the contact sheet."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from migan_jax.data.preparing import SHEET, Options, Preparation
     from migan_jax.data.rejects import Rejects
+    from migan_jax.data.shards import SHEET_FILE, ShardOptions, ShardWriter
     from migan_jax.data.sources import (
-        REPORT,
+        REPORT_FILE,
         ArrayRecordSource,
         FileSource,
         has_shards,
     )
 
     if importlib.util.find_spec("array_record") is None:
-        raise missing_here("array_record", "Preparing pictures")
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # what it can do without
+        raise missing_package("array_record", "Preparing images")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of oddities in images
     if has_shards(arguments.source):
-        raise UserError(f"{arguments.source} holds shards, which are prepared already.")
-    _check_apart(arguments.source, arguments.output)
+        raise UserError(f"{arguments.source} is already prepared: it contains shards.")
+    _check_outside(arguments.source, arguments.output)
     source = FileSource(arguments.source, arguments.own_masks, arguments.mask_hole)
     output, total = arguments.output, len(source)
-    options = Options(arguments.size, arguments.smallest_side)
-    preparation = Preparation(source, output, options)
-    if preparation.is_complete():
-        print(f"{output} is complete already")
+    options = ShardOptions(arguments.size, arguments.smallest_side)
+    writer = ShardWriter(source, output, options)
+    if writer.is_complete():
+        print(f"{output} is already complete")
         return
-    _check_space(output, preparation.bytes_needed(), total)
-    rejects = Rejects(source, arguments.max_rejected, output / REPORT)
-    with logging_redirect_tqdm(), progress(total, "picture") as advance:
-        preparation.run(rejects, arguments.workers, advance)
+    _check_space(output, writer.bytes_needed(), total)
+    rejects = Rejects(source, arguments.max_rejected, output / REPORT_FILE)
+    with logging_redirect_tqdm(), progress(total, "image") as advance:
+        writer.run(rejects, arguments.workers, advance)
     prepared = ArrayRecordSource(output)
-    left_out = len(rejects.reasons), len(source.others)
+    left_out = len(rejects.reasons), len(source.non_images)
     print(
-        f"wrote {output}: {len(prepared):,} pictures, "
-        f"{readable_size(prepared.fingerprint.bytes)}; look at {output / SHEET}\n"
-        f"left out: {left_out[0]:,} that cannot be used, {left_out[1]:,} files that "
-        f"are no images; named in {output / REPORT}\n"
+        f"wrote {output}: {len(prepared):,} images, "
+        f"{readable_size(prepared.fingerprint.bytes)}; see {output / SHEET_FILE}\n"
+        f"left out: {left_out[0]:,} images that cannot be used, {left_out[1]:,} other "
+        f"files; listed in {output / REPORT_FILE}\n"
         f"fingerprint {prepared.fingerprint.digest}"
     )
 
 
-def _check_apart(source: Path, output: Path) -> None:
-    """What is written among the pictures would be taken for one of them next time."""
+def _check_outside(source: Path, output: Path) -> None:
+    """Raise UserError if the output would become part of the source."""
     outer, inner = os.path.realpath(source), os.path.realpath(output)
     if os.path.commonpath([outer, inner]) == outer:
-        raise UserError(f"{output} is in {source} itself: name a folder outside.")
+        raise UserError(f"{output} is inside {source}. Name a folder outside of it.")
 
 
 def _check_space(output: Path, needed: int, count: int) -> None:
@@ -210,19 +210,19 @@ def _check_space(output: Path, needed: int, count: int) -> None:
         next(path for path in folders if os.path.exists(path))
     ).free
     print(
-        f"{count:,} pictures: what is missing needs about {readable_size(needed)}, "
+        f"{count:,} images: the missing shards need about {readable_size(needed)}, "
         f"{readable_size(free)} are free",
         flush=True,
     )
     if needed > free:
         raise UserError(
-            f"{output} would need about {readable_size(needed)}, but only "
-            f"{readable_size(free)} are free there: choose another disk, or --size."
+            f"{output} needs about {readable_size(needed)}, but only "
+            f"{readable_size(free)} are free there. Choose another disk, or --size."
         )
 
 
 def prepare_masks(arguments: argparse.Namespace, output: Path) -> None:
-    """A set of masks, as a whole."""
+    """Write a set of masks, or check an existing one."""
     from migan_jax.data.mask_sets import MaskSet, write_mask_set
 
     settings = {
@@ -234,16 +234,16 @@ def prepare_masks(arguments: argparse.Namespace, output: Path) -> None:
     if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
         masks = MaskSet(output)
         if masks.settings != settings:
-            raise UserError(f"{output} is another set of masks: name another folder.")
+            raise UserError(f"{output} is a set of other masks. Name another folder.")
         masks.check()
-        print(f"{output} is complete already")
+        print(f"{output} is already complete")
     else:
         with progress(arguments.masks, "mask") as advance:
             write_mask_set(output, **settings, advance=advance)
         masks = MaskSet(output)
     print(
         f"{output}: {len(masks):,} masks ({arguments.kind}, {arguments.resolution} px, "
-        f"seed {arguments.seed}), white where the hole is\nfingerprint {masks.digest}"
+        f"seed {arguments.seed}), white in the hole\nfingerprint {masks.digest}"
     )
 
 

@@ -1,17 +1,17 @@
-"""Show the networks, their parameters and multiply-adds, beside the papers' figures.
+"""Show networks, their parameters and multiply-adds, and the papers' numbers.
 
   # All networks at 256 px, and a picture of MI-GAN's forward pass:
   python -m migan_jax.summary --picture=forward.png
-  # One of them, at another size:
+  # One network at another size:
   python -m migan_jax.summary --family=comodgan --resolution=512
-  # What a recipe trains:
+  # The networks that a recipe trains:
   python -m migan_jax.summary --config=places512
-  # What a checkpoint holds:
+  # The networks of a checkpoint:
   python -m migan_jax.summary --checkpoint=migan_512_places2.pt --picture=forward.png
 
-The papers count multiply-adds with a profiler on the reference implementation, which
-also multiplies the zeros of up-sampling and counts elementwise work; below each table
-our own count is led over to theirs, line by line.
+The tables count multiply-adds of convolutions, dense layers and FIR filters. The papers
+profile the reference implementation, which includes the stuffed zeros of up-sampling
+and elementwise work. The lines below each table add these.
 """
 
 import argparse
@@ -38,31 +38,29 @@ def parse_arguments() -> argparse.Namespace:
         "--family",
         metavar="NAME",
         help="show only this network, such as migan or migan_discriminator (default: "
-        "all that there are)",
+        "all)",
     )
     parser.add_argument(
-        "--resolution",
-        type=int,
-        help="a power of two from 8 up (default: 256)",
+        "--resolution", type=int, help="a power of two from 8 up (default: 256)"
     )
     which.add_argument(
         "--checkpoint",
         metavar="CKPT",
         type=Path,
-        help="show the networks of this .pt, .safetensors or workdir instead",
+        help="show the networks of this .pt, .safetensors or workdir",
     )
     which.add_argument(
         "--config",
         metavar="RECIPE[:VARIANT]",
-        help="show the networks that this recipe trains, in its sizes",
+        help="show the networks that this recipe trains",
     )
     parser.add_argument(
         "--picture",
         metavar="FILE",
         type=Path,
-        help="also run the generator on a drawn scene with a hole, and save input, "
-        "output, completion and pyramid as one picture; without a checkpoint the "
-        "weights are random, and the completion is noise",
+        help="also run the generator on a drawn scene with a hole and save input, "
+        "output, completion and pyramid in one .png; without a checkpoint the weights "
+        "are random and the completion is noise",
     )
     return parser.parse_args()
 
@@ -75,40 +73,40 @@ def main() -> None:
         arguments.checkpoint is arguments.config is None
     ):
         owner = "recipe" if arguments.checkpoint is None else "checkpoint"
-        raise UserError(f"--resolution: a {owner} has its own, leave it out.")
+        raise UserError(f"--resolution: the {owner} sets it. Leave it out.")
     if arguments.checkpoint is not None:
         from migan_jax.families import load_checkpoints
 
         checkpoints = list(load_checkpoints(arguments.checkpoint).values())
         networks = [checkpoint.network for checkpoint in checkpoints]
     elif arguments.config is not None:
-        networks = networks_of(arguments.config)
+        networks = load_recipe_networks(arguments.config)
     else:
-        networks = _fresh(arguments.family, arguments.resolution or 256)
+        networks = _build_networks(arguments.family, arguments.resolution or 256)
     if arguments.picture is not None:
-        shown = _together(networks)
-        _check_picture(arguments.picture, shown)
+        inpainting = _inpainting_networks(networks)
+        _check_picture(arguments.picture, inpainting)
     for network in networks:
         print("\n".join(describe(network)), end="\n\n")
     if arguments.picture is not None:
         if not checkpoints:
-            print("The weights are random, so the completion means nothing yet.")
-            checkpoints = _initialised(shown)
+            print("The weights are random, so the completion is noise.")
+            checkpoints = _initialise(inpainting)
         save_forward_pass(checkpoints, arguments.picture)
 
 
-def _together(networks: list["Network"]) -> list["Network"]:
-    """Those of the first one's family that complete pictures together."""
-    from migan_jax.families import family_of, inpaints
+def _inpainting_networks(networks: list["Network"]) -> list["Network"]:
+    """Return the networks of the first one's family that inpaint together."""
+    from migan_jax.families import can_inpaint, family_of
 
-    if not inpaints(networks[0]):
+    if not can_inpaint(networks[0]):
         return []
     family = family_of(networks[0])
-    return [n for n in networks if inpaints(n) and family_of(n) is family]
+    return [n for n in networks if can_inpaint(n) and family_of(n) is family]
 
 
-def networks_of(recipe: str) -> list["Network"]:
-    """Those that a recipe trains, its frozen ones left out."""
+def load_recipe_networks(recipe: str) -> list["Network"]:
+    """Return the networks that a recipe trains, without frozen ones."""
     import jax.numpy as jnp
 
     from migan_jax.config import load_config
@@ -121,12 +119,12 @@ def networks_of(recipe: str) -> list["Network"]:
 
 
 def describe(network: "Network") -> list[str]:
-    """The network's table, line by line."""
+    """Return the lines of the network's table."""
     from migan_jax.families import name_of
     from migan_jax.models.costs import Cost, count
 
     costs = count(network, *network.inputs())
-    parameters = parameters_of(network)
+    parameters = count_parameters(network)
     title = name_of(network)
     if size := getattr(network, "resolution", None):
         title += f", {size} px"
@@ -137,29 +135,29 @@ def describe(network: "Network") -> list[str]:
     ]
     for block, total in parameters.items():
         cost = costs.get(block, Cost())
-        own = (cost.convolution + cost.filter) / 1e6
-        lines.append(f"{block:<16}{total:>14,}{own:>14,.1f} M")
+        millions = (cost.convolution + cost.filter) / 1e6
+        lines.append(f"{block:<16}{total:>14,}{millions:>14,.1f} M")
     total = sum(costs.values(), Cost())
-    own = (total.convolution + total.filter) / 1e6
-    lines.append(f"{'total':<16}{sum(parameters.values()):>14,}{own:>14,.1f} M")
+    millions = (total.convolution + total.filter) / 1e6
+    lines.append(f"{'total':<16}{sum(parameters.values()):>14,}{millions:>14,.1f} M")
     return [
         *lines,
-        *_trainable_state(network),
-        *_with_filter_taps(network, sum(parameters.values())),
-        *_as_the_papers_count(network, total),
+        *_trainable_state_lines(network),
+        *_filter_taps_lines(network, sum(parameters.values())),
+        *_paper_cost_lines(network, total),
     ]
 
 
-def parameters_of(network: "Network") -> dict[str, int]:
-    """Trainable parameters per block, in the order of the forward pass."""
+def count_parameters(network: "Network") -> dict[str, int]:
+    """Count trainable parameters per block, in the order of the forward pass."""
     from migan_jax.models.costs import parameters_by_block
     from migan_jax.weights.names import abstract_variables
 
     return parameters_by_block(abstract_variables(network)["params"])
 
 
-def _trainable_state(network: "Network") -> list[str]:
-    """What storing n kernels as one saves."""
+def _trainable_state_lines(network: "Network") -> list[str]:
+    """Report the parameters saved by storing n kernels as one."""
     import dataclasses
 
     from migan_jax.weights.kinds import has_kernels
@@ -168,7 +166,7 @@ def _trainable_state(network: "Network") -> list[str]:
         return []
     expanded, collapsed = (
         sum(
-            parameters_of(
+            count_parameters(
                 network.clone(reparam=dataclasses.replace(network.reparam, form=form))
             ).values()
         )
@@ -176,18 +174,19 @@ def _trainable_state(network: "Network") -> list[str]:
     )
     return [
         f"trainable state: {network.reparam.kernels} kernels per convolution, "
-        f"{expanded:,} parameters, stored as one: {expanded / collapsed:.1f}x fewer",
+        f"{expanded:,} parameters, stored as one: {expanded / collapsed:.1f}x fewer"
     ]
 
 
-def _as_the_papers_count(network: "Network", cost: "Cost") -> list[str]:
-    counted = cost.as_papers_count / 1e9
+def _paper_cost_lines(network: "Network", cost: "Cost") -> list[str]:
+    """Add up our count to the papers', line by line."""
+    counted = cost.papers_total / 1e9
     lines = [
         ("convolutions and dense layers", cost.convolution),
         ("FIR filters", cost.filter),
         ("the reference's products with stuffed zeros", cost.zeros),
         ("elementwise: slopes, gains, noise, masks, sums", cost.elementwise),
-        ("as the papers count", cost.as_papers_count),
+        ("as the papers count", cost.papers_total),
     ]
     text = [f"  {name:<48}{value / 1e9:>9.3f} G" for name, value in lines]
     if published := _published(network):
@@ -198,16 +197,16 @@ def _as_the_papers_count(network: "Network", cost: "Cost") -> list[str]:
 
 
 def _published(network: "Network") -> "Published | None":
-    """Papers' figures, which are of what inpaints."""
-    from migan_jax.families import family_of, inpaints
+    """Return the papers' numbers, which exist for generators only."""
+    from migan_jax.families import can_inpaint, family_of
 
-    if not inpaints(network):
+    if not can_inpaint(network):
         return None
     return family_of(network).published.get(network.resolution)
 
 
-def _with_filter_taps(network: "Network", parameters: int) -> list[str]:
-    """The paper's parameter count, which includes constants of the released files."""
+def _filter_taps_lines(network: "Network", parameters: int) -> list[str]:
+    """Report the parameter count with the FIR taps of released files."""
     from migan_jax.weights.names import fused_filter_taps
 
     published = _published(network)
@@ -221,91 +220,92 @@ def _with_filter_taps(network: "Network", parameters: int) -> list[str]:
     ]
 
 
-def _check_picture(path: Path, shown: list["Network"]) -> None:
-    """Say what is wrong before anything long is done."""
+def _check_picture(path: Path, networks: list["Network"]) -> None:
+    """Raise UserError for mistakes before slow work starts."""
     if path.suffix != ".png":
-        raise UserError(f"--picture={path}: choose a name that ends in .png.")
-    if not shown:
+        raise UserError(f"--picture={path}: the file name must end in .png.")
+    if not networks:
         raise UserError(
-            "--picture: a discriminator cannot inpaint, choose the generator's name."
+            "--picture: a discriminator cannot inpaint. Choose a generator, such as "
+            "--family=migan."
         )
 
 
-def _fresh(name: str | None, resolution: int) -> list["Network"]:
-    """All networks in the papers' widths, or that of a name."""
-    from migan_jax.config import nearest
+def _build_networks(name: str | None, resolution: int) -> list["Network"]:
+    """Build the named network, or all networks, with the papers' widths."""
+    from migan_jax.config import did_you_mean
     from migan_jax.families import all_kinds
     from migan_jax.models.channels import levels
-    from migan_jax.weights.inference import HIGHEST_RESOLUTION
+    from migan_jax.weights.architecture import MAX_RESOLUTION
 
     kinds = {kind.name: kind for kind in all_kinds()}
     if name is not None and name not in kinds:
-        near = nearest(name, kinds) or f", but {', '.join(sorted(kinds))}"
-        raise UserError(f"--family: there is no {name}{near}.")
-    if resolution > HIGHEST_RESOLUTION:
+        hint = did_you_mean(name, kinds) or f". Choose from {', '.join(sorted(kinds))}"
+        raise UserError(f"--family: unknown network {name}{hint}.")
+    if resolution > MAX_RESOLUTION:
         raise UserError(
-            f"--resolution: {resolution} is more than {HIGHEST_RESOLUTION}."
+            f"--resolution must be at most {MAX_RESOLUTION}, not {resolution}."
         )
     try:
         levels(resolution)
     except ValueError as error:
-        raise UserError(f"--resolution: {error}") from error
+        raise UserError(f"--{error}") from error
     chosen = kinds.values() if name is None else [kinds[name]]
     return [kind.module(resolution) for kind in chosen]
 
 
-def _initialised(networks: list["Network"]) -> list["Checkpoint"]:
-    """With random weights."""
+def _initialise(networks: list["Network"]) -> list["Checkpoint"]:
+    """Initialise networks with random weights."""
     import jax
     import jax.numpy as jnp
 
     from migan_jax.weights.checkpoint import Checkpoint
 
-    made = []
+    checkpoints = []
     for network in networks:
         zeros = [jnp.zeros(x.shape, x.dtype) for x in network.inputs()]
         variables = jax.jit(network.init)(jax.random.key(0), *zeros)
         stats = variables.get("stats", {})
-        made.append(Checkpoint(network, variables["params"], stats))
-    return made
+        checkpoints.append(Checkpoint(network, variables["params"], stats))
+    return checkpoints
 
 
 def save_forward_pass(checkpoints: list["Checkpoint"], path: Path) -> None:
-    """Fill the hole of a drawn scene and save what went in and what came out."""
+    """Fill the hole of a drawn scene; save inputs and outputs as one picture."""
     import numpy as np
 
     from migan_jax.inpainting import Model
 
     model = Model.of(*checkpoints)
-    scene, known = (x[None] for x in drawn_scene(model.network.resolution))
+    scene, known = (x[None] for x in draw_test_scene(model.network.resolution))
     times = []
     for _ in range(2):
         start = time.perf_counter()
-        output, before, levels = _run(model, scene * known, known)
+        output, stages, levels = _run(model, scene * known, known)
         times.append(time.perf_counter() - start)
     compile_s, run_s = times[0] - times[1], times[1]
     panels = {
         "input": scene * known + (1 - known),
-        **{name: 2 * picture - 1 for name, picture in before.items()},
+        **{name: 2 * picture - 1 for name, picture in stages.items()},
         "completion": scene * known + np.clip(output, -1, 1) * (1 - known),
     }
-    # Contributions, and the output of an untrained network, have ranges of their own.
+    # To-RGB outputs, and outputs of untrained networks, are not in [-1, 1].
     for name, picture in {"network output": output, **levels}.items():
         picture = np.asarray(picture)
-        largest = max(1.0, float(np.abs(picture).max()))
-        panels[f"{name}, values to {largest:.2g}"] = picture / largest
+        limit = max(1.0, float(np.abs(picture).max()))
+        panels[f"{name}, values to {limit:.2g}"] = picture / limit
     save_panels({name: np.asarray(x[0]) for name, x in panels.items()}, path)
     print(f"forward pass: compiled in {compile_s:.1f} s, ran in {run_s:.3f} s")
     print(f"picture: {path}")
 
 
 def _run(model: "Model", image: Any, known: Any) -> tuple[Any, Any, Any]:
-    """The output, what came before it, and each level's part where there is one."""
+    """Return the output, those of earlier stages, and to-RGB outputs by level."""
     import numpy as np
 
     if len(model.checkpoints) > 1:
-        _, before = model.complete((image + 1) / 2, known, stages=True)
-        return model.predict(image, known), before, {}
+        _, stages = model.complete((image + 1) / 2, known, stages=True)
+        return model.predict(image, known), stages, {}
     rgb, pyramid = model.forward(
         np.concatenate([known - 0.5, image], axis=-1), pyramid=True
     )
@@ -313,8 +313,8 @@ def _run(model: "Model", image: Any, known: Any) -> tuple[Any, Any, Any]:
     return np.asarray(rgb), {}, levels
 
 
-def drawn_scene(size: int) -> Any:
-    """A sky, a ground, a ball and a wall in [-1, 1], and a mask: 1 known, 0 hole."""
+def draw_test_scene(size: int) -> Any:
+    """Draw sky, ground, ball and wall in [-1, 1]; also return a mask, 1 where known."""
     import numpy as np
 
     y, x = np.mgrid[:size, :size] / size
@@ -331,7 +331,7 @@ def drawn_scene(size: int) -> Any:
 
 
 def save_panels(panels: dict[str, Any], path: Path) -> None:
-    """Write labelled pictures side by side, four in a row, all at one size."""
+    """Write labelled images of [-1, 1] as a sheet of four columns."""
     import numpy as np
 
     from migan_jax.data.sheets import contact_sheet

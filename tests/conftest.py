@@ -1,13 +1,14 @@
-"""Eight CPU devices, no feature weights, no silent broadcasting between ranks.
+"""Eight CPU devices, no feature weights, no implicit rank promotion.
 
-Programs are hardly optimised: of small ones, compiling takes longer than running.
+Programs are hardly optimised: compiling small ones takes longer than running them.
 """
 
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["MIGAN_JAX_FEATURES"] = "none"  # those that this machine may have
+os.environ["MIGAN_JAX_FEATURES"] = "none"  # ignore those of this machine
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
@@ -15,13 +16,16 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import pytest
 
+# For torch_gan.py; last, since benchmarks/onnx.py would hide the library.
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture
 def optimised():
-    """For tests whose programs run for longer than they take to compile."""
+    """Optimise programs that take longer to run than to compile."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
@@ -29,27 +33,27 @@ def optimised():
 
 @pytest.fixture
 def float64():
-    """Arrays of this test may be float64."""
+    """Allow float64 arrays."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture(autouse=True)
 def skip_without_torch(request):
-    """PyTorch is an extra: tests that need it are marked."""
+    """Skip tests marked `torch` if PyTorch, an extra, is not installed."""
     if request.node.get_closest_marker("torch"):
         pytest.importorskip("torch")
 
 
 @pytest.fixture
 def torch():
-    """PyTorch, where it is installed."""
+    """PyTorch, if it is installed."""
     return pytest.importorskip("torch")
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of twelve pictures."""
+    """Make a folder of twelve pictures."""
     from photo_folders import photo_folder
 
     return photo_folder(tmp_path / "photos")
@@ -57,15 +61,15 @@ def photos(tmp_path):
 
 @pytest.fixture
 def masks(tmp_path, photos):
-    """A folder with a mask for each of them."""
+    """Make a folder with a mask for each of them."""
     from photo_folders import mask_folder
 
     return mask_folder(tmp_path / "masks", photos)
 
 
 @pytest.fixture(autouse=True)
-def no_runs_left():
-    """Trainers that a test has started end with it, also where it fails."""
+def end_trainers():
+    """End trainers that a test has started, also if it fails."""
     yield
     if "runs" in sys.modules:
         sys.modules["runs"].end_started()
@@ -73,8 +77,8 @@ def no_runs_left():
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    """A folder of compiled programs that all processes of all tests share."""
+    """Make a cache of compiled programs, shared by the processes of all tests."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # which the workers have in common
+        folder = folder.parent  # shared by the workers
     return folder / "compiled"

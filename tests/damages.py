@@ -1,4 +1,4 @@
-"""What may happen to a file, each at a time."""
+"""Ways to damage a file."""
 
 import itertools
 import shutil
@@ -23,7 +23,7 @@ def _flip_a_bit(path):
     path.write_bytes(content)
 
 
-def _replace_by_a_folder(path):
+def _replace_by_folder(path):
     path.unlink()
     path.mkdir()
 
@@ -34,17 +34,17 @@ DAMAGES = {
     "zeroed": _zero,
     "one bit changed": _flip_a_bit,
     "removed": lambda path: path.unlink(),
-    "a folder": _replace_by_a_folder,
+    "a folder": _replace_by_folder,
     "[1]": lambda path: path.write_text("[1]"),
     "{}": lambda path: path.write_text("{}"),
 }
 
 
 def damaged_copies(source, folder, every=1):
-    """Copies of a folder with one file damaged, one at a time: (name, damage, copy).
+    """Yield copies of a folder with one damaged file each: (name, damage, copy).
 
     Args:
-      every: of so many cases, one is taken.
+      every: yields every n-th case only.
     """
     names = sorted(p.relative_to(source) for p in source.rglob("*") if p.is_file())
     for name, damage in list(itertools.product(names, DAMAGES))[::every]:

@@ -1,4 +1,4 @@
-"""The scripts beside the documents, which are in no package, as modules."""
+"""Import the scripts in docs/, which are not in a package."""
 
 import importlib.util
 from pathlib import Path

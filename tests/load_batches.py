@@ -1,5 +1,6 @@
-"""A process of its own that loads batches, for tests: prints a hash of every row,
-which is a picture, its own mask and one that is drawn.
+"""Load batches in a separate process; print a hash of each row.
+
+A row is an image, its own mask and a drawn mask.
 
 python load_batches.py FOLDER MASKS PROCESS PROCESSES FIRST_STEP STEPS WORKERS
 """
@@ -19,8 +20,8 @@ from migan_jax.data.rejects import Rejects
 from migan_jax.data.transforms import sample_keys
 
 
-def rows(folder, masks, process, processes, first_step, steps, workers, stop=()):
-    """(step, row, hash) of every row that a process loads, until there is a `stop`."""
+def hash_rows(folder, masks, process, processes, first_step, steps, workers, stop=()):
+    """Yield (step, row, hash) of each row that a process loads, until `stop`."""
     loader = small_loader(folder, rows_of_process(4, process, processes), masks)
     draw = jax.jit(lambda keys: masks_on_device(SAMPLERS["box"], keys, 16))
     rejects = Rejects(loader.source, 0.5, report=None)
@@ -39,13 +40,13 @@ def rows(folder, masks, process, processes, first_step, steps, workers, stop=())
 
 
 def main():
-    # In the background of a shell, Ctrl-C would be ignored. Raised between batches, as
-    # the trainer stops: Python drops an exception that a signal raises in a destructor,
-    # and the loaded arrays have such.
+    # Raise KeyboardInterrupt between batches, as the trainer does: Python drops
+    # exceptions of signal handlers inside destructors, which the loaded arrays have.
+    # Also, shells let background processes ignore Ctrl-C.
     interruptions = []
     signal.signal(signal.SIGINT, lambda *args: interruptions.append(args))
     folder, masks = map(Path, sys.argv[1:3])
-    for row in rows(folder, masks, *map(int, sys.argv[3:]), stop=interruptions):
+    for row in hash_rows(folder, masks, *map(int, sys.argv[3:]), stop=interruptions):
         print(*row, flush=True)
 
 

@@ -1,7 +1,7 @@
-"""Comparing Flax networks with their PyTorch twins, through the released names.
+"""Compare Flax networks with their PyTorch twins under released names.
 
-A twin with random weights is written to named tensors, the converters read them back,
-and everything is compared under those names: a wrong map cannot cancel out.
+A twin with random weights is converted to Flax by its tensor names, and gradients are
+compared under these names, so that a wrong mapping cannot cancel out.
 """
 
 import jax
@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from variables import (
     entries,
-    relative_l2,  # noqa: F401  # found here, too
+    relative_l2,  # noqa: F401  # re-exported
 )
 
 from migan_jax.families import from_tensors
 
 
 def randomise(twin, dtype, seed=0):
-    """Random values everywhere: biases, strengths, noise, averages; not the taps."""
+    """Randomise all parameters, noise and averages, but not filter taps."""
     generator = torch.Generator().manual_seed(seed)
 
     def fill(tensor, scale):
@@ -42,7 +42,7 @@ def is_fused(twin):
 
 
 def to_arrays(twin):
-    """The twin's state as the reader would return it from its file."""
+    """The twin's state dict as NumPy arrays."""
     return {name: tensor.numpy() for name, tensor in twin.state_dict().items()}
 
 
@@ -51,7 +51,7 @@ def flax_of(twin):
 
 
 def inputs_like(shape, dtype, seed, scale=1.0):
-    """The same random input for both: NHWC for Flax, NCHW for PyTorch."""
+    """Draw one random input: NHWC for Flax, NCHW for PyTorch."""
     array = np.random.default_rng(seed).standard_normal(shape) * scale
     nhwc = array.astype(dtype)
     nchw = np.moveaxis(nhwc, -1, 1) if nhwc.ndim == 4 else nhwc
@@ -64,7 +64,7 @@ def nhwc(tensor):
 
 
 def by_name(network, params):
-    """A tree of parameters (or gradients) under the released names."""
+    """Return a tree of parameters or gradients under released names."""
     named = {}
     for entry in entries(network):
         if entry.collection == "params":

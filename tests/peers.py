@@ -1,7 +1,7 @@
-"""The packages that published figures come from, with random weights in their networks.
+"""The packages behind published metrics, with random weights in their networks.
 
-The build of torchvision may belong to another build of PyTorch. Its networks are plain
-Python, but it registers operators when it is imported, which then have to be there.
+The installed torchvision may not match the installed PyTorch. Its networks are plain
+Python, but importing it registers operators, which then have to be defined first.
 """
 
 import importlib
@@ -40,7 +40,7 @@ with warnings.catch_warnings():
 
 
 def randomise(network):
-    """He's weights, so that features keep their size; norms that are not ones."""
+    """He initialisation, which keeps features' magnitude, and random norms."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
@@ -56,8 +56,8 @@ def randomise(network):
     return network.eval()
 
 
-def inception():
-    """pytorch-fid's whole network, and the one that its file holds; it has no file."""
+def make_inception():
+    """Return pytorch-fid's network and its inner one, whose weights its file holds."""
     load = "load_state_dict"
     with (
         warnings.catch_warnings(),
@@ -70,8 +70,8 @@ def inception():
         return fid_inception.InceptionV3().eval(), inner
 
 
-def perceptual(name):
-    """torchvision's network and LPIPS with its weights, as `lpips` builds it."""
+def make_lpips(name):
+    """Return torchvision's network, and the package's LPIPS with the same weights."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = {"alex": torchvision.models.alexnet, "vgg": torchvision.models.vgg16}[
@@ -91,7 +91,7 @@ def perceptual(name):
     return network, whole.eval()
 
 
-def as_theirs(pictures):
-    """Uint8 [N, H, W, 3] as [N, 3, H, W] in [0, 1]."""
-    moved = np.moveaxis(pictures, -1, 1).astype(np.float32)
-    return torch.from_numpy(moved / np.float32(255))
+def to_torch(images):
+    """Convert uint8 [N, H, W, 3] to [N, 3, H, W] in [0, 1]."""
+    nchw = np.moveaxis(images, -1, 1).astype(np.float32)
+    return torch.from_numpy(nchw / np.float32(255))

@@ -1,4 +1,4 @@
-"""Folders of pictures that tests of the data share."""
+"""Folders of images for tests of the data."""
 
 import zipfile
 
@@ -7,7 +7,7 @@ import pytest
 from pictures import picture
 from PIL import Image
 
-from migan_jax.data.examples import Crop
+from migan_jax.data.examples import CropSettings
 from migan_jax.data.pipeline import Loader
 from migan_jax.data.sources import FileSource, open_source
 from migan_jax.errors import UserError
@@ -16,7 +16,7 @@ SETTINGS = {"masks": None, "mask_hole": "white", "resolution": 16, "seed": 0}
 
 
 def save(folder, name, array, **options):
-    """Write an array as an image file; returns its path."""
+    """Write an array as an image file; return its path."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path, **options)
@@ -24,7 +24,7 @@ def save(folder, name, array, **options):
 
 
 def photo_folder(folder, count=12, height=40, width=56):
-    """PNG pictures, no two of the same size, some in a subfolder."""
+    """Write PNG files of different sizes, some in a subfolder."""
     for index in range(count):
         name = f"{'sub/' * (index % 3 == 0)}{index:02d}.png"
         save(folder, name, picture(height + index, width, seed=index))
@@ -32,7 +32,7 @@ def photo_folder(folder, count=12, height=40, width=56):
 
 
 def mask_folder(folder, photos):
-    """For every picture of `photos` a mask: a white box, a quarter of it."""
+    """Write a mask for each photo: a white box, a quarter of the image."""
     for path in photos.rglob("*.png"):
         with Image.open(path) as image:
             mask = np.zeros((image.height, image.width), np.uint8)
@@ -47,25 +47,27 @@ def rows_of_process(batch_size, process, processes):
 
 
 def small_loader(folder, rows=range(4), masks=None, seed=0):
-    """Batches of four random crops of 16 pixels."""
-    crop = Crop(16, smallest_share=0.5, smallest_side=16)
+    """Make a loader of batches of four random crops of 16 pixels."""
+    crop = CropSettings(16, min_scale=0.5, smallest_side=16)
     return Loader(FileSource(folder, masks), crop, seed, batch_size=4, rows=rows)
 
 
-def zipped(folder, path):
+def make_zip(folder, path):
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(folder.rglob("*")):
             archive.write(file, file.relative_to(folder))
     return path
 
 
-def opened(path, **changed):
+def open_small(path, **changed):
+    """Open a source with a resolution of 16."""
     return open_source(str(path), **(SETTINGS | changed))
 
 
-def refused(path, **changed):
+def open_error(path, **changed):
+    """Open an invalid source; return the error message."""
     with pytest.raises(UserError) as caught:
-        opened(path, **changed)
-    sentence = str(caught.value)
-    assert "\n" not in sentence and str(path) in sentence
-    return sentence
+        open_small(path, **changed)
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message
+    return message

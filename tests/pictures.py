@@ -1,12 +1,12 @@
-"""Pictures and networks that tests of the geometry share."""
+"""Images, holes and networks for tests."""
 
 import numpy as np
 
-BRIGHTEST = 200  # of a picture: a network that answers 255 always changes it
+BRIGHTEST = 200  # maximum of a picture, so that a network's 255 always changes it
 
 
 def picture(height, width, seed=0):
-    """Waves and some noise, uint8 [H, W, 3] from 20 to 200."""
+    """Make an image of waves and noise, uint8 [H, W, 3] from 20 to 200."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     rng = np.random.default_rng(seed)
     noise = rng.normal(0, 4, (height, width, 3)).astype(np.float32)
@@ -19,12 +19,12 @@ def picture(height, width, seed=0):
 
 
 def white(image, known):
-    """A network that sees nothing but white."""
+    """Predict white everywhere, like a network."""
     return np.ones(image.shape, np.float32)
 
 
 def hole_in(shape, *boxes):
-    """True in boxes (top, left, bottom, right), which may count from the end."""
+    """Make a hole of boxes (top, left, bottom, right); negative: from the end."""
     hole = np.zeros(shape, np.bool_)
     for top, left, bottom, right in boxes:
         hole[top:bottom, left:right] = True

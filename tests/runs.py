@@ -1,6 +1,6 @@
-"""Runs of the trainer as processes of their own: tiny ones, that can be killed.
+"""Tiny training runs in processes of their own, which tests can kill.
 
-Compiled programs are kept from one to the next, so that starting costs seconds.
+They share a compilation cache, so that starting one takes seconds.
 """
 
 import json
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
 
 SETTINGS = {
     "resolution": 8,
@@ -22,10 +23,10 @@ SETTINGS = {
     "log_every_steps": 3,
     "save_every_steps": 4,
 }
-# Nothing is optimised: such small programs take longer to compile than to run.
+# Without optimisation: such small programs take longer to compile than to run.
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={}"
 
-started = []  # processes, of which none should outlive its test
+started = []  # processes that must not outlive their test
 
 
 def environment(cache, devices=1):
@@ -53,7 +54,7 @@ def command(workdir, steps, *more, **settings):
 
 
 def run(module, *arguments, cache, devices=1):
-    """Run a verb to its end; returns the finished process."""
+    """Run a verb to its end; return the finished process."""
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
         env=environment(cache, devices),
@@ -64,19 +65,19 @@ def run(module, *arguments, cache, devices=1):
 
 
 def train(workdir, steps, cache, *more, devices=1, **settings):
-    """Train to the end; returns the finished process."""
+    """Train to the end; return the finished process."""
     arguments = command(workdir, steps, *more, **settings)[2:]
     return run(*arguments, cache=cache, devices=devices)
 
 
 def start(workdir, steps, cache, *more, devices=1, session=False, **settings):
-    """Begin to train; with `session`, as the first of a group of processes."""
+    """Start training; `session` starts a new process group."""
     arguments = command(workdir, steps, *more, **settings)[2:]
-    return begin(*arguments, cache=cache, devices=devices, session=session)
+    return start_verb(*arguments, cache=cache, devices=devices, session=session)
 
 
-def begin(module, *arguments, cache, devices=1, session=False):
-    """Begin to run a verb."""
+def start_verb(module, *arguments, cache, devices=1, session=False):
+    """Start a verb; return its process."""
     process = subprocess.Popen(
         [sys.executable, "-m", module, *map(str, arguments)],
         env=environment(cache, devices),
@@ -90,7 +91,7 @@ def begin(module, *arguments, cache, devices=1, session=False):
 
 
 def end_started():
-    """Kill what a test that failed has left."""
+    """Kill processes that a failed test has left running."""
     while started:
         process = started.pop()
         if process.poll() is None:
@@ -99,13 +100,13 @@ def end_started():
 
 
 def steps(workdir):
-    """Of which there are complete checkpoints."""
+    """Return the steps of the complete checkpoints."""
     names = [path.name for path in (workdir / "checkpoints").glob("*")]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def saved(workdir, step=None):
-    """Everything that a checkpoint holds, the newest if none is named."""
+def read_checkpoint(workdir, step=None):
+    """Read the contents of a checkpoint, by default of the newest one."""
     folder = (workdir / "checkpoints").absolute() / str(step or steps(workdir)[-1])
     content = {"run": json.loads((folder / "run" / "metadata").read_text())}
     reader = ocp.PyTreeCheckpointer()
@@ -117,7 +118,7 @@ def saved(workdir, step=None):
 
 
 def metrics(workdir):
-    """The lines of metrics.jsonl without what is measured."""
+    """Read the lines of metrics.jsonl without timings."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [
         {k: v for k, v in json.loads(line).items() if not k.startswith("time/")}
@@ -132,33 +133,38 @@ def wait_for_metrics(process, workdir, lines):
 
 
 def assert_same(actual, expected):
-    """Two runs came to the same: state, metrics, pictures."""
+    """Assert that two runs have the same state, metrics and samples."""
     assert metrics(actual) == metrics(expected)
     assert board(actual) == board(expected)
-    ours, theirs = saved(actual), saved(expected)
+    ours, theirs = read_checkpoint(actual), read_checkpoint(expected)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    for picture in sorted((expected / "samples").iterdir()):
-        assert (actual / "samples" / picture.name).read_bytes() == picture.read_bytes()
+    for sample in sorted((expected / "samples").iterdir()):
+        assert (actual / "samples" / sample.name).read_bytes() == sample.read_bytes()
 
 
 def board(workdir):
-    """TensorBoard's scalars, (step, name, value), but for what is measured."""
+    """Read TensorBoard's scalars (step, name, value) without timings."""
     points = []
     for path in sorted((workdir / "tensorboard").iterdir()):
-        points += [
-            (event.step, value.tag, value.simple_value)
-            for event in events(path)
-            for value in event.summary.value
-            if not value.tag.startswith(("time/", "samples"))
-        ]
+        for event in events(path):
+            if event.HasField("session_log"):  # a run resumed here
+                points = [point for point in points if point[0] < event.step]
+            points += [
+                (event.step, value.tag, value.simple_value)
+                for value in event.summary.value
+                if not value.tag.startswith(("time/", "samples"))
+            ]
     return points
 
 
 def events(path):
+    """Read events as TensorBoard does, up to the first damaged one."""
     content, start = path.read_bytes(), 0
-    while start < len(content):
+    while start + 12 <= len(content):
         (length,) = struct.unpack_from("<Q", content, start)
-        start += 12
-        yield Event.FromString(content[start : start + length])
-        start += length + 4
-    assert start == len(content)
+        for begin, end in (start, start + 8), (start + 12, start + 12 + length):
+            checksum = struct.pack("<I", masked_crc32c(content[begin:end]))
+            if content[end : end + 4] != checksum:
+                return
+        yield Event.FromString(content[begin:end])
+        start = end + 4

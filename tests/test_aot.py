@@ -1,7 +1,7 @@
-"""Compiled for a TPU topology, without one: what a data-parallel step sends around.
+"""All-reduces of data-parallel gradients, compiled ahead of time for a TPU topology.
 
-A plain cast of the weights to bfloat16 would make XLA all-reduce bfloat16 gradients; on
-a CPU that cannot be seen, because bfloat16 is computed in float32 there.
+With a plain cast of the weights to bfloat16, XLA would all-reduce bfloat16 gradients.
+On a CPU this is not visible, because it computes bfloat16 in float32.
 """
 
 import jax
@@ -18,11 +18,11 @@ pytestmark = pytest.mark.aot
 NARROW = {"resolution": 16, "channel_base": 512, "channel_max": 32}
 CODES = {"z_dim": 32, "w_dim": 32, "encoder_dim": 32}
 NETWORKS = {
-    "migan": migan.Generator(**NARROW, dtype=jnp.bfloat16),
+    "migan": migan.MIGANGenerator(**NARROW, dtype=jnp.bfloat16),
     "migan_discriminator": discriminators.MIGANDiscriminator(
         **NARROW, dtype=jnp.bfloat16
     ),
-    "comodgan": comodgan.Generator(**NARROW, **CODES, dtype=jnp.bfloat16),
+    "comodgan": comodgan.CoModGANGenerator(**NARROW, **CODES, dtype=jnp.bfloat16),
     "comodgan_discriminator": discriminators.CoModGANDiscriminator(
         **NARROW, dtype=jnp.bfloat16
     ),
@@ -35,7 +35,7 @@ def mesh(monkeypatch):
     return Mesh(tpu_devices(monkeypatch), ("data",))
 
 
-# Whole steps of the others are compiled in test_aot_training.py.
+# test_aot_training.py compiles whole steps of the others.
 @pytest.mark.parametrize(
     "name",
     [
@@ -46,13 +46,13 @@ def mesh(monkeypatch):
 def test_gradients_are_reduced_in_float32(name, mesh):
     network = NETWORKS[name]
 
-    def placed(leaf, *spec):
+    def shard(leaf, *spec):
         sharding = NamedSharding(mesh, PartitionSpec(*spec))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    variables = jax.tree.map(placed, abstract_variables(network))
+    variables = jax.tree.map(shard, abstract_variables(network))
     batch = [
-        placed(jax.ShapeDtypeStruct((BATCH, *x.shape[1:]), x.dtype), "data")
+        shard(jax.ShapeDtypeStruct((BATCH, *x.shape[1:]), x.dtype), "data")
         for x in network.inputs()
     ]
 
@@ -68,5 +68,5 @@ def test_gradients_are_reduced_in_float32(name, mesh):
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert {dtype for dtype, _ in sums} == {"f32"}
     total = sum(elements for _, elements in sums)
-    # Little else: maps of stored noise, statistics of the minibatch.
+    # The rest is small: stored noise and minibatch statistics.
     assert parameters <= total <= 1.2 * parameters

@@ -1,7 +1,7 @@
-"""What a half-precision training step computes in, and what it sends around.
+"""Dtypes and collectives of a half-precision training step.
 
-A CPU computes bfloat16 in float32 and keeps it so between devices: these traps can only
-be seen in programs for TPUs, lowered for one or compiled for a topology of them.
+CPUs compute and reduce bfloat16 in float32, so dtypes are checked in programs for TPUs:
+lowered for one, or compiled for a topology.
 """
 
 import re
@@ -31,8 +31,8 @@ HALF = {
 }
 CODES = {"z_dim": 6, "w_dim": 6, "encoder_dim": 6}
 NETWORKS = {
-    "migan": migan.Generator(**HALF),
-    "comodgan": comodgan.Generator(**HALF, **CODES),
+    "migan": migan.MIGANGenerator(**HALF),
+    "comodgan": comodgan.CoModGANGenerator(**HALF, **CODES),
     "migan_discriminator": discriminators.MIGANDiscriminator(**HALF),
     "comodgan_discriminator": discriminators.CoModGANDiscriminator(**HALF),
 }
@@ -62,13 +62,13 @@ SYSTEMS = {
 
 
 def lowered_for_tpu(function, *args):
-    """The program that XLA would compile for a TPU, which needs none."""
+    """Return the StableHLO program for a TPU; no TPU is needed."""
     traced = jax.jit(function).trace(*args)
     return traced.lower(lowering_platforms=("tpu",)).as_text()
 
 
 def products(program):
-    """(dtype, shape) of the operands and the result of each convolution and product."""
+    """Yield (dtype, shape) of operands and result of each convolution and product."""
     for line in program.splitlines():
         if re.search(r"stablehlo\.(convolution|dot_general)\b", line):
             types = re.findall(r"tensor<((?:\d+x)+)(\w+)>", line.rsplit(" : ", 1)[1])
@@ -78,8 +78,8 @@ def products(program):
             ]
 
 
-def maps_of(product):
-    """Those of them that are images or features."""
+def feature_maps(product):
+    """Return those that are images or features."""
     return [
         (dtype, shape)
         for dtype, shape in product
@@ -88,8 +88,8 @@ def maps_of(product):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_features_are_in_half_precision_and_pictures_are_not(name):
-    """One float64 scalar of numpy would make all that follows it float32."""
+def test_features_are_half_precision_and_images_are_not(name):
+    """A single NumPy float64 scalar would promote all later features to float32."""
     network = NETWORKS[name]
     variables = abstract_variables(network)
     params = variables.pop("params")
@@ -97,27 +97,27 @@ def test_features_are_in_half_precision_and_pictures_are_not(name):
         jax.ShapeDtypeStruct((BATCH, *x.shape[1:]), x.dtype) for x in network.inputs()
     ]
 
-    def loss(params, rest, *inputs):
-        output = network.apply({"params": params, **rest}, *inputs)
+    def loss(params, other, *inputs):
+        output = network.apply({"params": params, **other}, *inputs)
         return sum(jnp.mean(leaf**2) for leaf in jax.tree.leaves(output))
 
-    seen = {"bf16": 0, "f32": 0}
+    counts = {"bf16": 0, "f32": 0}
     for product in products(
         lowered_for_tpu(jax.grad(loss), params, variables, *inputs)
     ):
-        maps = maps_of(product)
+        maps = feature_maps(product)
         if not maps:
             continue
         to_rgb = any(shape[-1] == 3 for _, shape in maps)
         expected = "f32" if to_rgb else "bf16"
         assert {dtype for dtype, _ in maps} == {expected}, product
-        seen[expected] += 1
-    assert seen["bf16"] > 20
-    assert (seen["f32"] > 0) == ("discriminator" not in name)
+        counts[expected] += 1
+    assert counts["bf16"] > 20
+    assert (counts["f32"] > 0) == ("discriminator" not in name)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_the_penalty_is_computed_in_float32(name):
+def test_r1_is_computed_in_float32(name):
     system = SYSTEMS[name]
     state = abstract_state(system)
     batch = {
@@ -126,19 +126,19 @@ def test_the_penalty_is_computed_in_float32(name):
         "sample": jax.ShapeDtypeStruct((BATCH,), jnp.int32),
     }
 
-    def of(minimised):
-        def loss(own, state, batch):
-            params = {**state.params, "discriminator": own}
+    def gradient_program(loss):
+        def scalar(discriminator, state, batch):
+            params = {**state.params, "discriminator": discriminator}
             inputs = Inputs(frozen_of(system), batch, jax.random.key(0), 0.0, 0.0)
-            return minimised(params, state.stats, inputs)[0]
+            return loss(params, state.stats, inputs)[0]
 
-        own = state.params["discriminator"]
-        return lowered_for_tpu(jax.grad(loss), own, state, batch)
+        discriminator = state.params["discriminator"]
+        return lowered_for_tpu(jax.grad(scalar), discriminator, state, batch)
 
-    penalty = of(system.r1_loss)
+    penalty = gradient_program(system.r1_loss)
     assert "bf16" not in penalty
-    assert sum(1 for product in products(penalty) if maps_of(product)) > 20
-    assert "bf16" in of(system.discriminator_loss)
+    assert sum(1 for product in products(penalty) if feature_maps(product)) > 20
+    assert "bf16" in gradient_program(system.discriminator_loss)
 
 
 # Compiled for a TPU.
@@ -154,16 +154,16 @@ def frozen_of(system):
     )
 
 
-def compiled_step(system, devices, penalty=False):
-    """An iteration's program, or the lazy penalty's, as a run compiles it."""
+def compile_step(system, devices, penalty=False):
+    """Compile a step or the lazy R1 turn, as a run does; return the program's text."""
     mesh = Mesh(devices, ("data", "space"), axis_types=(AxisType.Auto,) * 2)
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
 
-    def placed(leaf, sharding=everywhere):
+    def with_sharding(leaf, sharding=replicated):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     state, frozen, key = jax.tree.map(
-        placed, (abstract_state(system), frozen_of(system), jax.random.key(0))
+        with_sharding, (abstract_state(system), frozen_of(system), jax.random.key(0))
     )
     images = jax.ShapeDtypeStruct((BATCH, SIZE, SIZE, 3), jnp.uint8)
     split = NamedSharding(mesh, PartitionSpec("data", "space"))
@@ -172,9 +172,10 @@ def compiled_step(system, devices, penalty=False):
     ).at(0)
     every = span.stage.lazy[0] if penalty else 1
     step = make_step(system, span, ema_halflife_kimg=BATCH / 1000, every=every)
-    program = jax.jit(step, donate_argnums=0, out_shardings=(everywhere, everywhere))
+    program = jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
+    batch = {"image": with_sharding(images, split)}
     with jax.set_mesh(mesh):
-        lowered = program.lower(state, frozen, {"image": placed(images, split)}, key)
+        lowered = program.lower(state, frozen, batch, key)
         return lowered.compile().as_text()
 
 
@@ -188,29 +189,29 @@ def devices(monkeypatch):
 @pytest.mark.parametrize("penalty", [False, True])
 def test_gradients_are_reduced_in_float32(penalty, devices):
     system = SYSTEMS["migan"]
-    program = compiled_step(system, devices.reshape(4, 1), penalty)
+    program = compile_step(system, devices.reshape(4, 1), penalty)
     sums = list(all_reduces(program))
-    # Integers are of the loops that draw masks.
+    # The loops that draw masks use integers.
     assert {dtype for dtype, _ in sums} <= {"f32", "u32", "s32", "pred"}
     total = sum(elements for dtype, elements in sums if dtype == "f32")
     params = abstract_state(system).params
-    moved = sum(
+    trained = sum(
         leaf.size
         for name in (["discriminator"] if penalty else system.networks)
         for leaf in jax.tree.leaves(params[name])
     )
-    # Most of the discriminator's twice: those of real and of fake pictures are added up
-    # afterwards. The rest is statistics of the minibatch, much beside so few weights.
-    assert moved <= total <= 2.2 * moved
-    # The batch is split, and no picture is.
+    # Most of the discriminator's gradients are reduced twice, for real and fake images.
+    # Minibatch statistics are the rest, a lot compared with so few weights.
+    assert trained <= total <= 2.2 * trained
+    # The batch is split, and no image is.
     assert f"[{BATCH // 4},{SIZE},{SIZE},8]" in program
     assert f"[{BATCH},{SIZE},{SIZE}" not in program
     assert "collective-permute" not in program
 
 
 @pytest.mark.aot
-def test_rows_are_split_and_neighbours_exchange_theirs(devices):
-    program = compiled_step(SYSTEMS["migan"], devices.reshape(2, 2))
+def test_rows_are_split_and_neighbours_exchange_them(devices):
+    program = compile_step(SYSTEMS["migan"], devices.reshape(2, 2))
     assert "collective-permute" in program
     assert f"bf16[{BATCH // 2},{SIZE // 2},{SIZE},8]" in program
     assert not re.search(rf"\[{BATCH // 2},{SIZE},{SIZE},\d+\]", program)

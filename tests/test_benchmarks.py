@@ -1,4 +1,4 @@
-"""The benchmarks run, and their alternatives agree (they stop if not)."""
+"""The benchmarks run; they stop if their alternatives disagree."""
 
 import json
 import os
@@ -16,7 +16,7 @@ pytest.importorskip("pytorch_fid")
 
 import migan_jax
 
-# They are no part of what is installed, and each start takes seconds.
+# Benchmarks are not installed, and each takes seconds to start.
 pytestmark = [pytest.mark.torch, pytest.mark.full]
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -28,14 +28,14 @@ TINY = {
     "onnx": "--resolutions 16 --width=0.03125 --photos 40x30".split(),
     "evaluate": ["--size=32", "--batch=2", "--batches=3"],
     "syncing": "--smoke --photos=2 --side=32".split(),
-    # Not `compiled`, which takes minutes at any size.
+    # Without the variant `compiled`, which takes minutes at any size.
     "train_step": "--resolution=32 --width=0.03125 --variants ours eager".split(),
 }
 
 
 def run(name, *options):
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *options]
-    # What is compiled takes longer than what is measured.
+    # Compiling takes longer than measuring.
     environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -51,7 +51,7 @@ def test_benchmark_runs(name, tmp_path):
         assert all(value > 0 for value in row.values() if isinstance(value, float))
 
 
-def test_a_taught_network_can_be_loaded(tmp_path):
+def test_taught_network_can_be_loaded(tmp_path):
     path = tmp_path / "taught.safetensors"
     tiny = "--resolution=32", "--width=0.03125", "--steps=4", "--scenes=3"
     run("teach", str(path), *tiny)

@@ -1,4 +1,4 @@
-"""Benchmarks that train: their tables, and that they come to an end."""
+"""Benchmarks that train: they run, and their tables are correct."""
 
 import json
 import sys
@@ -19,21 +19,21 @@ TINY = (
 
 @pytest.fixture
 def script(monkeypatch):
-    """The module of a benchmark, by its name."""
+    """Import a benchmark by its name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return lambda name: __import__(name)
 
 
-def test_table_of_the_ablation(script):
-    figures = {
+def test_ablation_table(script):
+    metrics = {
         "mean colour": [10.0, 12.0],
         "baseline": [11.0, 13.0],
         "reparam": [11.5, 13.5],
         "reparam_kd": [11.5, 14.5],
         "teacher": [20.0, 20.0],
     }
-    rows = {row.pop(""): row for row in script("ablation").rows_of(figures)}
-    assert list(rows) == list(figures)
+    rows = {row.pop(""): row for row in script("ablation").make_rows(metrics)}
+    assert list(rows) == list(metrics)
     assert rows["baseline"]["mean dB"] == 12 and rows["baseline"]["over before"] == "-"
     assert rows["baseline"]["sd"] == pytest.approx(2**0.5)
     assert rows["reparam"]["over before"] == 0.5 and rows["reparam"]["its sd"] == 0
@@ -44,7 +44,7 @@ def test_table_of_the_ablation(script):
 
 
 def run(module, monkeypatch, tmp_path, *options):
-    """The table of a benchmark whose networks are tiny."""
+    """Run a benchmark with tiny networks, and return its table."""
     train = module.train
 
     def train_tiny(recipe, workdir, settings, *arguments):

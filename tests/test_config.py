@@ -1,4 +1,4 @@
-"""Recipes and settings: found by name and by path, and wrong ones named."""
+"""Recipes and settings, found by name and by path; errors name what is wrong."""
 
 import argparse
 import ast
@@ -16,6 +16,8 @@ import pytest
 
 from migan_jax.config import (
     RANGES,
+    RENAMED,
+    _warn_of_renamed,
     base_config,
     flat,
     load_config,
@@ -27,8 +29,8 @@ from migan_jax.errors import UserError
 from migan_jax.training.setup import (
     build_system,
     check_settings,
-    first_state,
-    timeline_of,
+    initial_state,
+    make_timeline,
 )
 from migan_jax.training.step import make_step
 
@@ -43,7 +45,7 @@ def load(recipe, *settings, tiny=False):
 
 
 def steps_of(config):
-    return timeline_of(config, build_system(config, {})).end_step
+    return make_timeline(config, build_system(config, {})).end_step
 
 
 def refused(recipe, *settings):
@@ -53,7 +55,7 @@ def refused(recipe, *settings):
     return str(caught.value)
 
 
-def test_the_recipes_are_there():
+def test_all_recipes_exist():
     assert (
         set(RECIPES)
         == set(recipe_names())
@@ -73,7 +75,7 @@ def test_the_recipes_are_there():
 
 
 @pytest.mark.parametrize("recipe", RECIPES + RUNGS)
-def test_recipes_make_sense_and_say_what_they_are(recipe):
+def test_recipes_are_valid_and_documented(recipe):
     config = load(recipe)
     check_settings(config)
     name, _, rung = recipe.partition(":")
@@ -88,14 +90,14 @@ def test_recipes_make_sense_and_say_what_they_are(recipe):
     assert str(config.resolution) in name
 
 
-# One of each kind of program; the others differ in sizes only. A warm-up follows below.
+# One recipe for each kind of program; the others differ in sizes only.
 DIFFERENT = "scenes64", "scenes64:baseline", "scenes64:teacher"
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, *RUNGS])
 def test_a_first_state_of_every_recipe_can_be_made(recipe):
     config = load(recipe)
-    state = jax.eval_shape(lambda: first_state(config, build_system(config, {})))
+    state = jax.eval_shape(lambda: initial_state(config, build_system(config, {})))
     assert state.params.keys() == {"generator", "discriminator"}
     assert sum(leaf.size for leaf in jax.tree.leaves(state.ema)) > 1e5
 
@@ -109,12 +111,12 @@ def test_a_first_state_of_every_recipe_can_be_made(recipe):
     ],
 )
 def test_all_programs_of_a_recipe_can_be_made(recipe):
-    """In its own sizes and batches, but for a teacher's file: steps of all stages."""
+    """Steps of all stages, at full size, without a teacher."""
     config = load(recipe)
     system = build_system(config, {})
-    state = jax.eval_shape(lambda: first_state(config, system))
+    state = jax.eval_shape(lambda: initial_state(config, system))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    for span in timeline_of(config, system).spans:
+    for span in make_timeline(config, system).spans:
         pictures = span.batch_size, span.resolution, span.resolution, 3
         batch = {"image": jax.ShapeDtypeStruct(pictures, np.uint8)}
         for every in (1, *span.stage.lazy):
@@ -128,20 +130,19 @@ def shape_of(leaf):
     return leaf.shape
 
 
-def test_a_warm_up_does_without_the_generators_gradient():
-    """It is not computed and thrown away: what waits costs nothing."""
+def test_a_warm_up_does_not_compute_the_generators_gradient():
     config = load("finetune256", "optimizer.warmup_kimg=0.008", tiny=True)
     system = build_system(config, {})
-    state = jax.eval_shape(lambda: first_state(config, system))
+    state = jax.eval_shape(lambda: initial_state(config, system))
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = {"image": jax.ShapeDtypeStruct((8, 16, 16, 3), np.uint8)}
     batch["mask"] = jax.ShapeDtypeStruct((8, 16, 16, 1), np.uint8)
-    spent = {}
-    for span in timeline_of(config, system).spans:
+    flops = {}
+    for span in make_timeline(config, system).spans:
         step = jax.jit(make_step(system, span))
         cost = step.lower(state, {}, batch, key).cost_analysis()
-        spent[span.stage.name] = cost["flops"]
-    assert spent["warm-up"] < 0.7 * spent["main"]
+        flops[span.stage.name] = cost["flops"]
+    assert flops["warm-up"] < 0.7 * flops["main"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -149,17 +150,17 @@ def test_the_same_recipe_by_path(recipe):
     assert flat(load(recipe)) == flat(load(str(FOLDER / f"{recipe}.py")))
 
 
-def test_the_ladder_changes_what_it_says():
+def test_ablation_variants_differ_in_one_setting():
     baseline, reparam, distilled = (flat(load(recipe)) for recipe in RUNGS)
     assert flat(load("places256")) == distilled
     assert {k for k in baseline if baseline[k] != reparam[k]} == {"reparam.kernels"}
     assert {k for k in baseline if reparam[k] != distilled[k]} == {"teacher"}
     assert baseline["reparam.kernels"] == 1 and reparam["reparam.kernels"] == 9
-    sentence = refused("places256:best")
-    assert "baseline, reparam, reparam_kd" in sentence and "'best'" in sentence
+    message = refused("places256:best")
+    assert "baseline, reparam, reparam_kd" in message and "'best'" in message
 
 
-def test_the_papers_games_are_what_is_built():
+def test_systems_have_the_papers_settings():
     system = build_system(load("places512"), {})
     assert system.distillation_weight == 2 and system.r1_gamma == 10
     assert system.generator.reparam.kernels == 9
@@ -170,7 +171,7 @@ def test_the_papers_games_are_what_is_built():
     assert expanded.generator.reparam.form == "expanded"
 
 
-def test_settings_are_read_as_what_they_are():
+def test_settings_get_the_types_of_their_defaults():
     config = load(
         "places256",
         "batch_size=1_024",
@@ -195,30 +196,30 @@ def test_settings_are_read_as_what_they_are():
     "setting, parts",
     [
         ("optimizer.learning_rat=1", ("optimizer.learning_rat:", "learning_rate?")),
-        ("batchsize=1", ("--config.batchsize:", "did you mean batch_size?")),
-        ("learning_rate=1", ("did you mean optimizer.learning_rate?",)),
-        ("batch_size=many", ("batch_size is a whole number, not 'many'",)),
-        ("batch_size=1.5", ("batch_size is a whole number",)),
-        ("mesh.space=two", ("mesh.space is auto or a whole number",)),
-        ("total_kimg=", ("total_kimg is a number, not ''",)),
-        ("networks.remat=1", ("true or false, not '1'",)),
-        ("data=scenes", ("--config.data:", "no such setting")),
+        ("batchsize=1", ("--config.batchsize:", "batch_size?")),
+        ("learning_rate=1", ("optimizer.learning_rate?",)),
+        ("batch_size=many", ("--config.batch_size", "whole number", "'many'")),
+        ("batch_size=1.5", ("--config.batch_size", "whole number", "'1.5'")),
+        ("mesh.space=two", ("--config.mesh.space", "auto", "'two'")),
+        ("total_kimg=", ("--config.total_kimg", "number", "''")),
+        ("networks.remat=1", ("--config.networks.remat", "true or false", "'1'")),
+        ("data=scenes", ("--config.data:",)),
     ],
 )
 def test_wrong_settings_are_named(setting, parts):
-    sentence = refused("places256", setting)
+    message = refused("places256", setting)
     for part in parts:
-        assert part in sentence
+        assert part in message
 
 
-def test_recipes_that_are_not_there(tmp_path):
-    assert "did you mean places512?" in refused("place512")
-    assert "There is no recipe nowhere.py" in refused("nowhere.py")
+def test_recipes_that_do_not_exist_or_fail(tmp_path):
+    assert "places512?" in refused("place512")
+    assert "nowhere.py" in refused("nowhere.py")
     broken = "def get_config(): return confg"
     empty = "def get_config(): pass"
     for text in ("def get_config(:", "x = 1", "import nothing_at_all", broken, empty):
         (tmp_path / "mine.py").write_text(text)
-        assert "mine.py makes no configuration" in refused(str(tmp_path / "mine.py"))
+        assert "mine.py" in refused(str(tmp_path / "mine.py"))
 
 
 def test_a_recipes_typo_is_not_a_new_setting(tmp_path):
@@ -230,12 +231,33 @@ def test_a_recipes_typo_is_not_a_new_setting(tmp_path):
         "    config.batchsize = 3\n"
         "    return config\n"
     )
-    sentence = refused(str(recipe))
-    assert "no setting batchsize (did you mean batch_size?)" in sentence
+    message = refused(str(recipe))
+    assert "batchsize" in message and "batch_size?" in message
 
 
-def test_a_configuration_of_ones_own(tmp_path):
-    """Whatever a recipe makes is put over the defaults, as what these are."""
+def test_earlier_names_of_settings_are_still_read(tmp_path, caplog):
+    """On the command line and in recipes; each is warned of once a process."""
+    _warn_of_renamed.cache_clear()
+    given = "parts=4", "data.bad_share=0.25"
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "from migan_jax.config import base_config\n"
+        "def get_config():\n"
+        "    config = base_config()\n"
+        "    config.parts = 4\n"
+        "    config.update({'data': {'bad_share': 0.25}})\n"
+        "    return config\n"
+    )
+    for loaded in (load("scenes64", *given), load(str(recipe))):
+        assert loaded.microbatches == 4 and loaded.data.max_rejected_fraction == 0.25
+        assert flat(loaded).keys() == flat(base_config()).keys()
+    messages = [record.getMessage() for record in caplog.records]
+    for old, new in RENAMED.items():
+        assert sum(old in line and new in line for line in messages) == 1
+
+
+def test_a_recipe_may_return_any_config_dict(tmp_path):
+    """Its settings override the defaults, and get their types."""
 
     def recipe(content):
         lines = "import ml_collections", "def get_config():"
@@ -251,14 +273,14 @@ def test_a_configuration_of_ones_own(tmp_path):
         "patience_kimg": 2.0,
     }
     for content, part in {
-        "{'data': {'source': 3}}": "makes no configuration: .*'source'",
-        "{'batch_size': 1.5}": "makes no configuration: .*'batch_size'",
-        "{'data': {'sauce': 'x'}}": "there is no setting sauce",
-        "{'data': 3}": "makes no configuration: .*'data'",
-        "{'seed': 2**63}": "^seed is 9223372036854775808, but must be",
-        "{'seed': None}": "^seed is None, but must be",
-        "{'networks': None}": "^networks.channel_base is None, but must be",
-        "{'total_kimg': 10**400}": "makes no configuration: ",
+        "{'data': {'source': 3}}": "mine.py.*'source'",
+        "{'batch_size': 1.5}": "mine.py.*'batch_size'",
+        "{'data': {'sauce': 'x'}}": "mine.py.*sauce",
+        "{'data': 3}": "mine.py.*'data'",
+        "{'seed': 2**63}": "^seed .*9223372036854775808",
+        "{'seed': None}": "^seed .*None",
+        "{'networks': None}": "^networks.channel_base .*None",
+        "{'total_kimg': 10**400}": "mine.py",
     }.items():
         own = recipe(content)
         for tiny in (False, True):
@@ -269,39 +291,39 @@ def test_a_configuration_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     "setting, part",
     [
-        ("system=gan", "system is comodgan or migan, not 'gan'"),
-        ("resolution=100", "power of two"),
-        ("networks.dtype=float16", "networks.dtype is one of auto, float32, bfloat16"),
-        ("networks.channel_base=128", "channel_base is 128, but must be at least 512"),
-        ("parts=0", "parts is 0"),
-        ("mesh.space=0", "mesh.space is 0, but must be .* from 1 to 16,384, or auto"),
-        ("keep_last=0", "keep_last is 0"),
-        ("total_kimg=0", "total_kimg is 0.0"),
-        ("optimizer.learning_rate=nan", "learning_rate is nan"),
-        ("losses.r1_interval=0", "r1_interval is 0"),
-        ("losses.r1_gamma=-1", "r1_gamma is -1"),
-        ("losses.distillation=nan", "distillation is nan"),
-        ("total_kimg=inf", "total_kimg is inf"),
-        ("optimizer.b2=1", "optimizer.b2 is 1"),
-        ("comodgan.mixing_probability=7", "mixing_probability is 7"),
-        ("resolution=16", "At 16 pixels nothing is distilled"),
+        ("system=gan", "system .*comodgan.*migan.*'gan'"),
+        ("resolution=100", "resolution.*power of two"),
+        ("networks.dtype=float16", "networks.dtype .*auto, float32, bfloat16"),
+        ("networks.channel_base=128", "networks.channel_base .*128.*512"),
+        ("microbatches=0", "microbatches .*0"),
+        ("mesh.space=0", "mesh.space .*0.*16,384.*auto"),
+        ("keep_last=0", "keep_last .*0"),
+        ("total_kimg=0", "total_kimg .*0.0"),
+        ("optimizer.learning_rate=nan", "learning_rate .*nan"),
+        ("losses.r1_interval=0", "r1_interval .*0"),
+        ("losses.r1_gamma=-1", "r1_gamma .*-1"),
+        ("losses.distillation=nan", "distillation .*nan"),
+        ("total_kimg=inf", "total_kimg .*inf"),
+        ("optimizer.b2=1", "optimizer.b2 .*1"),
+        ("comodgan.mixing_probability=7", "mixing_probability .*7"),
+        ("resolution=16", "teacher.*32.*16"),
     ],
 )
-def test_settings_that_make_no_sense(setting, part):
+def test_invalid_settings(setting, part):
     with pytest.raises(UserError, match=part):
         check_settings(load("places512", setting))
-    with pytest.raises(UserError, match="a comodgan has none"):
+    with pytest.raises(UserError, match=r"teacher.*comodgan"):
         check_settings(load("comodgan_places512", "teacher=x"))
 
 
 def holder_of(config, key):
-    """The part of a configuration that has a setting, and its last name."""
+    """Return the section of a configuration that holds a setting, and its last name."""
     *path, last = key.split(".")
     return functools.reduce(getitem, path, config), last
 
 
 def with_setting(key, value):
-    """A configuration as only Python can make it: of any types."""
+    """Return a configuration with a value of any type."""
     config = base_config()
     inner, last = holder_of(config, key)
     with inner.ignore_type():
@@ -317,33 +339,35 @@ def test_every_number_has_a_range():
         kinds[key] = inner.get_type(last)
     numbers = {key for key, kind in kinds.items() if kind in (int, float, object)}
     assert numbers == set(RANGES)
-    for key, (least, most) in RANGES.items():
-        assert type(least) is type(most) is {object: int}.get(kinds[key], kinds[key])
+    for key, (minimum, maximum) in RANGES.items():
+        assert (
+            type(minimum) is type(maximum) is {object: int}.get(kinds[key], kinds[key])
+        )
 
 
 @pytest.mark.parametrize("key", RANGES)
 def test_numbers_outside_of_their_ranges_are_refused(key):
-    least, most = RANGES[key]
-    beyond = least - 1, most + 1, True
-    if isinstance(least, float):
-        beyond = math.nextafter(least, -1), math.nextafter(most, math.inf)
-    for value in (least, most):
+    minimum, maximum = RANGES[key]
+    beyond = minimum - 1, maximum + 1, True
+    if isinstance(minimum, float):
+        beyond = math.nextafter(minimum, -1), math.nextafter(maximum, math.inf)
+    for value in (minimum, maximum):
         assert flat(load("scenes64", f"{key}={value}"))[key] == value
     for value in (*beyond, 10**300, -math.inf, math.inf, math.nan, "x", [1]):
-        with pytest.raises(UserError, match=rf"^{re.escape(key)} is .*, but must be "):
+        with pytest.raises(UserError, match=rf"^{re.escape(key)} "):
             check_settings(with_setting(key, value))
-        assert f"{key} is " in refused("scenes64", f"{key}={value}")
+        assert key in refused("scenes64", f"{key}={value}")
 
 
-def test_the_longest_runs_have_steps_that_int32_counts():
+def test_int32_counts_the_steps_of_the_longest_runs():
     longest = f"total_kimg={RANGES['total_kimg'][1]}"
     warm_up = f"optimizer.warmup_kimg={RANGES['optimizer.warmup_kimg'][1]}"
     config = load("scenes64", longest, warm_up, "batch_size=1")
-    spans = timeline_of(config, build_system(config, {})).spans
-    assert max(span.whole_steps for span in spans) < 2**31
+    spans = make_timeline(config, build_system(config, {})).spans
+    assert max(span.total_steps for span in spans) < 2**31
 
 
-def test_arguments_that_are_whole_numbers():
+def test_whole_number_arguments():
     read = whole_number(1, 1000)
     assert [read(text) for text in ("1", "1000", "٣")] == [1, 1000, 3]
     for text in ("0", "1001", "-1", "1.5", "", "inf", "²", "9" * 20, "9" * 5000):

@@ -1,4 +1,4 @@
-"""Random masks: the reference's statistics, on the host and on the device."""
+"""Random masks on host and device: the references' statistics."""
 
 import dataclasses
 
@@ -11,8 +11,8 @@ from scipy import ndimage
 
 from migan_jax.data import mask_samplers
 from migan_jax.data.mask_samplers import (
+    MIN_MASK_SIZE,
     SAMPLERS,
-    SMALLEST,
     Brush,
     CellularAutomaton,
     FreeForm,
@@ -24,7 +24,7 @@ from migan_jax.data.mask_samplers import (
 pytestmark = pytest.mark.usefixtures("optimised")
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
-# Hole ratios of the reference sampler: size, masks, mean, deviation, quantiles.
+# Hole ratios of the reference sampler, by size: count, mean, deviation, quantiles.
 REFERENCE = {
     256: (
         *(3000, 0.7293, 0.1812),
@@ -35,18 +35,18 @@ REFERENCE = {
         (0.155, 0.300, 0.391, 0.539, 0.669, 0.783, 0.857, 0.894, 0.953),
     ),
 }
-# Of the others at 256: mean, deviation, 5 % and 95 %.
+# Hole ratios of the others at 256: mean, deviation, 5% and 95% quantiles.
 OTHERS = {
     "brush": (0.150, 0.079, 0.036, 0.289),
     "box": (0.248, 0.083, 0.128, 0.402),
     "cellular_automaton": (0.512, 0.072, 0.373, 0.623),
 }
-# A thin brush is a brush with other numbers, and free forms are drawn with one, too.
+# Brushes are slow; free-form masks, which use one, are tested anyway.
 NAMES = [
     pytest.param(name, marks=pytest.mark.full if "brush" in name else ())
     for name in SAMPLERS
 ]
-# Deviations of the sampling error. The seeds are fixed, so that nothing here is chance.
+# Tolerance, in deviations of the sampling error. The seeds are fixed.
 SIGMAS = 3.5
 
 
@@ -84,16 +84,16 @@ def check_quantiles(ratios, quantiles, values, count):
 
 
 @pytest.mark.parametrize("size", [256, pytest.param(512, marks=pytest.mark.full)])
-def test_free_form_masks_of_the_host_are_the_references(size):
+def test_host_free_form_masks_match_the_reference(size):
     count, mean, deviation, quantiles = REFERENCE[size]
     ratios = hole_ratios(host_masks("free_form", 3000, size))
     check_moments(ratios, mean, deviation, count)
     check_quantiles(ratios, QUANTILES, quantiles, count)
 
 
-@pytest.mark.full  # the host's are, and the device's are the host's
+@pytest.mark.full  # follows from the tests of the host and of host against device
 @pytest.mark.parametrize(("size", "drawn"), [(256, 1000), (512, 250)])
-def test_free_form_masks_of_the_device_are_the_references(size, drawn):
+def test_device_free_form_masks_match_the_reference(size, drawn):
     count, mean, deviation, quantiles = REFERENCE[size]
     ratios = hole_ratios(device_masks("free_form", drawn, size))
     check_moments(ratios, mean, deviation, count)
@@ -101,7 +101,7 @@ def test_free_form_masks_of_the_device_are_the_references(size, drawn):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_masks_of_the_host_have_their_published_figures(name):
+def test_other_host_masks_match_the_references(name):
     mean, deviation, low, high = OTHERS[name]
     ratios = hole_ratios(host_masks(name, 3000, 256))
     check_moments(ratios, mean, deviation, 3000)
@@ -109,15 +109,15 @@ def test_other_masks_of_the_host_have_their_published_figures(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_device_and_host_draw_from_one_distribution(name):
-    """Hole ratios by Kolmogorov's distance, and how likely each place is a hole."""
+def test_device_and_host_have_the_same_distribution(name):
+    """Compare hole ratios (Kolmogorov-Smirnov) and the hole's probability by region."""
     size, count = 64, 1000
     host = host_masks(name, count, size).astype(np.float32)
     device = device_masks(name, count, size)
     ordered = np.sort(hole_ratios(host)), np.sort(hole_ratios(device))
-    places = np.concatenate(ordered)
-    shares = [np.searchsorted(part, places, "right") / count for part in ordered]
-    assert np.abs(shares[0] - shares[1]).max() < 1.95 * np.sqrt(2 / count)
+    points = np.concatenate(ordered)
+    below = [np.searchsorted(ratios, points, "right") / count for ratios in ordered]
+    assert np.abs(below[0] - below[1]).max() < 1.95 * np.sqrt(2 / count)
     blocks = [m.reshape(count, 8, 8, 8, 8).mean((2, 4)) for m in (host, device)]
     error = np.sqrt(sum(block.var(axis=0) for block in blocks) / count)
     difference = np.abs(blocks[0].mean(axis=0) - blocks[1].mean(axis=0))
@@ -125,7 +125,7 @@ def test_device_and_host_draw_from_one_distribution(name):
 
 
 def stroke_widths(holes):
-    """Twice how deep inside a stroke a pixel can be; of strokes inside the picture."""
+    """Return twice the deepest pixel's distance, of strokes that miss the border."""
     border = [holes[:, 0], holes[:, -1], holes[:, :, 0], holes[:, :, -1]]
     inside = holes[~np.concatenate(border, axis=1).any(axis=1)]
     return np.array([2 * ndimage.distance_transform_edt(hole).max() for hole in inside])
@@ -136,45 +136,45 @@ def stroke_widths(holes):
     [
         (Brush(), 128, (6, 20)),
         pytest.param(Brush(), 256, (12, 40), marks=pytest.mark.full),
-        # The reference does not scale them.
+        # The reference does not scale these widths.
         (FreeForm().brush, 192, (12, 48)),
         pytest.param(FreeForm().brush, 256, (12, 48), marks=pytest.mark.full),
     ],
 )
 def test_stroke_widths(brush, size, widths):
-    """Of single short strokes, evenly between the bounds: on host and device."""
+    """Widths of single segments are uniform between the bounds, on host and device."""
     one = dataclasses.replace(brush, strokes=(1, 2), segments=(1, 2))
     rng = np.random.default_rng(size)
     draw = jax.jit(jax.vmap(lambda key: one.hole_on_device(key, size)))
     host = stroke_widths(np.stack([one.hole_on_host(rng, size) for _ in range(500)]))
     device = stroke_widths(np.asarray(draw(keys(500))))
-    even, shares = np.arange(*widths), []
+    even, below = np.arange(*widths), []
     for drawn in (host, device):
-        assert len(drawn) > 100  # the others reach the border, broad ones more often
+        assert len(drawn) > 100  # the others touch the border, broad ones more often
         assert even.mean() - 4 < drawn.mean() < even.mean() + 2
         assert widths[0] - 2 < drawn.min() < widths[0] + 3
         assert widths[1] - 6 < drawn.max() < widths[1] + 3
-        shares.append(np.searchsorted(np.sort(drawn), even) / len(drawn))
+        below.append(np.searchsorted(np.sort(drawn), even) / len(drawn))
     limit = 1.95 * np.sqrt(1 / len(host) + 1 / len(device))  # one in a thousand
-    assert np.abs(shares[0] - shares[1]).max() < limit
+    assert np.abs(below[0] - below[1]).max() < limit
 
 
 @pytest.mark.parametrize("width", [12, 13, 30, 47])
-def test_a_path_on_the_device_is_what_pillow_draws(width):
+def test_device_path_matches_pillow(width):
     rng = np.random.default_rng(width)
     size, wrong, excess, area = 128, 0, 0, 0
     for _ in range(20):
         points = rng.integers(0, size, (6, 2))
-        picture = Image.new("1", (size, size))
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("1", (size, size))
+        draw = ImageDraw.Draw(image)
         corners = [tuple(map(int, point)) for point in points[:5]]
         draw.line(corners, fill=1, width=width)
         for x, y in corners:
             box = (x - width // 2, y - width // 2, x + width // 2, y + width // 2)
             draw.ellipse(box, fill=1)
-        expected = np.asarray(picture)
-        path = jnp.asarray(points, jnp.float32)  # its last point is one too many
-        actual = mask_samplers._near_path(path, 4, jnp.float32(width), size)
+        expected = np.asarray(image)
+        path = jnp.asarray(points, jnp.float32)  # its last point is unused
+        actual = mask_samplers._paint_path(path, 4, jnp.float32(width), size)
         wrong += (np.asarray(actual) != expected).sum()
         excess += int(actual.sum()) - expected.sum()
         area += expected.sum()
@@ -182,31 +182,31 @@ def test_a_path_on_the_device_is_what_pillow_draws(width):
     assert abs(excess) < 0.015 * area
 
 
-def test_a_path_that_stands_still_is_a_disc():
+def test_path_of_one_point_is_a_disc():
     points = jnp.full((3, 2), 30.0)
-    hole = mask_samplers._near_path(points, 2, jnp.float32(12), 64)
+    hole = mask_samplers._paint_path(points, 2, jnp.float32(12), 64)
     assert 100 < hole.sum() < 150
 
 
 @pytest.mark.parametrize("votes", [1, 2, 6])
-def test_a_vote_is_a_median(votes):
+def test_majority_vote_is_a_median_filter(votes):
     bits = np.random.default_rng(0).random((40, 40)) < 0.5
     expected, host, device = bits, bits, jnp.asarray(bits)
     for _ in range(votes):
         expected = ndimage.median_filter(expected, 3, mode="constant", cval=0)
-        host = mask_samplers._majority(host, np)
-        device = mask_samplers._majority(device, jnp)
+        host = mask_samplers._majority_vote(host, np)
+        device = mask_samplers._majority_vote(device, jnp)
     assert np.array_equal(host, expected)
     assert np.array_equal(device, expected)
 
 
-def test_cells_grow_by_a_cross():
+def test_enlarged_cells_are_dilated_by_a_cross():
     bits = np.random.default_rng(0).random((10, 10)) < 0.3
     large = bits.repeat(4, axis=0).repeat(4, axis=1)
     expected = ndimage.binary_dilation(large)
-    assert np.array_equal(mask_samplers._grown(bits, 4, np), expected)
-    assert np.array_equal(mask_samplers._grown(jnp.asarray(bits), 4, jnp), expected)
-    assert np.array_equal(mask_samplers._grown(bits, 1, np), bits)
+    assert np.array_equal(mask_samplers._enlarge(bits, 4, np), expected)
+    assert np.array_equal(mask_samplers._enlarge(jnp.asarray(bits), 4, jnp), expected)
+    assert np.array_equal(mask_samplers._enlarge(bits, 1, np), bits)
 
 
 @pytest.mark.parametrize(
@@ -217,13 +217,13 @@ def test_cells_grow_by_a_cross():
         pytest.param(Brush((0, 2), (1, 2), (100, 101)), marks=pytest.mark.full),
     ],
 )
-def test_useless_masks_are_drawn_again(sampler):
-    """Of these, many have no hole or nothing else."""
+def test_uniform_masks_are_redrawn(sampler):
+    """Many holes of these samplers are empty or everything."""
     size = 32
     draw = jax.jit(jax.vmap(lambda key: sampler.hole_on_device(key, size)))
     holes = draw(keys(200))
-    useless = holes.all((1, 2)) | ~holes.any((1, 2))
-    assert 0.1 < useless.mean()
+    uniform = holes.all((1, 2)) | ~holes.any((1, 2))
+    assert 0.1 < uniform.mean()
     device = jax.jit(masks_on_device, static_argnums=(0, 2))(sampler, keys(200), size)
     rng = np.random.default_rng(0)
     host = np.stack([mask_on_host(sampler, rng, size) for _ in range(200)])
@@ -241,24 +241,29 @@ def test_useless_masks_are_drawn_again(sampler):
         for name in SAMPLERS
     ],
 )
-def test_masks_depend_on_their_own_key_only(name):
-    """Of the smallest size: if none of these had a hole, it would draw for ever."""
+def test_mask_depends_only_on_its_key(name):
+    """At the minimum size too, masks are not redrawn for ever."""
     draw = jax.jit(masks_on_device, static_argnums=(0, 2))
-    masks = draw(SAMPLERS[name], keys(64), SMALLEST)
-    assert masks.shape == (64, SMALLEST, SMALLEST, 1) and masks.dtype == jnp.float32
+    masks = draw(SAMPLERS[name], keys(64), MIN_MASK_SIZE)
+    assert (
+        masks.shape == (64, MIN_MASK_SIZE, MIN_MASK_SIZE, 1)
+        and masks.dtype == jnp.float32
+    )
     assert set(np.unique(masks)) == {0, 1}
-    assert np.array_equal(draw(SAMPLERS[name], keys(64)[::-1], SMALLEST), masks[::-1])
+    assert np.array_equal(
+        draw(SAMPLERS[name], keys(64)[::-1], MIN_MASK_SIZE), masks[::-1]
+    )
     assert len({mask.tobytes() for mask in np.asarray(masks)}) > 4
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_the_smallest_masks_of_the_host_have_holes(name):
+def test_smallest_host_masks_have_holes(name):
     sampler, rng = SAMPLERS[name], np.random.default_rng(0)
-    holes = np.stack([sampler.hole_on_host(rng, SMALLEST) for _ in range(300)])
+    holes = np.stack([sampler.hole_on_host(rng, MIN_MASK_SIZE) for _ in range(300)])
     assert (holes.any(axis=(1, 2)) & ~holes.all(axis=(1, 2))).any()
 
 
-@pytest.mark.full  # test_data_transforms.py does the same with simpler ones
+@pytest.mark.full  # test_data_transforms.py tests simpler ones
 def test_masks_are_the_same_on_eight_devices():
     draw = jax.jit(masks_on_device, static_argnums=(0, 2))
     mesh = jax.sharding.Mesh(jax.devices(), ("data",))
@@ -269,15 +274,15 @@ def test_masks_are_the_same_on_eight_devices():
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_masks_of_the_host_follow_their_seed(name):
+def test_host_masks_depend_on_the_seed(name):
     first, again = (host_masks(name, 3, 64, seed=5) for _ in range(2))
     assert first.dtype == np.uint8 and set(np.unique(first)) == {0, 1}
     assert np.array_equal(first, again)
     assert not np.array_equal(first, host_masks(name, 3, 64, seed=6))
 
 
-def test_samplers_are_plain_values():
-    """So that they can be static arguments, and be changed in a configuration."""
+def test_samplers_are_hashable_values():
+    """So they can be static arguments of compiled functions."""
     brush = dataclasses.replace(Brush(), widths=(5, 9))
     assert brush != Brush() and hash(Brush()) == hash(Brush())
     assert CellularAutomaton(scales=(2,)) != CellularAutomaton()

@@ -1,4 +1,4 @@
-"""The same global batches from any number of processes and workers, killed or not."""
+"""Batches are the same with any number of processes and workers, killed or not."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from load_batches import rows
+from load_batches import hash_rows
 from photo_folders import mask_folder, photo_folder, rows_of_process, small_loader
 
 from migan_jax.data.pipeline import Batches
@@ -21,7 +21,7 @@ ENDLESS = 1 << 30
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Photos of which two are damaged, and masks."""
+    """Write photos, two of them damaged, and masks."""
     root = tmp_path_factory.mktemp("data")
     photos = photo_folder(root / "photos")
     masks = mask_folder(root / "masks", photos)
@@ -32,51 +32,51 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(folders):
-    """Every row of every batch, loaded here, without workers."""
-    found = rows(*folders, 0, 1, 0, STEPS, 0)
-    return {(step, row): digest for step, row, digest in found}
+    """Hash all rows of all batches, loaded here without workers."""
+    rows = hash_rows(*folders, 0, 1, 0, STEPS, 0)
+    return {(step, row): digest for step, row, digest in rows}
 
 
 def start(
     folders, process=0, processes=1, first_step=0, steps=STEPS, workers=0, **options
 ):
-    numbers = process, processes, first_step, steps, workers
+    arguments = *folders, process, processes, first_step, steps, workers
     return subprocess.Popen(
-        [sys.executable, SCRIPT, *folders, *map(str, numbers)],
+        [sys.executable, SCRIPT, *map(str, arguments)],
         stdout=subprocess.PIPE,
         text=True,
         **options,
     )
 
 
-def finished(*processes):
-    """What they printed: (step, row) -> hash."""
+def wait_for_rows(*processes):
+    """Wait for processes; return the hashes they printed, by step and row."""
     lines = []
     for process in processes:
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0
         lines += output.splitlines()
-    return rows_in(lines)
+    return parse_rows(lines)
 
 
-def rows_in(lines):
+def parse_rows(lines):
     fields = [line.split() for line in lines]
     return {(int(step), int(row)): digest for step, row, digest in fields}
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.full)])
-def test_rows_of_processes_make_the_batch(count, folders, expected):
+def test_processes_load_disjoint_rows_of_the_same_batches(count, folders, expected):
     assert len(expected) == 4 * STEPS == len(set(expected.values()))
-    assert finished(*(start(folders, i, count) for i in range(count))) == expected
+    assert wait_for_rows(*(start(folders, i, count) for i in range(count))) == expected
 
 
 @pytest.mark.full
-def test_workers_of_processes_change_nothing(folders, expected):
+def test_workers_of_several_processes_change_nothing(folders, expected):
     halves = start(folders, 0, 2, workers=1), start(folders, 1, 2, workers=3)
-    assert finished(*halves) == expected
+    assert wait_for_rows(*halves) == expected
 
 
-def test_every_step_can_be_the_first(folders, expected):
+def test_any_step_can_be_the_first(folders, expected):
     photos, masks = folders
     for first_step in range(STEPS):
         found = {}
@@ -91,10 +91,10 @@ def test_every_step_can_be_the_first(folders, expected):
             assert (rows == whole[name]).all()
 
 
-@pytest.mark.full  # of trainers, one is killed whenever slow tests are run
+@pytest.mark.full  # the slow tests kill a trainer
 @pytest.mark.parametrize("records", range(1, 4 * STEPS, 5))
 @pytest.mark.parametrize("workers", [0, 2])
-def test_killed_at_any_record_and_continued_by_other_processes(
+def test_killed_at_any_record_and_resumed_by_other_processes(
     workers, records, folders, expected
 ):
     killed = start(folders, steps=ENDLESS, workers=workers)
@@ -102,11 +102,11 @@ def test_killed_at_any_record_and_continued_by_other_processes(
     children = children_of(killed.pid)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    before = rows_in(printed)
+    before = parse_rows(printed)
     assert before == {key: expected[key] for key in before}
-    step = records // 4  # the first one that was not finished
+    step = records // 4  # the first incomplete one
     rest = STEPS - step
-    after = finished(*(start(folders, i, 2, step, rest) for i in range(2)))
+    after = wait_for_rows(*(start(folders, i, 2, step, rest) for i in range(2)))
     assert before | after == expected
     assert len(children) >= workers
     assert_gone(children)
@@ -117,13 +117,13 @@ def test_workers_change_nothing_and_end_with_the_iteration(folders, expected):
         lines = [ended.stdout.readline()]
         children = children_of(ended.pid)
         lines += ended.stdout.readlines()
-    assert ended.returncode == 0 and rows_in(lines) == expected
+    assert ended.returncode == 0 and parse_rows(lines) == expected
     assert len(children) >= 2
     assert_gone(children)
 
 
-def test_an_interruption_is_said_once(folders):
-    """Ctrl-C reaches the workers too, which have nothing to say."""
+def test_interruption_prints_one_traceback(folders):
+    """Ctrl-C reaches the workers too, which print nothing."""
     with start(
         folders,
         steps=ENDLESS,
@@ -140,13 +140,13 @@ def test_an_interruption_is_said_once(folders):
 
 
 def children_of(pid):
-    """All processes below one."""
+    """Return all descendants of a process."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
-            continue  # ended meanwhile
+            continue  # it has ended
         if int(fields[1]) == pid:
             child = int(path.parent.name)
             found += [child, *children_of(child)]

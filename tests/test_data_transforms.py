@@ -1,4 +1,4 @@
-"""Keys and flips on the device: each sample its own, split over devices or not."""
+"""Random keys and flips, per sample and independent of the devices."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from migan_jax.data.transforms import flip, sample_keys
 SEED = jax.random.key(0)
 
 
-def test_keys_are_of_step_and_place():
+def test_keys_depend_on_step_and_position():
     whole = jax.random.key_data(sample_keys(SEED, 5, jnp.arange(8)))
     assert len(np.unique(whole, axis=0)) == 8
     smaller = jax.random.key_data(sample_keys(SEED, 5, jnp.arange(4)))
@@ -21,20 +21,20 @@ def test_keys_are_of_step_and_place():
     )
 
 
-def test_flips_are_even_and_together():
+def test_flips_are_even_and_joint():
     keys = sample_keys(SEED, 0, jnp.arange(4000))
     image = jnp.tile(jnp.arange(6.0).reshape(1, 1, 3, 2), (4000, 1, 1, 1))
     mask = image[..., :1] / 2  # columns 0, 1, 2
-    flipped, with_it = flip(keys, image, mask)
-    turned = np.asarray(with_it[:, 0, 0, 0] == 2)
-    assert np.array_equal(flipped[turned], image[turned][:, :, ::-1])
-    assert np.array_equal(flipped[~turned], image[~turned])
-    assert np.array_equal(with_it[turned], mask[turned][:, :, ::-1])
+    new_image, new_mask = flip(keys, image, mask)
+    flipped = np.asarray(new_mask[:, 0, 0, 0] == 2)
+    assert np.array_equal(new_image[flipped], image[flipped][:, :, ::-1])
+    assert np.array_equal(new_image[~flipped], image[~flipped])
+    assert np.array_equal(new_mask[flipped], mask[flipped][:, :, ::-1])
     # Within four standard deviations of a half.
-    assert abs(turned.mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)
+    assert abs(flipped.mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)
 
 
-def test_masks_and_flips_do_not_depend_on_the_devices():
+def test_masks_and_flips_are_the_same_on_any_number_of_devices():
     def draw(step, image):
         keys = sample_keys(SEED, step, jnp.arange(len(image)))
         (flipped,) = flip(keys, image)

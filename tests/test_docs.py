@@ -1,4 +1,4 @@
-"""The documents' pictures can be made again."""
+"""The scripts that draw the documents' figures."""
 
 import sys
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.full
 
 
 def test_pictures(tmp_path, monkeypatch):
-    """With two steps of learning: what comes out is not good, but where it belongs."""
+    """After two training steps results are bad, but in the right places."""
     script = docs_script("pictures")
     for name, value in {"STEPS": 2, "SCENES": 3, "DOCS": tmp_path}.items():
         monkeypatch.setattr(script, name, value)
@@ -20,9 +20,9 @@ def test_pictures(tmp_path, monkeypatch):
     with Image.open(tmp_path / "inpaint.jpg") as picture:
         photo, mask, result = np.array_split(np.asarray(picture, int), 3, axis=1)
     with Image.open(tmp_path / "rim.jpg") as picture:
-        _, rim, cured = np.array_split(np.asarray(picture, int), 3, axis=1)
-    width = min(rim.shape[1], cured.shape[1])
-    assert np.abs(rim[:, :width] - cured[:, :width]).mean() > 1
+        _, rim, fixed = np.array_split(np.asarray(picture, int), 3, axis=1)
+    width = min(rim.shape[1], fixed.shape[1])
+    assert np.abs(rim[:, :width] - fixed[:, :width]).mean() > 1
     known = mask.max(axis=-1) < 16
     width = min(photo.shape[1], result.shape[1])
     difference = np.abs(photo[:, :width] - result[:, -width:]).max(axis=-1)
@@ -32,7 +32,7 @@ def test_pictures(tmp_path, monkeypatch):
 
 
 def test_healthy(tmp_path, monkeypatch):
-    """Of a run of two steps: its curves, and beside them its grid."""
+    """A run of two steps has curves and, beside them, a grid."""
     script = docs_script("healthy")
     tiny = "resolution=8 batch_size=8 total_kimg=0.016 networks.channel_base=128 "
     tiny += "networks.channel_max=8 data.held_out=8 log_every_steps=1"
@@ -47,7 +47,7 @@ def test_healthy(tmp_path, monkeypatch):
 
 
 def test_contact_sheets(tmp_path, monkeypatch):
-    """One row for each source, family of scenes and kind of mask; none is empty."""
+    """Rows are sources, scene families or kinds of masks; none is empty."""
     pytest.importorskip("tensorflow_datasets")
     script = docs_script("contact_sheets")
     monkeypatch.setattr(script, "DOCS", tmp_path)

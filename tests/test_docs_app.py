@@ -1,4 +1,4 @@
-"""The code for apps does what inpaint does: the documents' own lines are run."""
+"""Run the code in docs/app.md, and compare its results with `Model.inpaint`."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ from verbs import run_here
 
 import migan_jax
 from migan_jax import export
-from migan_jax.exporting import checking
+from migan_jax.exporting import comparison
 from migan_jax.models import migan
 
 pytestmark = [
@@ -44,7 +44,7 @@ writeFileSync("result.bin", filled.data);
 """
 
 
-def code(language):
+def read_code(language):
     (block,) = re.findall(
         rf"^```{language}\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL
     )
@@ -53,23 +53,23 @@ def code(language):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """With a pipeline; and what is to come of the photo."""
+    """A folder with a pipeline, and the expected result."""
     folder = tmp_path_factory.mktemp("app")
-    network = migan.Generator(16, **SLIM)
+    network = migan.MIGANGenerator(16, **SLIM)
     checkpoint = saved_network(network, folder / "network")
     output = folder / "migan_pipeline.onnx"
-    given = f"--checkpoint={checkpoint}", f"--output={output}", "--kind=pipeline"
+    arguments = f"--checkpoint={checkpoint}", f"--output={output}", "--kind=pipeline"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checking, "REPEATS", 1)
-        patch.setattr(export, "TYPICAL", 4)  # pictures, which are looked at for long
-        assert run_here(patch, export, *given) == 0
+        patch.setattr(comparison, "REPEATS", 1)
+        patch.setattr(export, "NUM_CALIBRATION", 4)
+        assert run_here(patch, export, *arguments) == 0
     model = migan_jax.load(checkpoint)
     return folder, model.inpaint(PHOTO, HOLE, crops="one")
 
 
-def same(actual, expected):
-    apart = np.abs(actual.astype(int) - expected)
-    assert apart.max() <= 3 and np.mean(apart > 1) <= 1e-3
+def check_result(actual, expected):
+    difference = np.abs(actual.astype(int) - expected)
+    assert difference.max() <= 3 and np.mean(difference > 1) <= 1e-3
     assert (expected[HOLE] != PHOTO[HOLE]).any()
 
 
@@ -77,15 +77,15 @@ def test_python(folder, tmp_path, monkeypatch):
     files, expected = folder
     shutil.copy(files / "migan_pipeline.onnx", tmp_path)
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(PHOTO).save("photo.jpg", format="PNG")  # which loses nothing
+    Image.fromarray(PHOTO).save("photo.jpg", format="PNG")  # lossless
     Image.fromarray(HOLE).convert("L").save("mask.png")
-    exec(compile(code("python"), "docs/app.md", "exec"), {})
-    same(np.asarray(Image.open("result.png")), expected)
+    exec(compile(read_code("python"), "docs/app.md", "exec"), {})
+    check_result(np.asarray(Image.open("result.png")), expected)
 
 
 @pytest.mark.full
 def test_javascript(folder, tmp_path):
-    """Needs node, and a registry of its packages."""
+    """Needs node and the npm registry."""
     if shutil.which("npm") is None:
         pytest.skip("node is not installed")
     files, expected = folder
@@ -93,16 +93,16 @@ def test_javascript(folder, tmp_path):
     install = "npm", "install", "--no-audit", "--no-fund", "onnxruntime-web@^1.20"
     if subprocess.run(install, cwd=tmp_path, capture_output=True).returncode:
         pytest.skip("onnxruntime-web cannot be installed")
-    (tmp_path / "inpaint.mjs").write_text(code("javascript"))
+    (tmp_path / "inpaint.mjs").write_text(read_code("javascript"))
     (tmp_path / "driver.mjs").write_text(DRIVER)
     opaque = np.full((50, 70, 1), 255, np.uint8)
     painted = np.repeat(np.uint8(255) * HOLE[..., None], 3, axis=-1)
     for name, pixels in (("photo", PHOTO), ("mask", painted)):
         rgba = np.concatenate([pixels, opaque], axis=-1)
         (tmp_path / f"{name}.bin").write_bytes(rgba.tobytes())
-    ended = subprocess.run(
+    done = subprocess.run(
         ["node", "driver.mjs"], cwd=tmp_path, capture_output=True, text=True
     )
-    assert ended.returncode == 0, ended.stderr
+    assert done.returncode == 0, done.stderr
     result = np.frombuffer((tmp_path / "result.bin").read_bytes(), np.uint8)
-    same(result.reshape(50, 70, 4)[..., :3], expected)
+    check_result(result.reshape(50, 70, 4)[..., :3], expected)

@@ -1,4 +1,4 @@
-"""The verb: files that are checked, with a report; refusals, and sentences."""
+"""The verb export: files, reports and errors."""
 
 import hashlib
 import json
@@ -16,12 +16,18 @@ import onnxruntime
 from photo_folders import photo_folder
 from pictures import hole_in, picture
 from variables import CODES, SLIM, saved_network
-from verbs import one_sentence, run_here
+from verbs import assert_error_line, run_here
 
 import migan_jax
 from migan_jax import export
-from migan_jax.exporting import checking
-from migan_jax.exporting.checking import Picture, complaint, difference, remark, table
+from migan_jax.exporting import comparison
+from migan_jax.exporting.comparison import (
+    MaskedPhoto,
+    format_report,
+    measure_difference,
+    parity_error,
+    speed_note,
+)
 from migan_jax.metrics.onnx_fill import open_onnx
 from migan_jax.models import comodgan, migan
 
@@ -34,22 +40,22 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "network"
-    return saved_network(migan.Generator(16, **SLIM), folder)
+    return saved_network(migan.MIGANGenerator(16, **SLIM), folder)
 
 
 def run(monkeypatch, checkpoint, output, *more, kind="network"):
-    monkeypatch.setattr(checking, "REPEATS", 1)
-    monkeypatch.setattr(export, "TYPICAL", 4)  # pictures, which are looked at for long
-    monkeypatch.setattr(export, "CHECKED", 2)
-    given = f"--checkpoint={checkpoint}", f"--output={output}", f"--kind={kind}"
-    return run_here(monkeypatch, export, *given, *more)
+    monkeypatch.setattr(comparison, "REPEATS", 1)
+    monkeypatch.setattr(export, "NUM_CALIBRATION", 4)  # calibration is slow
+    monkeypatch.setattr(export, "NUM_COMPARISON", 2)
+    options = f"--checkpoint={checkpoint}", f"--output={output}", f"--kind={kind}"
+    return run_here(monkeypatch, export, *options, *more)
 
 
-def session_of(path):
+def make_session(path):
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-def described(path):
+def read_metadata(path):
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
@@ -57,22 +63,22 @@ def test_a_network(monkeypatch, checkpoint, tmp_path, capsys):
     path = tmp_path / "network.onnx"
     assert run(monkeypatch, checkpoint, path) == 0
     out = capsys.readouterr().out
-    assert "from Flax" in out and str(path) in out
+    assert "Flax" in out and str(path) in out
     model = migan_jax.load(checkpoint)
     x = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 4)).astype(np.float32)
-    (actual,) = session_of(path).run(None, {"input": np.moveaxis(x, -1, 1)})
+    (actual,) = make_session(path).run(None, {"input": np.moveaxis(x, -1, 1)})
     expected = np.asarray(model.forward(x))
     worst = np.abs(np.moveaxis(actual, 1, -1) - expected).max()
     assert worst <= 2e-4 * (expected.max() - expected.min())
-    about = described(path)
-    assert about["checkpoint_sha256"] == model.checkpoint.digest
-    assert about["resolution"] == "16" and "mask" in about["tensors"]
-    assert json.loads(about["config"])["channel_base"] == 128
+    metadata = read_metadata(path)
+    assert metadata["checkpoint_sha256"] == model.checkpoint.digest
+    assert metadata["resolution"] == "16" and "mask" in metadata["tensors"]
+    assert json.loads(metadata["config"])["channel_base"] == 128
     report = json.loads((tmp_path / "network.json").read_text())
     assert report["from_flax"]["largest"] <= 2e-4 * report["from_flax"]["range"]
     assert report["graphs"]["float32"]["bytes"] == path.stat().st_size
     assert report["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert report["metadata"] == about
+    assert report["metadata"] == metadata
     assert [entry.name for entry in tmp_path.iterdir() if "part" in entry.name] == []
 
 
@@ -84,10 +90,10 @@ def test_a_pipeline(monkeypatch, checkpoint, tmp_path):
     fill, size = open_onnx(path)
     assert size is None
     expected = model.inpaint(photo, hole, crops="one")
-    apart = np.abs(fill(photo[None], hole[None])[0].astype(int) - expected)
-    assert apart.max() <= 3 and np.mean(apart > 1) <= 1e-3
+    difference = np.abs(fill(photo[None], hole[None])[0].astype(int) - expected)
+    assert difference.max() <= 3 and np.mean(difference > 1) <= 1e-3
     assert (expected[hole] != photo[hole]).any()
-    assert "255 known" in described(path)["tensors"]
+    assert "255 known" in read_metadata(path)["tensors"]
 
 
 @pytest.mark.parametrize(
@@ -99,67 +105,69 @@ def test_a_pipeline(monkeypatch, checkpoint, tmp_path):
         pytest.param("int8", "network", marks=pytest.mark.full),
     ],
 )
-def test_smaller_numbers(precision, kind, monkeypatch, checkpoint, tmp_path, capsys):
-    """Inputs and outputs stay; what random weights lose is forced through."""
+def test_lower_precision(precision, kind, monkeypatch, checkpoint, tmp_path, capsys):
+    """Inputs and outputs keep their types; random weights need --force."""
     photos = photo_folder(tmp_path / "photos")
     path = tmp_path / "small.onnx"
     more = f"--precision={precision}", f"--images={photos}", "--force"
     assert run(monkeypatch, checkpoint, path, *more, kind=kind) == 0
-    assert "holes" in capsys.readouterr().out
+    assert " dB" in capsys.readouterr().out
     graph = onnx.load(path).graph
     kinds = {tensor.data_type for tensor in graph.initializer}
     inside = {"float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}
     assert inside[precision] in kinds
-    assert onnx.load(path).ir_version == 8  # what onnxruntime 1.15 reads
+    assert onnx.load(path).ir_version == 8  # onnxruntime 1.15 reads it
     assert [o.version for o in onnx.load(path).opset_import] == [18]
-    # Of 16 bits, WebGPU in browsers would refuse it.
+    # WebGPU in browsers rejects a float16 roi.
     constants = {tensor.name: tensor for tensor in graph.initializer}
     rois = [constants[n.input[1]] for n in graph.node if n.op_type == "Resize"]
     assert {(roi.data_type, *roi.dims) for roi in rois} == {(onnx.TensorProto.FLOAT, 0)}
-    types = {x.type for x in session_of(path).get_inputs()}
+    types = {x.type for x in make_session(path).get_inputs()}
     assert types == {"tensor(float)" if kind == "network" else "tensor(uint8)"}
     report = json.loads((tmp_path / "small.json").read_text())
     assert report["graphs"].keys() == {precision, "float32"}
     assert 15 < report["from_float32"]["psnr"] < 100
-    assert report["remark"] == remark(report)
+    assert report["remark"] == speed_note(report)
 
 
 @pytest.mark.full
-def test_int8_of_several_pictures_at_a_time(monkeypatch, checkpoint, tmp_path):
+def test_int8_with_a_batch(monkeypatch, checkpoint, tmp_path):
     path = tmp_path / "two.onnx"
     more = "--precision=int8", "--batch=2", "--force"
     assert run(monkeypatch, checkpoint, path, *more) == 0
     x = np.zeros((2, 4, 16, 16), np.float32)
-    assert session_of(path).run(None, {"input": x})[0].shape == (2, 3, 16, 16)
+    assert make_session(path).run(None, {"input": x})[0].shape == (2, 3, 16, 16)
     assert "complaint" in json.loads((tmp_path / "two.json").read_text())
 
 
-def test_any_size_and_number_without_noise(monkeypatch, checkpoint, tmp_path):
+def test_any_size_and_batch_without_noise(monkeypatch, checkpoint, tmp_path):
     path = tmp_path / "any.onnx"
     more = "--resolution=any", "--batch=any", "--noise=dropped"
     assert run(monkeypatch, checkpoint, path, *more) == 0
     x = np.zeros((2, 4, 8, 24), np.float32)
-    assert session_of(path).run(None, {"input": x})[0].shape == (2, 3, 8, 24)
-    assert described(path)["noise"] == "dropped"
+    assert make_session(path).run(None, {"input": x})[0].shape == (2, 3, 8, 24)
+    assert read_metadata(path)["noise"] == "dropped"
 
 
-def test_what_differs_too_much_is_not_written(monkeypatch, checkpoint, tmp_path):
-    monkeypatch.setattr(checking, "NETWORK_TOLERANCE", 0.0)
+def test_exports_that_differ_too_much_are_not_written(
+    monkeypatch, checkpoint, tmp_path
+):
+    monkeypatch.setattr(comparison, "NETWORK_TOLERANCE", 0.0)
     path = tmp_path / "network.onnx"
     message = run(monkeypatch, checkpoint, path, "--resolution=8x12")
-    one_sentence(message, "Nothing was written", "--force")
+    assert_error_line(message, "--force")
     assert list(tmp_path.iterdir()) == []
 
 
-def reported(kind, precision, **figures):
+def make_result(kind, precision, **differences):
     same = {"largest": 0.0, "mean": 0.0, "range": 2.0, "stepped": 0.0, "psnr": 90.0}
     names = "from_flax", "from_float32", "float32_from_flax"
-    all_of_them = dict.fromkeys(names, same | figures)
+    all_of_them = dict.fromkeys(names, same | differences)
     return {"kind": kind, "precision": precision, **all_of_them}
 
 
-def test_what_is_too_much():
-    for kind, precision, figures in (
+def test_parity_errors():
+    for kind, precision, differences in (
         ("network", "float32", {"largest": 5e-4}),
         ("network", "float32", {"largest": float("nan")}),
         ("pipeline", "float32", {"largest": 4.0}),
@@ -169,64 +177,64 @@ def test_what_is_too_much():
         ("network", "int8", {"largest": 5e-4}),
         ("pipeline", "int8", {"psnr": 34.9}),
     ):
-        assert complaint(reported(kind, precision)) is None
-        assert complaint(reported(kind, precision, **figures)) is not None
+        assert parity_error(make_result(kind, precision)) is None
+        assert parity_error(make_result(kind, precision, **differences)) is not None
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
-def test_slower_than_float32_is_said_in_words(precision):
-    def said(milliseconds):
+def test_the_report_notes_a_slower_precision(precision):
+    def format_at(milliseconds):
         cost = {"bytes": 1000, "nodes": 9}
         times = {"float32": 10.0} | {precision: milliseconds}
         graphs = {name: cost | {"milliseconds": ms} for name, ms in times.items()}
         counts = {"pictures": 8, "threads": 2, "largest_activation": 3.0}
-        result = reported("network", precision) | counts | {"graphs": graphs}
-        result |= {"activation_limit_kept": False, "remark": remark(result)}
-        return table(result)
+        result = make_result("network", precision) | counts | {"graphs": graphs}
+        result |= {"activation_limit_kept": False, "remark": speed_note(result)}
+        return format_report(result)
 
-    sentence = f"{precision} is slower than float32"
-    assert sentence not in said(9.9) and sentence not in said(10.0)
-    assert (sentence in said(10.1)) == (precision != "float32")
+    assert "slower" not in format_at(9.9) and "slower" not in format_at(10.0)
+    assert (f"{precision} is slower" in format_at(10.1)) == (precision != "float32")
 
 
-def test_a_difference_is_of_everything_and_its_psnr_of_the_hole():
+def test_differences_are_over_all_pixels_and_psnr_over_holes():
     hole = hole_in((4, 4), (0, 0, 2, 4))
     expected = np.zeros((4, 4, 3))
     expected[3, 3, 0] = 10.0
     actual = expected + np.where(hole, 0.5, 2.0)[..., None]
-    found = difference([actual], [expected], [Picture(None, hole)], white=50.0)
+    photo = MaskedPhoto(None, hole)
+    found = measure_difference([actual], [expected], [photo], peak=50.0)
     assert found.largest == 2.0 and found.mean == 1.25 and found.stepped == 0.5
     assert found.range == 10.0
     assert found.psnr == pytest.approx(40.0)
 
 
 def test_mistakes(monkeypatch, checkpoint, tmp_path):
-    def refused(source=checkpoint, output="a.onnx", *more, **kind):
+    def run_refused(source=checkpoint, output="a.onnx", *more, **kind):
         message = run(monkeypatch, source, tmp_path / output, *more, **kind)
-        one_sentence(message)
+        assert_error_line(message)
         return message
 
     text = tmp_path / "README.md"
-    text.write_text("no network")
-    assert str(text) in refused(text)
-    assert "nothing.pt" in refused(tmp_path / "nothing.pt")
-    assert "does not end in .onnx" in refused(output="a.pt")
-    assert "no folder" in refused(output="nowhere/a.onnx")
-    assert "multiples of 4" in refused(checkpoint, "a.onnx", "--resolution=10x12")
+    text.write_text("not a network")
+    assert str(text) in run_refused(text)
+    assert "nothing.pt" in run_refused(tmp_path / "nothing.pt")
+    assert ".onnx" in run_refused(output="a.pt")
+    assert str(tmp_path / "nowhere") in run_refused(output="nowhere/a.onnx")
+    assert "10x12" in run_refused(checkpoint, "a.onnx", "--resolution=10x12")
     more = "--batch=2"
-    assert "--batch is for" in refused(checkpoint, "a.onnx", more, kind="pipeline")
-    there = tmp_path / "there.onnx"
-    there.write_bytes(b"precious")
-    assert "exists already" in refused(output="there.onnx")
-    assert there.read_bytes() == b"precious"
+    assert "--batch" in run_refused(checkpoint, "a.onnx", more, kind="pipeline")
+    existing = tmp_path / "existing.onnx"
+    existing.write_bytes(b"precious")
+    assert str(existing) in run_refused(output="existing.onnx")
+    assert existing.read_bytes() == b"precious"
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert str(empty) in refused(checkpoint, "a.onnx", f"--images={empty}")
+    assert str(empty) in run_refused(checkpoint, "a.onnx", f"--images={empty}")
     one = photo_folder(tmp_path / "one", count=1)
-    assert "two at least" in refused(checkpoint, "a.onnx", f"--images={one}")
-    teacher = comodgan.Generator(16, **SLIM, **CODES)
+    assert str(one) in run_refused(checkpoint, "a.onnx", f"--images={one}")
+    teacher = comodgan.CoModGANGenerator(16, **SLIM, **CODES)
     path = saved_network(teacher, tmp_path / "teacher")
-    assert "is a comodgan" in refused(path)
+    assert "comodgan" in run_refused(path)
 
 
 @pytest.mark.parametrize("wrong", ["--resolution=big", "--batch=0", "--precision=int4"])

@@ -1,4 +1,4 @@
-"""Every shape of hole in every size of photo: filled completely, and nothing else."""
+"""Holes of every shape in photos of every size: only the hole changes, completely."""
 
 import numpy as np
 import pytest
@@ -6,19 +6,19 @@ from pictures import BRIGHTEST, hole_in, picture, white
 from scipy.ndimage import distance_transform_edt
 
 from migan_jax.data.masks import hole_of
-from migan_jax.geometry.filling import DEFAULT_FEATHER, fill_holes
+from migan_jax.geometry.fill import DEFAULT_FEATHER, fill_holes
 
 SIZE = 64
 SHAPE = (200, 300)
-END = None  # to the last row or column
+END = None  # the last row or column
 
 
 def diagonal(shape):
     return np.eye(*shape, dtype=np.bool_)
 
 
-def speckles(share):
-    return np.random.default_rng(0).random(SHAPE) < share
+def speckles(fraction):
+    return np.random.default_rng(0).random(SHAPE) < fraction
 
 
 def ring():
@@ -76,7 +76,7 @@ HOLES = {
     "portrait": hole_in((400, 150), (100, 20, 350, 130)),
     "panorama": hole_in((60, 2000), (10, 100, 50, 1900)),
     "panorama, everything": np.ones((20, 900), np.bool_),
-    # One crop shrinks it 40 times.
+    # A single crop is shrunk by 40.
     "corners of a strip": hole_in((3, 2560), (0, 0, 1, 1), (2, -1, END, END)),
 }
 LARGE_HOLES = {
@@ -90,14 +90,14 @@ LARGE_HOLES = {
 
 
 def check_filled(hole, size, crops, feather, mask=None, mask_hole="white"):
-    """White in the whole hole, bit for bit the photo beyond the feather."""
+    """White in the whole hole, equal to the photo bit for bit beyond the feather."""
     image = picture(*hole.shape)
     mask = hole if mask is None else mask
-    given = hole_of(mask, mask_hole)
-    assert np.array_equal(given, hole)
-    before = image.copy()
-    result = fill_holes(image, given, white, size, feather, crops)
-    assert np.array_equal(image, before)
+    from_mask = hole_of(mask, mask_hole)
+    assert np.array_equal(from_mask, hole)
+    original = image.copy()
+    result = fill_holes(image, from_mask, white, size, feather, crops)
+    assert np.array_equal(image, original)
     assert result.dtype == np.uint8 and result.shape == image.shape
     assert (result[hole] > BRIGHTEST).all()
     far = ~hole
@@ -111,11 +111,11 @@ def check_filled(hole, size, crops, feather, mask=None, mask_hole="white"):
 @pytest.mark.parametrize("feather", [0, DEFAULT_FEATHER, 8])
 @pytest.mark.parametrize("crops", ["auto", "one"])
 @pytest.mark.parametrize("name", HOLES)
-def test_fills_the_hole_and_nothing_else(name, crops, feather):
+def test_only_the_hole_is_filled(name, crops, feather):
     check_filled(HOLES[name], SIZE, crops, feather)
 
 
-# In one crop they are those of the exported pipeline (test_twins_pipeline.py).
+# test_twins_pipeline.py compares single crops with the exported pipeline.
 @pytest.mark.parametrize("crops", ["auto", pytest.param("one", marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", LARGE_HOLES)
 def test_large_photos(name, crops):
@@ -123,7 +123,7 @@ def test_large_photos(name, crops):
 
 
 def soft_edged():
-    """A disc with a ramp around it, half of the maximum on its rim."""
+    """A disc with a ramp around it, at half of the maximum on its rim."""
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     radius = np.hypot(y - 100, x - 150)
     return np.clip(0.5 + (40 - radius) / 6, 0, 1)
@@ -148,13 +148,13 @@ MASKS = {
 
 @pytest.mark.parametrize("mask_hole", ["white", "black"])
 @pytest.mark.parametrize("name", MASKS)
-def test_masks_of_all_kinds(name, mask_hole):
+def test_masks_of_all_types_and_values(name, mask_hole):
     mask, high = MASKS[name]
     hole = high if mask_hole == "white" else ~high
     check_filled(hole, SIZE, "auto", DEFAULT_FEATHER, mask, mask_hole)
 
 
-def test_without_a_hole_the_photo_comes_back_as_a_copy():
+def test_without_a_hole_the_result_is_a_copy():
     image = picture(*SHAPE)
     result = fill_holes(image, HOLES["nothing"], white, SIZE)
     assert np.array_equal(result, image)

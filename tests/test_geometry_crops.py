@@ -1,15 +1,15 @@
-"""Which squares are shown: around the hole, inside the photo, never squeezed."""
+"""Crops: around the hole, inside the photo, with the aspect ratio kept."""
 
 import numpy as np
 import pytest
 from pictures import hole_in
 
 from migan_jax.geometry.crops import (
-    CONTEXT_OF_BOX,
-    CONTEXT_OF_NETWORK,
+    BOX_DIVISOR,
+    NETWORK_DIVISOR,
     Box,
     crop_around,
-    plan,
+    plan_boxes,
 )
 
 
@@ -24,37 +24,37 @@ def random_boxes(count):
         yield shape, Box(top, left, bottom, right), size
 
 
-def test_crops_hold_the_hole_and_its_context():
+def test_crops_contain_the_hole_and_its_context():
     for shape, box, size in random_boxes(2000):
         crop = crop_around(box, shape, size)
         longer = max(box.height, box.width)
-        context = max(longer // CONTEXT_OF_BOX, size // CONTEXT_OF_NETWORK)
+        context = max(longer // BOX_DIVISOR, size // NETWORK_DIVISOR)
         assert crop.size == size <= crop.side
         for k in (0, 1):
             start, stop = crop.box[k], crop.box[k + 2]
-            # Inside the photo, as much of it as the square has room for, ...
+            # Inside the photo, as much of it as fits into the square, ...
             assert 0 <= start < stop <= shape[k]
             assert stop - start == min(crop.side, shape[k])
-            # ... with context wherever there is any.
+            # ... with context, unless the photo ends.
             assert start <= max(box[k] - context, 0)
             assert stop >= min(box[k + 2] + context, shape[k])
 
 
-def test_squares_stay_squares():
-    """Both axes are shrunk alike, but for whole pixels of the network."""
+def test_aspect_ratios_are_kept():
+    """Both axes are shrunk by the same factor, up to rounding."""
     for shape, box, size in random_boxes(2000):
         crop = crop_around(box, shape, size)
         for k in (0, 1):
-            given = crop.box[k + 2] - crop.box[k]
+            length = crop.box[k + 2] - crop.box[k]
             inner = crop.inner[k + 2] - crop.inner[k]
             assert 0 <= crop.inner[k] and crop.inner[k + 2] <= size
-            assert inner == max(1, round(given * size / crop.side + 1e-9))
+            assert inner == max(1, round(length * size / crop.side + 1e-9))
             before, after = crop.inner[k], size - crop.inner[k + 2]
             assert 0 <= after - before <= 1
 
 
-def test_no_crop_is_larger_than_it_has_to_be():
-    """All of a photo is seen at most once, even with much context."""
+def test_crops_are_no_larger_than_necessary():
+    """At most the photo's longer side or the network's size."""
     crop = crop_around(Box(100, 0, 200, 3000), (2000, 3000), 512)
     assert crop.side == 3000
     assert crop.box == Box(0, 0, 2000, 3000)
@@ -64,13 +64,13 @@ def test_no_crop_is_larger_than_it_has_to_be():
 
 def test_one_crop_is_the_bounding_box():
     hole = hole_in((100, 90), (3, 80, 4, 81), (50, 7, 70, 9))
-    assert plan(hole, 8, "one") == [Box(3, 7, 70, 81)]
+    assert plan_boxes(hole, 8, "one") == [Box(3, 7, 70, 81)]
 
 
 def random_holes():
     rng = np.random.default_rng(1)
-    for share in (0.0001, 0.001, 0.01, 0.1, 0.5):
-        yield rng.random((400, 500)) < share
+    for fraction in (0.0001, 0.001, 0.01, 0.1, 0.5):
+        yield rng.random((400, 500)) < fraction
     for _ in range(30):
         hole = np.zeros((400, 500), np.bool_)
         for _ in range(rng.integers(1, 8)):
@@ -82,55 +82,55 @@ def random_holes():
 
 def test_every_hole_pixel_is_in_one_box():
     for hole in random_holes():
-        boxes = plan(hole, 64, "auto")
+        boxes = plan_boxes(hole, 64, "auto")
         count = np.zeros(hole.shape, int)
         for box in boxes:
             count[box.slices] += 1
             part = hole[box.slices]
             edges = part[0], part[-1], part[:, 0], part[:, -1]
-            assert all(edge.any() for edge in edges)  # no larger than its hole
+            assert all(edge.any() for edge in edges)  # the bounding box
         assert (count[hole] == 1).all() and count.max() == 1
         assert boxes == sorted(boxes, key=lambda box: (box.top, box.left))
-        assert boxes == plan(hole.copy(), 64, "auto")
+        assert boxes == plan_boxes(hole.copy(), 64, "auto")
 
 
-def sides(hole, size=512):
-    boxes = plan(hole, size, "auto")
+def crop_sides(hole, size=512):
+    boxes = plan_boxes(hole, size, "auto")
     return [crop_around(box, hole.shape, size).side for box in boxes]
 
 
-def test_far_holes_are_filled_at_full_size():
+def test_holes_far_apart_are_filled_at_full_resolution():
     hole = hole_in((2000, 3000), (10, 10, 200, 200), (1700, 2600, 1900, 2900))
-    assert sides(hole) == [512, 512]
+    assert crop_sides(hole) == [512, 512]
 
 
 def test_near_holes_share_a_crop():
     hole = hole_in((2000, 3000), (10, 10, 100, 100), (150, 200, 200, 300))
-    assert sides(hole) == [512]
+    assert crop_sides(hole) == [512]
 
 
 @pytest.mark.parametrize("gap", [63, 64])
-def test_a_gap_is_worth_an_eighth_of_the_network(gap):
-    """Nearer than the least context, holes belong together."""
+def test_holes_are_split_at_gaps_of_an_eighth_of_the_network(gap):
+    """An eighth is the minimum context."""
     hole = hole_in((2000, 3000), (0, 0, 600, 600), (0, 600 + gap, 600, 1200 + gap))
-    assert len(sides(hole)) == (2 if gap >= 64 else 1)
+    assert len(crop_sides(hole)) == (2 if gap >= 64 else 1)
 
 
-def test_long_thin_holes_are_cut():
+def test_long_thin_holes_are_split():
     scratch = np.eye(2000, 3000, dtype=np.bool_)
     wire = hole_in((2000, 3000), (900, 100, 1000, 2900))
-    # As many as 2,000 and 2,800 pixels take at least, a third of each being context.
+    # The minimum for 2,000 and 2,800 pixels, with a third of each crop being context.
     for hole, crops in ((scratch, 6), (wire, 9)):
-        assert sides(hole) == [512] * crops
+        assert crop_sides(hole) == [512] * crops
 
 
-def test_large_holes_are_not_cut():
+def test_large_holes_are_not_split():
     hole = hole_in((2000, 3000), (300, 300, 1500, 2000))
-    assert len(sides(hole)) == 1
+    assert len(crop_sides(hole)) == 1
 
 
 def test_small_photos_are_one_crop():
-    """Cutting would gain no detail."""
+    """Splitting would gain no detail."""
     rng = np.random.default_rng(0)
-    assert sides(rng.random((512, 300)) < 0.02) == [512]
-    assert sides(rng.random((512, 640)) < 0.02) == [512, 512]
+    assert crop_sides(rng.random((512, 300)) < 0.02) == [512]
+    assert crop_sides(rng.random((512, 640)) < 0.02) == [512, 512]

@@ -1,4 +1,4 @@
-"""No seams: the picture is not steeper across a hole's border than around it."""
+"""No seams: gradients across a hole's border are no larger than around it."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ from pictures import hole_in, picture
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from test_geometry_cases import HOLES, SIZE
 
-from migan_jax.geometry.crops import crop_around, plan
-from migan_jax.geometry.filling import DEFAULT_FEATHER, fill_holes, to_square
+from migan_jax.geometry.crops import crop_around, plan_boxes
+from migan_jax.geometry.fill import DEFAULT_FEATHER, fill_holes, make_network_input
 
 BORDERED = [name for name, hole in HOLES.items() if hole.any() and not hole.all()]
 
@@ -17,10 +17,10 @@ def no_hole(shape):
 
 
 def seam(result, hole, feather):
-    """How much steeper the picture is across the hole's border than beside it.
+    """How much larger gradients are across the hole's border than beside it.
 
-    Mean absolute differences of neighbours: of those that the border parts, and of all
-    within 8 pixels of it on either side.
+    Mean absolute difference of neighbouring pixels: across the border, minus that of
+    all others within 8 pixels of it.
     """
     values = result.astype(np.float32).mean(axis=-1)
     reach = distance_transform_edt(~hole)
@@ -39,13 +39,13 @@ def seam(result, hole, feather):
 
 
 class Oracle:
-    """A network that knows the photo, and answers with what `change` makes of it."""
+    """A network that returns the photo, after `change`."""
 
     def __init__(self, image, hole, size, change=lambda truth: truth):
-        boxes = plan(hole, size, "auto")
+        boxes = plan_boxes(hole, size, "auto")
         crops = [crop_around(box, hole.shape, size) for box in boxes]
         self.truths = (
-            to_square(
+            make_network_input(
                 image[crop.box.slices], no_hole(image[crop.box.slices].shape[:2]), crop
             )[0]
             for crop in crops
@@ -56,22 +56,22 @@ class Oracle:
         return self.change(next(self.truths))
 
 
-def blurred(truth):
+def blur(truth):
     return gaussian_filter(truth, (0, 2, 2, 0))
 
 
-def brighter(truth):
+def brighten(truth):
     return truth + 20 / 127.5
 
 
-def shifted(truth):
+def shift(truth):
     return np.roll(truth, 3, axis=2)
 
 
 SEAMS = {
-    "in one crop of its size": hole_in((200, 300), (90, 100, 120, 130)),
+    "one crop, unshrunk": hole_in((200, 300), (90, 100, 120, 130)),
     "shrunk": hole_in((400, 400), (100, 100, 300, 300)),
-    "wide, cut in pieces": hole_in((200, 900), (90, 20, 110, 880)),
+    "wide, split": hole_in((200, 900), (90, 20, 110, 880)),
     "at a corner": hole_in((200, 300), (150, 250, 200, 300)),
     "portrait": hole_in((600, 120), (100, 20, 500, 100)),
     "photo smaller than the network": hole_in((40, 50), (10, 10, 25, 30)),
@@ -79,9 +79,9 @@ SEAMS = {
 }
 
 
-@pytest.mark.parametrize("change", [lambda truth: truth, blurred], ids=["id", "blur"])
+@pytest.mark.parametrize("change", [lambda truth: truth, blur], ids=["id", "blur"])
 @pytest.mark.parametrize("name", SEAMS)
-def test_there_is_no_seam(name, change):
+def test_no_seam(name, change):
     hole = SEAMS[name]
     image = picture(*hole.shape)
     network = Oracle(image, hole, 128, change)
@@ -89,28 +89,28 @@ def test_there_is_no_seam(name, change):
     assert seam(result, hole, DEFAULT_FEATHER) < 0.5
 
 
-@pytest.mark.parametrize("change", [lambda truth: truth, blurred], ids=["id", "blur"])
+@pytest.mark.parametrize("change", [lambda truth: truth, blur], ids=["id", "blur"])
 @pytest.mark.parametrize("name", BORDERED)
-def test_no_case_has_a_seam(name, change):
-    """Across the border, hardly steeper than the photo itself is there."""
+def test_no_seam_in_any_case(name, change):
+    """Gradients across the border are hardly larger than the photo's there."""
     hole = HOLES[name]
     image = picture(*hole.shape)
     result = fill_holes(image, hole, Oracle(image, hole, SIZE, change), SIZE)
-    assert across(result, hole) < across(image, hole) + 0.5
+    assert across_border(result, hole) < across_border(image, hole) + 0.5
 
 
-def across(picture, hole):
-    """Mean absolute difference of neighbours that the hole's border parts."""
-    values = picture.astype(np.float32).mean(axis=-1)
+def across_border(image, hole):
+    """Mean absolute difference of neighbouring pixels across the hole's border."""
+    values = image.astype(np.float32).mean(axis=-1)
     steps = []
     for axis in (0, 1):
-        parted = np.diff(hole.astype(np.int8), axis=axis) != 0
-        steps.append(np.abs(np.diff(values, axis=axis))[parted])
+        border = np.diff(hole.astype(np.int8), axis=axis) != 0
+        steps.append(np.abs(np.diff(values, axis=axis))[border])
     return np.concatenate(steps).mean()
 
 
 def test_the_identity_restores_the_photo():
-    """Exactly where nothing is resized; elsewhere but for what shrinking loses."""
+    """Exactly without resizing, otherwise up to the loss by shrinking."""
     for name, hole in SEAMS.items():
         image = picture(*hole.shape)
         result = fill_holes(image, hole, Oracle(image, hole, 128), 128, 4)
@@ -118,15 +118,15 @@ def test_the_identity_restores_the_photo():
         worst = np.abs(
             gaussian_filter(result.astype(np.float32), (1.5, 1.5, 0)) - smooth
         )
-        if name == "in one crop of its size":
+        if name == "one crop, unshrunk":
             assert np.array_equal(result, image)
         assert worst.max() < 8, name
 
 
-@pytest.mark.parametrize("change", [brighter, shifted])
-def test_a_seam_would_be_seen(change):
-    """What the measure above is worth: without a feather, wrong colours and places."""
-    hole = SEAMS["in one crop of its size"]
+@pytest.mark.parametrize("change", [brighten, shift])
+def test_seams_are_detected(change):
+    """Wrong colours or positions without a feather exceed the limit above."""
+    hole = SEAMS["one crop, unshrunk"]
     image = picture(*hole.shape)
     network = Oracle(image, hole, 128, change)
     hard = seam(fill_holes(image, hole, network, 128, 0), hole, 0)

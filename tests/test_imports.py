@@ -25,7 +25,7 @@ VERBS = 5  # every other module at the root
 
 # Where a library may be imported; elsewhere it must not be.
 FENCES = {
-    "flax": ("models", "systems"),
+    "flax": ("models", "systems", "weights"),
     "torch": ("twins", "weights", "export"),
     "tensorflow": ("data",),
     "sklearn": ("metrics",),

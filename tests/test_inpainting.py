@@ -1,4 +1,4 @@
-"""The Python API: load any generator, run the bare network, complete photos."""
+"""The Python API: load any generator, run the bare network, fill photos."""
 
 import dataclasses
 import logging
@@ -15,14 +15,14 @@ from variables import CODES, NARROW, constants
 import migan_jax
 from migan_jax.errors import UserError
 from migan_jax.families import from_tensors, load_checkpoint, save_checkpoint
-from migan_jax.geometry.filling import DEFAULT_FEATHER
-from migan_jax.weights.reading import write_tensors
+from migan_jax.geometry.fill import DEFAULT_FEATHER
+from migan_jax.weights.tensor_files import write_tensors
 
 SIZE = NARROW["resolution"]
 STUDENTS = ["migan_fused", "migan_3_kernels", "migan_1_kernel"]
 
 
-def images(count=2, size=SIZE, seed=5):
+def random_inputs(count=2, size=SIZE, seed=5):
     shape = (count, size, size, 4)
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
@@ -42,7 +42,7 @@ def models(tmp_path_factory):
 # Loading.
 
 
-def test_forms_as_loaded(models):
+def test_kernel_forms_are_inferred(models):
     forms = {name: models[name].network.reparam.form for name in STUDENTS}
     assert forms == {
         "migan_fused": "fused",
@@ -54,16 +54,16 @@ def test_forms_as_loaded(models):
 
 
 @pytest.mark.parametrize("name", [*STUDENTS, "comodgan"])
-def test_params_are_the_trainable_ones(name, models):
-    """Their number is that of the released tensors, without noise and averages."""
+def test_params_are_the_trainable_parameters(name, models):
+    """As many as in the released file, without noise and averages."""
     tensors = plausible_tensors(NETWORKS[name])
     fixed = {*constants(NETWORKS[name])}
     fixed |= {k for k in tensors if k.endswith(("noise_const", "w_avg"))}
-    again = {"w1", "w2"}  # of three kernels one is kept
+    merged = {"w1", "w2"}  # three kernels are merged into one
     expected = sum(
         value.size
         for key, value in tensors.items()
-        if key not in fixed and key.rpartition(".")[2] not in again
+        if key not in fixed and key.rpartition(".")[2] not in merged
     )
     model = models[name]
     assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) == expected
@@ -98,15 +98,14 @@ def test_discriminators_are_refused(name, tmp_path):
     write_tensors(path, plausible_tensors(NETWORKS[name]))
     with pytest.raises(UserError) as caught:
         migan_jax.load(path)
-    assert str(caught.value) == (
-        f"{path} is a discriminator, which cannot inpaint: load the generator's file."
-    )
+    for part in (str(path), "discriminator", "generator"):
+        assert part in str(caught.value)
 
 
-def test_what_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="no checkpoint"):
+def test_missing_files(tmp_path):
+    with pytest.raises(UserError, match=r"absent\.pt"):
         migan_jax.load(tmp_path / "absent.pt")
-    with pytest.raises(UserError, match="no folder checkpoints/"):
+    with pytest.raises(UserError, match="checkpoints/"):
         migan_jax.load(tmp_path)
 
 
@@ -120,32 +119,32 @@ def pyramid_shapes(count):
 @pytest.mark.parametrize("name", ["migan_fused", "migan_3_kernels"])
 def test_forward(name, models):
     model = models[name]
-    rgb = model.forward(images())
+    rgb = model.forward(random_inputs())
     assert rgb.shape == (2, SIZE, SIZE, 3)
     assert rgb.dtype == np.float32
-    again, pyramid = model.forward(images(), pyramid=True)
-    assert np.array_equal(again, rgb)  # the noise is the stored one
+    again, pyramid = model.forward(random_inputs(), pyramid=True)
+    assert np.array_equal(again, rgb)  # the noise is stored
     assert {r: y.shape for r, y in pyramid.items()} == pyramid_shapes(2)
 
 
 def test_forward_of_other_sizes(models):
-    x = np.concatenate([images(1), images(1, seed=6)], axis=2)  # 16 x 32
+    x = np.concatenate([random_inputs(1), random_inputs(1, seed=6)], axis=2)  # 16 x 32
     rgb, pyramid = models["migan_fused"].forward(x, pyramid=True)
     assert rgb.shape == (1, SIZE, 2 * SIZE, 3)
     assert pyramid[4].shape == (1, 4, 8, 3)
 
 
 @pytest.mark.parametrize("name", ["migan_fused", "comodgan"])
-def test_pyramid_is_each_levels_own(name, models):
-    """What a level adds, not the sum: it is what its to-RGB's bias shifts."""
+def test_pyramid_holds_each_levels_output(name, models):
+    """Not the sum of levels: a shifted to-RGB bias shifts only its own level."""
     checkpoint = models[name].checkpoint
     z = None if name == "migan_fused" else np.ones((2, CODES["z_dim"]), np.float32)
-    rgb, pyramid = models[name].forward(images(), z=z, pyramid=True)
+    rgb, pyramid = models[name].forward(random_inputs(), z=z, pyramid=True)
     shifted = jax.tree.map(lambda leaf: leaf, checkpoint.params)
     shift = np.array([1, 2, 3], np.float32)
     shifted["synthesis"]["b8"]["torgb"]["bias"] += shift
     changed = migan_jax.Model.of(dataclasses.replace(checkpoint, params=shifted))
-    other_rgb, other = changed.forward(images(), z=z, pyramid=True)
+    other_rgb, other = changed.forward(random_inputs(), z=z, pyramid=True)
     for r in (4, 16):
         np.testing.assert_allclose(other[r], pyramid[r], rtol=1e-5, atol=1e-4)
     moved = np.asarray(other[8] - pyramid[8])
@@ -157,63 +156,63 @@ def test_pyramid_is_each_levels_own(name, models):
 @pytest.mark.parametrize("kind", [np.float64, np.float16, np.int32, "list"])
 def test_inputs_of_other_types(kind, models):
     model = models["migan_fused"]
-    whole = np.round(4 * images())  # the same in every type
-    x = whole.tolist() if kind == "list" else whole.astype(kind)
+    integers = np.round(4 * random_inputs())  # exact in every type
+    x = integers.tolist() if kind == "list" else integers.astype(kind)
     rgb = model.forward(x)
     assert rgb.dtype == np.float32
-    assert np.array_equal(rgb, model.forward(whole))
+    assert np.array_equal(rgb, model.forward(integers))
 
 
-def test_forward_is_float32_where_float64_is_enabled(models):
+def test_forward_is_float32_with_float64_enabled(models):
     with jax.enable_x64(True):
-        rgb = models["comodgan"].forward(images().astype(np.float64))
+        rgb = models["comodgan"].forward(random_inputs().astype(np.float64))
     assert rgb.dtype == np.float32
 
 
-def test_no_range_check(models):
-    rgb = models["migan_fused"].forward(1000 * images())
+def test_the_range_is_not_checked(models):
+    rgb = models["migan_fused"].forward(1000 * random_inputs())
     assert np.isfinite(rgb).all()
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 4), (1, 16, 16, 3), (1, 15, 16, 4), (4,)])
 def test_wrong_shapes(shape, models):
-    with pytest.raises(ValueError, match=r"takes \[N, H, W, 4\]"):
+    with pytest.raises(ValueError, match=r"\[N, H, W, 4\]"):
         models["migan_fused"].forward(np.zeros(shape))
 
 
 def test_teacher_takes_its_own_size_only(models):
-    with pytest.raises(ValueError, match="takes 16x16 images, not 32x32"):
-        models["comodgan"].forward(images(1, 32))
+    with pytest.raises(ValueError, match=r"16x16 .* 32x32"):
+        models["comodgan"].forward(random_inputs(1, 32))
 
 
-def test_teacher_without_z_says_so(models, caplog):
+def test_teacher_without_z_warns(models, caplog):
     model = models["comodgan"]
     with caplog.at_level(logging.WARNING):
-        first, pyramid = model.forward(images(), pyramid=True)
-    assert "No z given: drawing it from seed 0." in caplog.text
+        first, pyramid = model.forward(random_inputs(), pyramid=True)
+    assert "seed 0" in caplog.text
     assert first.shape == (2, SIZE, SIZE, 3)
     assert {r: y.shape for r, y in pyramid.items()} == pyramid_shapes(2)
-    assert np.array_equal(model.forward(images()), first)
+    assert np.array_equal(model.forward(random_inputs()), first)
     caplog.clear()
     z = np.random.default_rng(0).standard_normal((2, CODES["z_dim"]))
     with caplog.at_level(logging.WARNING):
-        other = model.forward(images(), z=z)
+        other = model.forward(random_inputs(), z=z)
     assert not caplog.records
     assert other.dtype == np.float32
     assert not np.array_equal(other, first)
 
 
-def test_latents_that_do_not_fit(models):
+def test_latents_of_wrong_shape_or_name(models):
     for shape in ((1, CODES["z_dim"]), (2, 5), (CODES["z_dim"],)):
-        with pytest.raises(ValueError, match=r"z of this network is \[2, 12\]"):
-            models["comodgan"].forward(images(), z=np.zeros(shape))
-    with pytest.raises(ValueError, match="A MI-GAN takes no z"):
-        models["migan_fused"].forward(images(), z=np.zeros((2, CODES["z_dim"])))
+        with pytest.raises(ValueError, match=r"z must be \[2, 12\]"):
+            models["comodgan"].forward(random_inputs(), z=np.zeros(shape))
+    with pytest.raises(ValueError, match=r"MI-GAN .* z"):
+        models["migan_fused"].forward(random_inputs(), z=np.zeros((2, CODES["z_dim"])))
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ["migan_fused", "migan_3_kernels", "comodgan"])
-def test_forward_is_the_twins(name, models):
+def test_forward_equals_the_twins(name, models):
     pytest.importorskip("torch")
     from migan_jax.twins.build import run_twin
 
@@ -222,14 +221,13 @@ def test_forward_is_the_twins(name, models):
     if name == "comodgan":
         codes["z"] = rng.standard_normal((2, CODES["z_dim"]), np.float32)
     tensors = plausible_tensors(NETWORKS[name])
-    expected = run_twin(NETWORKS[name], tensors, images(), *codes.values())
-    actual = models[name].forward(images(), **codes)
+    expected = run_twin(NETWORKS[name], tensors, random_inputs(), *codes.values())
+    actual = models[name].forward(random_inputs(), **codes)
     difference = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
     assert difference <= 1e-5
 
 
-def test_going_on_in_flax(models, tmp_path):
-    """`params` and `network` are what Flax and the converters take."""
+def test_params_and_network_work_with_flax_and_converters(models, tmp_path):
     model = models["migan_3_kernels"]
     assert model.checkpoint.params is model.params
     save_checkpoint(model.checkpoint, tmp_path / "x.safetensors", "training")
@@ -240,12 +238,12 @@ def test_going_on_in_flax(models, tmp_path):
     )
 
 
-def test_pictures_that_were_not_scaled_are_refused(models):
-    with pytest.raises(ValueError, match="not uint8"):
+def test_uint8_inputs_are_refused(models):
+    with pytest.raises(ValueError, match="uint8"):
         models["migan_fused"].forward(np.zeros((1, 16, 16, 4), np.uint8))
 
 
-def test_a_model_prints_in_one_line(models):
+def test_repr(models):
     assert repr(models["comodgan"]).startswith("Model(comodgan, 16 px, ")
 
 
@@ -264,7 +262,7 @@ HOLE = hole_in((40, 50), (10, 20, 16, 27))
 def test_inpaint_changes_the_hole_and_keeps_the_rest(name, models, photo, caplog):
     with caplog.at_level(logging.WARNING):
         result = models[name].inpaint(photo, HOLE)
-    assert not caplog.records  # the teacher's z is no news here
+    assert not caplog.records  # no warning that z is drawn
     assert result.shape == photo.shape and result.dtype == np.uint8
     changed = (result != photo).any(axis=-1)
     far = distance_transform_edt(~HOLE) > DEFAULT_FEATHER
@@ -273,7 +271,7 @@ def test_inpaint_changes_the_hole_and_keeps_the_rest(name, models, photo, caplog
 
 
 def test_inpaint_puts_the_networks_output_into_the_hole(models, photo):
-    """A photo of the network's size: nothing but the network in between."""
+    """A photo of the network's size is not resized."""
     model, part = models["migan_fused"], photo[:SIZE, :SIZE]
     hole = hole_in((SIZE, SIZE), (4, 5, 9, 11))
     image, known = part / 127.5 - 1, 1.0 - hole[..., None]
@@ -296,7 +294,7 @@ def test_inpaint_takes_either_polarity_and_any_array(models, photo):
     )
 
 
-def test_inpaint_of_one_crop_and_of_several(models):
+def test_inpaint_with_one_crop_and_several(models):
     photo = picture(40, 200)
     hole = hole_in((40, 200), (3, 3, 8, 8), (30, 180, 38, 190))
     model = models["migan_fused"]
@@ -306,39 +304,38 @@ def test_inpaint_of_one_crop_and_of_several(models):
 
 
 @pytest.mark.parametrize(
-    ("hole", "sentence"),
+    ("hole", "parts"),
     [
-        (np.ones((40, 50), np.bool_), "the whole picture is made up"),
-        (~HOLE, "98% of the picture a hole, most of its border included: if that is "
-         "the wrong way round, then mask_hole='black'."),
+        (np.ones((40, 50), np.bool_), ["whole image"]),
+        (~HOLE, ["98%", "border", "mask_hole='black'"]),
     ],
-)  # fmt: skip
-def test_inpaint_doubts_masks(hole, sentence, models, photo, caplog):
+)
+def test_inpaint_warns_of_masks_that_look_wrong(hole, parts, models, photo, caplog):
     with caplog.at_level(logging.WARNING):
         models["migan_fused"].inpaint(photo, hole)
-    assert sentence in caplog.text
+    assert any(all(p in r.getMessage() for p in parts) for r in caplog.records)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "match"),
     [
-        ({"mask": np.zeros((50, 40))}, "mask is 40x50 pixels and the photo 50x40"),
+        ({"mask": np.zeros((50, 40))}, "40x50 .* 50x40"),
         ({"image": np.zeros((40, 50, 4), np.uint8)}, r"uint8 \[H, W, 3\]"),
-        ({"mask_hole": "red"}, "'white' or 'black', not 'red'"),
-        ({"feather": -1}, "from 0 to 2 with a network of 16 pixels"),
-        ({"crops": "all"}, "'auto' or 'one'"),
+        ({"mask_hole": "red"}, "mask_hole .*'red'"),
+        ({"feather": -1}, "feather .* 2 .* 16 .*-1"),
+        ({"crops": "all"}, "crops .*'all'"),
     ],
 )
-def test_inpaint_says_what_does_not_fit(arguments, sentence, models, photo):
-    with pytest.raises(UserError, match=sentence):
+def test_inpaint_refuses_wrong_arguments(arguments, match, models, photo):
+    with pytest.raises(UserError, match=match):
         models["migan_fused"].inpaint(**{"image": photo, "mask": HOLE, **arguments})
 
 
-# Whole pictures, of any family.
+# Whole images, for any family.
 
 
 @pytest.mark.parametrize("name", ["migan_fused", "comodgan"])
-def test_complete_is_the_network_with_its_hole_pasted(name, models):
+def test_complete_pastes_the_networks_output_into_the_hole(name, models):
     model, rng = models[name], np.random.default_rng(0)
     image = rng.random((2, SIZE, SIZE, 3), np.float32)
     known = (rng.random((2, SIZE, SIZE, 1)) < 0.7).astype(np.float32)
@@ -348,7 +345,7 @@ def test_complete_is_the_network_with_its_hole_pasted(name, models):
     hole = np.broadcast_to(known == 0, image.shape)
     np.testing.assert_allclose(result[hole], expected[hole], atol=1e-5)
     assert np.array_equal(result[~hole], image[~hole])
-    other = np.where(hole, np.nan, image)  # what is in the hole does not matter
+    other = np.where(hole, np.nan, image)  # values in the hole are ignored
     assert np.array_equal(model.complete(other, known), result)
 
 
@@ -363,7 +360,7 @@ def test_complete_can_be_traced(models):
     assert np.abs(slope[:, :, 0]).max() > 0 and not slope[:, :, -1].any()
 
 
-def test_latents_are_given_or_drawn_of_a_seed(models):
+def test_latents_are_arguments_or_drawn_from_a_seed(models):
     model = models["comodgan"]
     image, known = np.zeros((2, SIZE, SIZE, 3)), np.zeros((2, SIZE, SIZE, 1))
     first, other = (model.complete(image, known, seed=seed) for seed in (0, 1))
@@ -376,17 +373,17 @@ def test_latents_are_given_or_drawn_of_a_seed(models):
 
 
 @pytest.mark.parametrize(
-    ("image", "known", "given", "why"),
+    ("image", "known", "latents", "match"),
     [
         ((1, 16, 16, 4), (1, 16, 16, 1), {}, r"\[N, H, W, 3\]"),
-        ((1, 16, 16, 3), (1, 16, 16), {}, r"known of them \[N, H, W, 1\]"),
-        ((2, 16, 16, 3), (1, 16, 16, 1), {}, r"not \[2, 16, 16, 3\] and"),
-        ((1, 16, 16, 3), (1, 16, 16, 1), {"z": np.ones((1, 9))}, "takes no z"),
-        ((1, 16, 16, 3), (1, 16, 16, 1), {"points": np.ones(7)}, "takes no points"),
+        ((1, 16, 16, 3), (1, 16, 16), {}, r"known .*\[N, H, W, 1\]"),
+        ((2, 16, 16, 3), (1, 16, 16, 1), {}, r"\[2, 16, 16, 3\] and"),
+        ((1, 16, 16, 3), (1, 16, 16, 1), {"z": np.ones((1, 9))}, "no z"),
+        ((1, 16, 16, 3), (1, 16, 16, 1), {"points": np.ones(7)}, "no points"),
     ],
 )
-def test_what_cannot_be_completed(image, known, given, why, models):
-    with pytest.raises(ValueError, match=why):
-        models["migan_fused"].complete(np.zeros(image), np.zeros(known), **given)
-    with pytest.raises(ValueError, match="scaled floating point"):
+def test_complete_refuses_wrong_arguments(image, known, latents, match, models):
+    with pytest.raises(ValueError, match=match):
+        models["migan_fused"].complete(np.zeros(image), np.zeros(known), **latents)
+    with pytest.raises(ValueError, match=r"image .*uint8"):
         models["migan_fused"].complete(np.zeros(image, np.uint8), np.zeros(known))

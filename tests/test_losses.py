@@ -1,4 +1,4 @@
-"""Losses at points where their values are known, and against plain loops."""
+"""Losses against known values and plain loops."""
 
 import math
 
@@ -27,7 +27,7 @@ REAL, FAKE = np.array([[0.0], [2.0], [-30.0]]), np.array([[1.0], [-3.0], [40.0]]
         (gan.wasserstein_critic_loss, lambda r, f: f - r),
     ],
 )
-def test_losses_of_those_who_judge(loss, expected):
+def test_discriminator_losses(loss, expected):
     pairs = zip(REAL[:, 0], FAKE[:, 0], strict=True)
     np.testing.assert_allclose(loss(REAL, FAKE), [expected(*p) for p in pairs], 1e-6)
 
@@ -39,18 +39,18 @@ def test_losses_of_those_who_judge(loss, expected):
         (gan.hinge_generator_loss, lambda f: -f),
     ],
 )
-def test_losses_of_those_who_are_judged(loss, expected):
+def test_generator_losses(loss, expected):
     np.testing.assert_allclose(loss(FAKE), [expected(f) for f in FAKE[:, 0]], 1e-6)
-    patches = np.stack([FAKE, FAKE[::-1]], axis=2)  # two scores each, of one mean
+    patches = np.stack([FAKE, FAKE[::-1]], axis=2)  # two scores per image
     means = [(expected(a) + expected(b)) / 2 for a, b in patches[:, 0]]
     np.testing.assert_allclose(loss(patches), means, 1e-6)
 
 
-def test_slopes_of_a_linear_critic_are_its_weights():
+def test_gradients_of_a_linear_critic_are_its_weights():
     weights = np.random.default_rng(0).standard_normal((4, 4, 4)).astype(np.float32)
     x = jnp.ones((3, 4, 4, 4))
-    where = np.zeros((3, 4, 4, 1), np.float32)
-    where[1, :2], where[2] = 1, 1
+    pixels = np.zeros((3, 4, 4, 1), np.float32)
+    pixels[1, :2], pixels[2] = 1, 1
 
     def critic(x):
         return jnp.einsum("nhwc,hwc->n", x, weights)[:, None]
@@ -58,15 +58,15 @@ def test_slopes_of_a_linear_critic_are_its_weights():
     penalty = gan.r1_penalty(critic, x)
     np.testing.assert_allclose(penalty, [0.5 * (weights**2).sum()] * 3, rtol=1e-6)
     expected = [0, np.linalg.norm(weights[:2]), np.linalg.norm(weights)]
-    np.testing.assert_allclose(gan.gradient_norm(critic, x, where), expected, 1e-6)
+    np.testing.assert_allclose(gan.gradient_norm(critic, x, pixels), expected, 1e-6)
 
 
-def test_penalties_of_slopes():
+def test_gradient_norm_penalties():
     norm = jnp.array([0.0, 0.5, 1.0, 3.0])
     assert gan.two_sided_penalty(norm).tolist() == [1, 0.25, 0, 4]
     assert gan.one_sided_penalty(norm).tolist() == [0, 0, 0, 2]
 
-    def penalty(slope):  # of a critic that is flat at slope 0
+    def penalty(slope):  # the critic is constant at slope 0
         points = jnp.ones((1, 2, 2, 1))
         norm = gan.gradient_norm(lambda x: slope * jnp.sum(x)[None], points)
         return jnp.sum(gan.two_sided_penalty(norm))
@@ -74,13 +74,13 @@ def test_penalties_of_slopes():
     assert jax.grad(penalty)(0.0) == 0 and jax.grad(penalty)(1.0) == 4  # never NaN
 
 
-def test_points_between_real_and_fake():
+def test_interpolate():
     real, fake = jnp.ones((3, 1, 1, 1)), -jnp.ones((3, 1, 1, 1))
-    points = gan.between(real, fake, jnp.array([0.0, 0.5, 1.0]))
+    points = gan.interpolate(real, fake, jnp.array([0.0, 0.5, 1.0]))
     assert points.ravel().tolist() == [-1, 0, 1]
 
 
-def test_r1_is_that_of_each_sample_and_of_all_channels():
+def test_r1_is_per_sample_and_includes_all_channels():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 2, 4)), jnp.float32)
     penalty = gan.r1_penalty(lambda x: jnp.sum(x**2, axis=(1, 2, 3))[:, None] / 2, x)
     np.testing.assert_allclose(penalty, 0.5 * jnp.sum(x**2, (1, 2, 3)), rtol=1e-6)
@@ -91,7 +91,7 @@ def pyramid(rng, *resolutions):
 
 
 @pytest.mark.parametrize(("size", "levels"), [(16, 0), (64, 2), (256, 4), (512, 5)])
-def test_distillation_is_a_sum_over_levels(size, levels):
+def test_distillation_sums_over_levels(size, levels):
     student = {r: jnp.ones((1, r, r, 3)) for r in (4, 8, 16, 32, 64, 128, 256, 512)}
     student = {r: image for r, image in student.items() if r <= size}
     teacher = jax.tree.map(jnp.zeros_like, student)
@@ -109,11 +109,11 @@ def test_distillation_against_a_loop():
             known = mask[n, row * 64 // r, column * 64 // r, 0]
             difference = np.abs(student[r] - teacher[r])[n, row, column].mean()
             expected[n] += (1 - known) * difference / r**2
-    found = distillation_loss(student, teacher, jnp.asarray(mask))
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    actual = distillation_loss(student, teacher, jnp.asarray(mask))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-def test_l1_counts_the_hole_only_and_is_a_mean_over_all():
+def test_l1_in_hole_is_averaged_over_all_pixels():
     truth = jnp.zeros((1, 4, 4, 3))
     mask = jnp.ones((1, 4, 4, 1)).at[:, :2].set(0)
     assert l1_in_hole(truth + 3, truth, mask) == 1.5

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from variables import CODES, TINY, randomised, relative_l2
 
-from migan_jax.models.comodgan import EncoderTop, Generator
+from migan_jax.models.comodgan import CoModGANGenerator, EncoderTop
 from migan_jax.ops.resample import upsample2x
 
-NETWORK = Generator(**TINY, **CODES)
+NETWORK = CoModGANGenerator(**TINY, **CODES)
 
 
-def pictures(count, seed=0):
+def images(count, seed=0):
     rng = np.random.default_rng(seed)
     return rng.standard_normal((count, 8, 8, 4)).astype(np.float32)
 
@@ -29,7 +29,7 @@ def keys(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)
 
 
-def noise_of(network, seed):
+def draw_noise(network, seed):
     rng = np.random.default_rng(200 + seed)
     shapes = network.noise_shapes(8, 8)
     return {
@@ -38,7 +38,7 @@ def noise_of(network, seed):
     }
 
 
-def shapes_of(network):
+def variable_shapes(network):
     r = network.resolution
     x = jax.ShapeDtypeStruct((2, r, r, 4), jnp.float32)
     z = jax.ShapeDtypeStruct((2, network.z_dim), jnp.float32)
@@ -51,26 +51,28 @@ def run(network, variables, x, z, kind="stored", noise=None, **kwargs):
     return network.apply(variables, x, z, noise=noise, **kwargs)
 
 
-# Styles are divided by their size over the whole batch. Demodulation cancels that but
-# for its epsilon, so samples agree with other batches to rounding only.
+# Styles are normalised over the whole batch. Demodulation cancels this except for its
+# epsilon, so results in other batches agree only approximately.
 CLOSE = dict(rtol=1e-4, atol=1e-4)
 
 
 def test_parameter_counts():
     for resolution, count in ((256, 79_177_378), (512, 79_792_231)):
-        leaves = jax.tree.leaves(shapes_of(Generator(resolution))["params"])
+        leaves = jax.tree.leaves(
+            variable_shapes(CoModGANGenerator(resolution))["params"]
+        )
         assert sum(leaf.size for leaf in leaves) == count
         assert all(leaf.dtype == jnp.float32 for leaf in leaves)
 
 
-def test_number_of_styles():
-    assert Generator(256).num_ws == 14
-    assert Generator(512).num_ws == 16
+def test_num_ws():
+    assert CoModGANGenerator(256).num_ws == 14
+    assert CoModGANGenerator(512).num_ws == 16
     assert randomised(NETWORK)[0].num_ws == 4
 
 
 def test_output_and_pyramid_shapes():
-    network = Generator(resolution=32, channel_base=256, channel_max=8, **CODES)
+    network = CoModGANGenerator(resolution=32, channel_base=256, channel_max=8, **CODES)
     x = jax.ShapeDtypeStruct((3, 32, 32, 4), jnp.float32)
     z = jax.ShapeDtypeStruct((3, CODES["z_dim"]), jnp.float32)
     (rgb, pyramid), _ = jax.eval_shape(
@@ -82,7 +84,7 @@ def test_output_and_pyramid_shapes():
 
 
 @pytest.mark.parametrize("h, w", [(16, 16), (8, 16), (4, 8)])
-def test_wrong_sizes_are_named(h, w):
+def test_wrong_sizes_raise(h, w):
     network, variables = randomised(NETWORK)
     with pytest.raises(ValueError, match=f"takes 8x8 images, not {h}x{w}"):
         jax.eval_shape(
@@ -92,9 +94,9 @@ def test_wrong_sizes_are_named(h, w):
         network.noise_shapes(h, w)
 
 
-def test_picture_is_the_sum_of_its_levels():
+def test_image_is_the_sum_of_its_levels():
     network, variables = randomised(NETWORK)
-    rgb, pyramid = run(network, variables, pictures(2), latents(2))
+    rgb, pyramid = run(network, variables, images(2), latents(2))
     assert all(np.any(y) for y in pyramid.values())
     total = upsample2x(pyramid[4]) + pyramid[8]
     np.testing.assert_allclose(rgb, total, atol=1e-5)
@@ -103,8 +105,8 @@ def test_picture_is_the_sum_of_its_levels():
 # Styles.
 
 
-def styles_by_hand(variables, z):
-    """The mapping network in float64, one dense layer after the other."""
+def reference_styles(variables, z):
+    """The mapping network in NumPy, in float64."""
     w = np.asarray(z, np.float64)
     w = w / np.sqrt(np.mean(w**2, axis=1, keepdims=True) + 1e-8)
     for index in range(8):
@@ -115,14 +117,14 @@ def styles_by_hand(variables, z):
     return w
 
 
-def test_latent_matters_but_not_its_size():
+def test_output_depends_on_the_direction_of_z_only():
     network, variables = randomised(NETWORK)
-    x, z = pictures(2), latents(2)
+    x, z = images(2), latents(2)
     rgb, _ = run(network, variables, x, z)
     other, _ = run(network, variables, x, latents(2, seed=1))
-    longer, _ = run(network, variables, x, 5 * z)
+    scaled, _ = run(network, variables, x, 5 * z)
     assert relative_l2(other, rgb) > 1e-2
-    np.testing.assert_allclose(longer, rgb, **CLOSE)
+    np.testing.assert_allclose(scaled, rgb, **CLOSE)
 
 
 def with_average(variables, average):
@@ -131,9 +133,9 @@ def with_average(variables, average):
     return {**variables, "stats": {**stats, "mapping": mapping}}
 
 
-def test_truncation_to_zero_forgets_the_latent():
+def test_truncation_of_zero_ignores_the_latent():
     network, variables = randomised(NETWORK)
-    x = pictures(2)
+    x = images(2)
     one, _ = run(network, variables, x, latents(2), truncation=0)
     other, _ = run(network, variables, x, latents(2, seed=1), truncation=0)
     np.testing.assert_allclose(one, other, atol=1e-5)
@@ -144,7 +146,7 @@ def test_truncation_to_zero_forgets_the_latent():
 
 def test_truncation_of_one_ignores_the_average():
     network, variables = randomised(NETWORK)
-    x, z = pictures(2), latents(2)
+    x, z = images(2), latents(2)
     moved = with_average(variables, np.full(10, 100.0))
     rgb, _ = run(network, variables, x, z)
     np.testing.assert_array_equal(run(network, moved, x, z)[0], rgb)
@@ -152,16 +154,16 @@ def test_truncation_of_one_ignores_the_average():
 
 
 def test_truncation_moves_styles_in_proportion():
-    """With the average where the latent's own style is, nothing moves."""
+    """With the average at the latent's style, truncation has no effect."""
     network, variables = randomised(NETWORK)
-    x, z = pictures(2), np.repeat(latents(1), 2, axis=0)
+    x, z = images(2), np.repeat(latents(1), 2, axis=0)
     rgb, _ = run(network, variables, x, z)
-    at_home = with_average(variables, styles_by_hand(variables, z)[0])
+    same_average = with_average(variables, reference_styles(variables, z)[0])
     np.testing.assert_allclose(
-        run(network, at_home, x, z, truncation=0.5)[0], rgb, **CLOSE
+        run(network, same_average, x, z, truncation=0.5)[0], rgb, **CLOSE
     )
-    # Half way to a is the style itself where the average is 2 w - a away from it.
-    w, target = styles_by_hand(variables, z)[0], np.linspace(-1, 1, 10)
+    # With the average at 2 t - w, truncating w by half gives t.
+    w, target = reference_styles(variables, z)[0], np.linspace(-1, 1, 10)
     half_way, _ = run(
         network, with_average(variables, 2 * target - w), x, z, truncation=0.5
     )
@@ -171,33 +173,33 @@ def test_truncation_moves_styles_in_proportion():
 
 
 def test_mixing():
-    """Styles from `first_index` on are the second latent's, sample by sample."""
+    """Styles from index `first_index` come from the second latent, per sample."""
     network, variables = randomised(NETWORK)
-    x, z, second = pictures(3), latents(3), latents(3, seed=1)
-    own, own_levels = run(network, variables, x, z)
-    others, others_levels = run(network, variables, x, second)
+    x, z, second = images(3), latents(3), latents(3, seed=1)
+    first, first_levels = run(network, variables, x, z)
+    other, other_levels = run(network, variables, x, second)
 
     def mixed(*first_index):
         mixing = (second, np.array(first_index))
         return run(network, variables, x, z, mixing=mixing)
 
-    np.testing.assert_allclose(mixed(4, 5, 99)[0], own, **CLOSE)
-    np.testing.assert_allclose(mixed(0, 0, 0)[0], others, **CLOSE)
+    np.testing.assert_allclose(mixed(4, 5, 99)[0], first, **CLOSE)
+    np.testing.assert_allclose(mixed(0, 0, 0)[0], other, **CLOSE)
 
     rgb, levels = mixed(4, 0, 2)
-    np.testing.assert_allclose(rgb[0], own[0], **CLOSE)
-    np.testing.assert_allclose(rgb[1], others[1], **CLOSE)
+    np.testing.assert_allclose(rgb[0], first[0], **CLOSE)
+    np.testing.assert_allclose(rgb[1], other[1], **CLOSE)
     # The lowest level uses styles 0 and 1, the next 1 (again), 2 and 3.
-    np.testing.assert_allclose(levels[4][2], own_levels[4][2], **CLOSE)
-    for unlike in (own_levels, others_levels):
-        assert relative_l2(levels[8][2], unlike[8][2]) > 1e-2
+    np.testing.assert_allclose(levels[4][2], first_levels[4][2], **CLOSE)
+    for unmixed in (first_levels, other_levels):
+        assert relative_l2(levels[8][2], unmixed[8][2]) > 1e-2
 
     _, early = mixed(1, 1, 1)
-    assert relative_l2(early[4], own_levels[4]) > 1e-2
-    assert relative_l2(early[4], others_levels[4]) > 1e-2
+    assert relative_l2(early[4], first_levels[4]) > 1e-2
+    assert relative_l2(early[4], other_levels[4]) > 1e-2
     _, late = mixed(3, 3, 3)
-    np.testing.assert_allclose(late[4], own_levels[4], **CLOSE)
-    assert relative_l2(late[8], own_levels[8]) > 1e-2
+    np.testing.assert_allclose(late[4], first_levels[4], **CLOSE)
+    assert relative_l2(late[8], first_levels[8]) > 1e-2
 
 
 @functools.partial(jax.jit, static_argnames="network")
@@ -208,28 +210,28 @@ def train(network, variables, x, z, mixing):
     return rgb, updates["stats"]
 
 
-def test_average_style_follows_only_in_training():
+def test_average_style_is_updated_in_training_only():
     network, variables = randomised(NETWORK)
-    x, z, second = pictures(3), latents(3), latents(3, seed=1)
+    x, z, second = images(3), latents(3), latents(3, seed=1)
     before = np.asarray(variables["stats"]["mapping"]["w_avg"], np.float64)
 
-    # Every style comes from the second latents, and yet they do not count.
+    # Every style comes from the second latents, but these do not update the average.
     rgb, stats = train(network, variables, x, z, (second, np.zeros(3, int)))
 
-    mean = np.mean(styles_by_hand(variables, z), axis=0)
+    mean = np.mean(reference_styles(variables, z), axis=0)
     after = stats["mapping"]["w_avg"]
     assert after.dtype == jnp.float32
     np.testing.assert_allclose(after, 0.995 * before + 0.005 * mean, rtol=1e-4)
     assert np.abs(after - before).max() > 1e-3
-    others = {**stats, "mapping": variables["stats"]["mapping"]}
-    jax.tree.map(np.testing.assert_array_equal, others, variables["stats"])
+    other = {**stats, "mapping": variables["stats"]["mapping"]}
+    jax.tree.map(np.testing.assert_array_equal, other, variables["stats"])
     np.testing.assert_allclose(rgb, run(network, variables, x, second)[0], **CLOSE)
 
 
 # Dropout.
 
 
-def test_dropout_drops_half_of_each_sample_by_its_own_key():
+def test_dropout_drops_half_of_the_features_by_sample_key():
     module = EncoderTop(style_dim=400)
     x = np.random.default_rng(0).standard_normal((3, 4, 4, 2)).astype(np.float32)
     init = jax.jit(lambda x: module.init_with_output(jax.random.key(0), x, None))
@@ -252,13 +254,13 @@ def test_dropout_drops_half_of_each_sample_by_its_own_key():
 
 def test_dropout_of_the_generator():
     network, variables = randomised(NETWORK)
-    x, z = pictures(2), latents(2)
+    x, z = images(2), latents(2)
     evaluated, _ = run(network, variables, x, z)
     first, _ = run(network, variables, x, z, dropout_keys=keys(2))
     again, _ = run(network, variables, x, z, dropout_keys=keys(2))
     np.testing.assert_array_equal(first, again)
     assert relative_l2(first, evaluated) > 1e-2
-    # A new key for the second sample leaves the first one as it was.
+    # A new key for the second sample does not change the first one.
     mixed = jnp.stack([keys(2)[0], keys(2, seed=1)[1]])
     other, _ = run(network, variables, x, z, dropout_keys=mixed)
     np.testing.assert_allclose(other[0], first[0], **CLOSE)
@@ -269,7 +271,7 @@ def test_dropout_of_the_generator():
 
 
 def test_noise_shapes():
-    network = Generator(resolution=16, channel_base=256, channel_max=8)
+    network = CoModGANGenerator(resolution=16, channel_base=256, channel_max=8)
     assert network.noise_shapes(16, 16) == {
         "b4/conv": (4, 4),
         "b8/conv0": (8, 8),
@@ -281,24 +283,24 @@ def test_noise_shapes():
 
 def test_kinds_of_noise():
     network, variables = randomised(NETWORK)
-    x, z = pictures(2), latents(2)
-    drawn = noise_of(network, seed=0)
+    x, z = images(2), latents(2)
+    drawn = draw_noise(network, seed=0)
     inputs = (network, variables, x, z)
     outputs = [
         run(*inputs)[0],
         run(*inputs, kind="none")[0],
         run(*inputs, noise=drawn)[0],
-        run(*inputs, noise=noise_of(network, seed=1))[0],
+        run(*inputs, noise=draw_noise(network, seed=1))[0],
     ]
     for i, one in enumerate(outputs):
         for other in outputs[:i]:
             assert relative_l2(one, other) > 1e-2
-    again, _ = run(*inputs, noise=noise_of(network, seed=0))
+    again, _ = run(*inputs, noise=draw_noise(network, seed=0))
     np.testing.assert_array_equal(again, outputs[2])
     for name in drawn:
         changed, _ = run(*inputs, noise={**drawn, name: -drawn[name]})
         assert relative_l2(changed, outputs[2]) > 1e-3, name
-    # Stored noise is the given one that equals it.
+    # The stored values passed as a dict give the same output.
     stored = {
         f"b{r}/{layer}": jnp.tile(
             variables["stats"]["synthesis"][f"b{r}"][layer]["noise"]["noise"], (2, 1, 1)
@@ -314,9 +316,9 @@ def test_kinds_of_noise():
 def test_half_precision():
     network, variables = randomised(NETWORK)
     half = network.clone(dtype=jnp.bfloat16)
-    leaves = jax.tree.leaves(shapes_of(half))
+    leaves = jax.tree.leaves(variable_shapes(half))
     assert all(leaf.dtype == jnp.float32 for leaf in leaves)
-    x, z = pictures(2), latents(2)
+    x, z = images(2), latents(2)
 
     rgb, pyramid = run(half, variables, x, z)
 

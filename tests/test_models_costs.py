@@ -1,4 +1,4 @@
-"""Multiply-adds: the papers' figures, and a count on the PyTorch twin."""
+"""Multiply-adds against the papers' numbers and a profiler on the PyTorch twin."""
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ from migan_jax.models.layers import Reparam
 def inputs_of(network, size=None):
     size = size or (network.resolution, network.resolution)
     inputs = [jax.ShapeDtypeStruct((1, *size, 4), jnp.float32)]
-    if isinstance(network, comodgan.Generator):
+    if isinstance(network, comodgan.CoModGANGenerator):
         inputs.append(jax.ShapeDtypeStruct((1, network.z_dim), jnp.float32))
     return inputs
 
@@ -28,19 +28,19 @@ def total(network, size=None):
     "resolution, papers", [(256, 11_185_210_880), (512, 15_687_796_224)]
 )
 def test_migan_as_published(resolution, papers):
-    assert total(migan.Generator(resolution)).as_papers_count == papers
+    assert total(migan.MIGANGenerator(resolution)).papers_total == papers
 
 
 @pytest.mark.parametrize("resolution, papers", [(256, 91.21e9), (512, 121.09e9)])
 def test_comodgan_as_published(resolution, papers):
-    counted = total(comodgan.Generator(resolution)).as_papers_count
+    counted = total(comodgan.CoModGANGenerator(resolution)).papers_total
     assert abs(counted - papers) < 0.01 * papers
 
 
 def test_costs_add_up():
     cost = Cost(1, 2, 3, 4) + Cost(10, 20, 30, 40)
     assert cost == Cost(convolution=11, filter=22, zeros=33, elementwise=44)
-    assert cost.as_papers_count == 110
+    assert cost.papers_total == 110
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_block_of(path, block):
     "network, blocks",
     [
         (
-            migan.Generator(16, 256, 8),
+            migan.MIGANGenerator(16, 256, 8),
             "encoder b16,encoder b8,encoder b4,synthesis b4,synthesis b8,synthesis b16",
         ),
         (
-            comodgan.Generator(16, 256, 8, **CODES),
+            comodgan.CoModGANGenerator(16, 256, 8, **CODES),
             "mapping,encoder b16,encoder b8,encoder b4,"
             "synthesis b4,synthesis b8,synthesis b16",
         ),
@@ -84,24 +84,23 @@ def test_blocks_are_those_of_the_parameters(network, blocks):
     assert costs.keys() == {block_of([part.key for part in path]) for path in paths}
 
 
-def test_lowest_encoder_block_by_hand():
-    """4x4, two separable convolutions of 8 channels, and no resampling."""
-    cost = count(migan.Generator(16, 256, 8), *inputs_of(migan.Generator(16)))
+def test_cost_of_the_lowest_encoder_block():
+    """4x4 pixels, two separable convolutions of 8 channels, no resampling."""
+    cost = count(migan.MIGANGenerator(16, 256, 8), *inputs_of(migan.MIGANGenerator(16)))
     pixels, c = 16, 8
     assert cost["encoder b4"] == Cost(
-        convolution=2 * pixels * (9 * c + c * c),
-        elementwise=2 * pixels * 2 * (c + c),
+        convolution=2 * pixels * (9 * c + c * c), elementwise=2 * pixels * 2 * (c + c)
     )
 
 
-def test_cost_grows_with_the_picture():
-    network = migan.Generator(**NARROW)
+def test_cost_is_proportional_to_the_pixels():
+    network = migan.MIGANGenerator(**NARROW)
     assert total(network, (64, 96)) == sum([total(network)] * 24, Cost())
 
 
-def test_form_of_the_kernels_costs_nothing():
+def test_cost_does_not_depend_on_the_kernel_form():
     costs = [
-        total(migan.Generator(**NARROW, reparam=Reparam(form)))
+        total(migan.MIGANGenerator(**NARROW, reparam=Reparam(form)))
         for form in ("collapsed", "expanded", "fused")
     ]
     assert costs[0] == costs[1] == costs[2]
@@ -119,7 +118,7 @@ class ScaledAndCounted(Scaled):
         return Cost(elementwise=out.size)
 
 
-def test_a_layer_states_its_own_cost():
+def test_a_layer_with_a_cost_method_is_counted():
     x = jnp.zeros((1, 8, 8, 4))
     assert count(nn.Sequential([ScaledAndCounted(), ScaledAndCounted()]), x) == {
         "layers_0": Cost(elementwise=x.size),
@@ -127,8 +126,8 @@ def test_a_layer_states_its_own_cost():
     }
 
 
-def test_a_layer_that_keeps_its_cost_to_itself():
-    with pytest.raises(TypeError, match=r"Scaled has parameters \(strength\)"):
+def test_a_layer_with_parameters_needs_a_cost_method():
+    with pytest.raises(TypeError, match=r"Scaled .*\(strength\).*cost"):
         count(nn.Sequential([Scaled()]), jnp.zeros((1, 8, 8, 4)))
 
 
@@ -140,22 +139,22 @@ def is_modulated(name, module):
 @pytest.mark.parametrize(
     "network",
     [
-        migan.Generator(**NARROW, reparam=Reparam("fused")),
-        migan.Generator(**NARROW),
-        comodgan.Generator(**NARROW, **CODES),
+        migan.MIGANGenerator(**NARROW, reparam=Reparam("fused")),
+        migan.MIGANGenerator(**NARROW),
+        comodgan.CoModGANGenerator(**NARROW, **CODES),
         MIGANDiscriminator(**NARROW),
         CoModGANDiscriminator(**NARROW),
     ],
     ids=["migan_fused", "migan", "comodgan", "migan_d", "comodgan_d"],
 )
 def test_against_a_profiler_on_the_twin(network):
-    """Elementwise work is what it does not count."""
+    """The profiler does not count elementwise work."""
     torch = pytest.importorskip("torch")
     from torch.utils.flop_counter import FlopCounterMode
 
     from migan_jax.twins.build import build_twin
 
-    generator = isinstance(network, migan.Generator | comodgan.Generator)
+    generator = isinstance(network, migan.MIGANGenerator | comodgan.CoModGANGenerator)
     options = {"upsampling": "reference"} if generator else {}
     twin = build_twin(network, **options)
     inputs = [torch.zeros(s.shape) for s in inputs_of(network)]
@@ -165,8 +164,8 @@ def test_against_a_profiler_on_the_twin(network):
 
     cost = total(network)
     expected = cost.convolution + cost.filter + cost.zeros
-    if isinstance(network, comodgan.Generator):
-        # The twin gets the norms of modulated kernels from a matrix product.
+    if isinstance(network, comodgan.CoModGANGenerator):
+        # The twin computes the norms of modulated kernels with a matrix product.
         weights = [m.weight for n, m in twin.named_modules() if is_modulated(n, m)]
         assert len(weights) == 5
         expected += sum(weight.shape[0] * weight.shape[1] for weight in weights)

@@ -1,9 +1,9 @@
 """The published networks at full width, against the PyTorch twins.
 
-Rounding makes a float32 pre-activation near zero change sign now and then, and with it
-the slope of the leaky ReLU: the twin's own float32 gradient is 1e-5 to 1e-4 away from
-its float64 one. So the gradient is compared twice: in float64 as it is, and in float32
-with the kink of the activation rounded off, which leaves plain arithmetic.
+In float32, rounding changes the sign of some pre-activations near zero, and with it the
+slope of the leaky ReLU: even the twin's float32 gradient differs from its float64 one
+by 1e-5 to 1e-4. So gradients are compared in float64, and in float32 with a smooth
+activation.
 """
 
 import sys
@@ -24,12 +24,14 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 SMALLEST = "migan_256"
 
 NETWORKS = {
-    "migan_256": lambda: migan.Generator(256, upsampling="efficient"),
-    "migan_512": lambda: migan.Generator(512, upsampling="efficient"),
-    "migan_256_training": lambda: migan.Generator(
+    "migan_256": lambda: migan.TorchMIGANGenerator(256, upsampling="efficient"),
+    "migan_512": lambda: migan.TorchMIGANGenerator(512, upsampling="efficient"),
+    "migan_256_training": lambda: migan.TorchMIGANGenerator(
         256, num_kernels=9, upsampling="efficient"
     ),
-    "comodgan_256": lambda: comodgan.Generator(256, upsampling="efficient"),
+    "comodgan_256": lambda: comodgan.TorchCoModGANGenerator(
+        256, upsampling="efficient"
+    ),
 }
 ALL = pytest.mark.parametrize(
     "name",
@@ -41,22 +43,22 @@ ALL = pytest.mark.parametrize(
 
 
 def smooth_leaky_relu(x, gain=1.0):
-    """The activation without kink and clamp, for both frameworks' arrays."""
+    """A smooth leaky ReLU without clamp, for both frameworks' arrays."""
     return (0.6 * x + 0.4 * (x * x + 0.01) ** 0.5) * (2**0.5 * gain)
 
 
-def cases(twin, dtype, batch, seed):
-    """Inputs for both sides: ours and theirs."""
+def make_inputs(twin, dtype, batch, seed):
+    """The same inputs for Flax and for the twin."""
     size = max(int(name[1:]) for name, _ in twin.encoder.named_children())
     pairs = [inputs_like((batch, size, size, 4), dtype, seed)]
-    if isinstance(twin, comodgan.Generator):
+    if isinstance(twin, comodgan.TorchCoModGANGenerator):
         z_dim = twin.mapping.fc0.weight.shape[1]
         pairs.append(inputs_like((batch, z_dim), dtype, seed + 1))
     return zip(*pairs, strict=True)
 
 
 def relative_error(named, expected):
-    """Relative L2 of everything concatenated."""
+    """Relative L2 error of all arrays concatenated."""
     assert named.keys() == expected.keys()
     pairs = [(np.float64(named[key]), np.float64(expected[key])) for key in expected]
     error = sum(np.sum((a - b) ** 2) for a, b in pairs)
@@ -64,7 +66,7 @@ def relative_error(named, expected):
 
 
 def flax_run(checkpoint, inputs):
-    """Picture, and gradient of its mean square by released names."""
+    """The image, and the gradient of its mean square under released names."""
 
     def loss(params, *inputs):
         variables = {"params": params, "stats": checkpoint.stats}
@@ -76,7 +78,7 @@ def flax_run(checkpoint, inputs):
 
 
 def twin_run(twin, inputs):
-    """The same of the twin."""
+    """The same for the twin."""
     rgb = twin(*inputs)
     rgb.square().mean().backward()
     gradient = {key: p.grad.numpy() for key, p in twin.named_parameters()}
@@ -84,20 +86,20 @@ def twin_run(twin, inputs):
 
 
 def gradient_errors(twin, dtype):
-    """Of the outputs and of the concatenated gradient, one image."""
-    ours, theirs = cases(twin, dtype, batch=1, seed=1)
+    """Errors of the outputs and of the whole gradient, for one image."""
+    ours, theirs = make_inputs(twin, dtype, batch=1, seed=1)
     results = zip(flax_run(flax_of(twin), ours), twin_run(twin, theirs), strict=True)
     return [relative_error(mine, their) for mine, their in results]
 
 
 @ALL
 def test_outputs_in_float32(name):
-    """Eight images, two at a time to fit in memory: picture and every level."""
+    """Image and all levels for eight images, two at a time to fit in memory."""
     twin = randomise(NETWORKS[name](), torch.float32)
     checkpoint = flax_of(twin)
     forward = jax.jit(checkpoint.network.apply)
-    for part in range(4):
-        ours, theirs = cases(twin, np.float32, batch=2, seed=10 * part)
+    for index in range(4):
+        ours, theirs = make_inputs(twin, np.float32, batch=2, seed=10 * index)
         rgb, pyramid = forward(checkpoint.variables, *ours)
         with torch.no_grad():
             their_rgb, their_pyramid = twin(*theirs, pyramid=True)
@@ -118,10 +120,10 @@ def test_gradient_in_float64(name):
 
 
 @pytest.mark.full
-def test_gradient_in_float32_is_as_good_as_the_twins():
-    """Measured against float64: with the kink, neither is near float32's rounding."""
+def test_gradient_in_float32_is_as_accurate_as_the_twins():
+    """Relative to float64: the kink makes both errors larger than rounding."""
     twin = randomise(NETWORKS["migan_256"](), torch.float32)
-    ours, theirs = cases(twin, np.float32, batch=1, seed=1)
+    ours, theirs = make_inputs(twin, np.float32, batch=1, seed=1)
     _, our_gradient = flax_run(flax_of(twin), ours)
     _, their_gradient = twin_run(twin, theirs)
     twin.zero_grad()
@@ -129,7 +131,7 @@ def test_gradient_in_float32_is_as_good_as_the_twins():
     _, exact = twin_run(twin.double(), wide)
     their_error = relative_error(their_gradient, exact)
     our_error = relative_error(our_gradient, exact)
-    print(f"from float64: the twin {their_error:.1e}, ours {our_error:.1e}")
+    print(f"error relative to float64: twin {their_error:.1e}, Flax {our_error:.1e}")
     assert their_error > 1e-6
     assert our_error <= 10 * their_error
 

@@ -1,4 +1,4 @@
-"""Noise: drawn per sample, or stored and tiled to the image's size."""
+"""Noise: drawn per sample, or stored and tiled to the image size."""
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +27,11 @@ def test_random_noise_has_one_channel_per_layer():
     assert all(value.dtype == jnp.float32 for value in noise.values())
 
 
-def test_random_noise_is_the_same_however_a_batch_is_split():
+def test_random_noise_does_not_depend_on_how_a_batch_is_split():
     whole = draw(keys(2))
-    parts = [draw(keys(2)[:1]), draw(keys(2)[1:])]
+    halves = [draw(keys(2)[:1]), draw(keys(2)[1:])]
     for name, value in whole.items():
-        joined = np.concatenate([part[name] for part in parts])
+        joined = np.concatenate([half[name] for half in halves])
         np.testing.assert_array_equal(value, joined)
 
 
@@ -78,7 +78,7 @@ def layer():
     return module, {**variables, "params": {"strength": jnp.float32(2)}}
 
 
-def test_strength_starts_at_zero():
+def test_strength_is_initially_zero():
     variables = NoiseInjection(4).init(
         jax.random.key(0), jnp.zeros((1, 4, 4, 1)), "none"
     )
@@ -98,7 +98,7 @@ def test_stored_noise_on_any_size(size, layer):
     np.testing.assert_allclose(y, x + added, rtol=1e-6, atol=1e-6)
 
 
-def test_given_noise_is_one_channel_for_all(layer):
+def test_given_noise_is_added_to_all_channels(layer):
     module, variables = layer
     noise = draw(keys(2))["b16/conv1"]
     y = module.apply(variables, jnp.zeros((2, 16, 20, 3)), noise)
@@ -119,7 +119,7 @@ def test_noise_keeps_half_precision(mode, layer):
     assert module.apply(variables, x, noise).dtype == jnp.bfloat16
 
 
-def test_strength_gets_the_gradient_of_its_noise(layer):
+def test_gradient_of_the_strength(layer):
     module, variables = layer
     noise = draw(keys(2))["b8/conv1"]
     x = jnp.zeros((2, 8, 8, 3))

@@ -1,4 +1,4 @@
-"""Flax against the PyTorch twins: values, gradients and gradients of gradients."""
+"""Flax against the PyTorch twins: values, first and second derivatives."""
 
 import math
 
@@ -20,47 +20,47 @@ from variables import CODES, NARROW, relative_l2  # noqa: E402
 
 from migan_jax.twins import comodgan, migan  # noqa: E402
 from migan_jax.twins.discriminators import (  # noqa: E402
-    CoModGANDiscriminator,
-    MIGANDiscriminator,
+    TorchCoModGANDiscriminator,
+    TorchMIGANDiscriminator,
 )
 
 pytestmark = pytest.mark.torch
 
 BATCH = 8
-# Of the inputs; the second drives activations beyond the clamp at 256.
+# Scales of the inputs; with the second, activations reach the clamp at 256.
 SCALES = 1.0, 3000.0
 
-# Nobody trains fused ones; that they are the same is tested where they are fused.
+# Fused networks are not trained; test_weights_kernel_forms.py checks their outputs.
 GENERATORS = {
-    "migan_fused": lambda: migan.Generator(**NARROW),
-    "migan_3_kernels": lambda: migan.Generator(**NARROW, num_kernels=3),
-    "comodgan": lambda: comodgan.Generator(**NARROW, **CODES),
+    "migan_fused": lambda: migan.TorchMIGANGenerator(**NARROW),
+    "migan_3_kernels": lambda: migan.TorchMIGANGenerator(**NARROW, num_kernels=3),
+    "comodgan": lambda: comodgan.TorchCoModGANGenerator(**NARROW, **CODES),
 }
 DISCRIMINATORS = {
-    "migan": lambda: MIGANDiscriminator(**NARROW, num_kernels=3),
-    "comodgan": lambda: CoModGANDiscriminator(**NARROW),
+    "migan": lambda: TorchMIGANDiscriminator(**NARROW, num_kernels=3),
+    "comodgan": lambda: TorchCoModGANDiscriminator(**NARROW),
 }
 
 
-def generator_case(twin, dtype, scale):
-    """Inputs of a generator for both sides: x and, for a teacher, z."""
+def generator_inputs(twin, dtype, scale):
+    """Inputs of a generator for both sides: x and, for Co-Mod-GAN, z."""
     size = NARROW["resolution"]
     pairs = [inputs_like((BATCH, size, size, 4), dtype, 1, scale)]
-    if isinstance(twin, comodgan.Generator):
+    if isinstance(twin, comodgan.TorchCoModGANGenerator):
         pairs.append(inputs_like((BATCH, CODES["z_dim"]), dtype, 2))
     ours, theirs = zip(*pairs, strict=True)
     return ours, theirs
 
 
 def hits_the_clamp(twin, inputs, monkeypatch):
-    """Whether the output would be another one without the clamp."""
+    """Return whether the clamp changes the output."""
     with torch.no_grad(), monkeypatch.context() as patch:
         clamped = twin(*inputs)
         patch.setattr("migan_jax.twins.layers.ACTIVATION_LIMIT", math.inf)
         return not torch.equal(twin(*inputs), clamped)
 
 
-def everything(rgb, pyramid):
+def all_outputs(rgb, pyramid):
     return {"rgb": rgb, **{f"y_{r}": y for r, y in pyramid.items()}}
 
 
@@ -78,16 +78,16 @@ def test_generator_in_float64(name, float64, monkeypatch):
 
     def loss(probes, params, *inputs):
         variables = {"params": params, "stats": checkpoint.stats}
-        mine = everything(*checkpoint.network.apply(variables, *inputs))
+        mine = all_outputs(*checkpoint.network.apply(variables, *inputs))
         return sum(jnp.sum(mine[key] * probes[key]) for key in mine), mine
 
-    inputs, _ = generator_case(twin, np.float64, 1)
+    inputs, _ = generator_inputs(twin, np.float64, 1)
     argnums = tuple(range(1, 2 + len(inputs)))
     grad = jax.jit(jax.grad(loss, argnums, has_aux=True))
     for scale in SCALES:
         twin.zero_grad()
-        inputs, their_inputs = generator_case(twin, np.float64, scale)
-        outputs = everything(*twin(*their_inputs, pyramid=True))
+        inputs, their_inputs = generator_inputs(twin, np.float64, scale)
+        outputs = all_outputs(*twin(*their_inputs, pyramid=True))
         assert hits_the_clamp(twin, their_inputs, monkeypatch) == (scale > 1)
         probes = {
             key: np.random.default_rng(7).standard_normal(nhwc(value).shape)
@@ -112,7 +112,7 @@ def test_generator_in_float64(name, float64, monkeypatch):
             assert relative_l2(named[key], value) <= 1e-9, key
 
 
-@pytest.mark.full  # as parts of their games: test_systems_parity, test_training_step
+@pytest.mark.full  # test_systems_parity and test_training_step also cover these
 @pytest.mark.parametrize("name", DISCRIMINATORS)
 def test_discriminator_and_r1_in_float64(name, float64, monkeypatch):
     twin = randomise(DISCRIMINATORS[name](), torch.float64)

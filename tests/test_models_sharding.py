@@ -1,4 +1,4 @@
-"""A batch split over devices, by samples and by rows, is the same batch."""
+"""Sharding a batch by samples and rows does not change gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +10,24 @@ from variables import CODES, TINY, random_variables
 from migan_jax.models import comodgan, discriminators, migan
 
 NETWORKS = {
-    "migan": migan.Generator(**TINY),
-    "comodgan": comodgan.Generator(**TINY, **CODES),
+    "migan": migan.MIGANGenerator(**TINY),
+    "comodgan": comodgan.CoModGANGenerator(**TINY, **CODES),
     "migan_discriminator": discriminators.MIGANDiscriminator(**TINY),
     "comodgan_discriminator": discriminators.CoModGANDiscriminator(**TINY),
 }
-# Of each family one, in which samples depend on one another.
-DIFFERENT = "comodgan", "migan_discriminator"
+# One network per family in which samples depend on each other.
+ONE_PER_FAMILY = "comodgan", "migan_discriminator"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in DIFFERENT else pytest.mark.full)
+        pytest.param(name, marks=() if name in ONE_PER_FAMILY else pytest.mark.full)
         for name in NETWORKS
     ],
 )
-def test_sharded_gradients_are_those_of_one_device(name, float64):
+def test_sharded_gradients_equal_those_of_one_device(name, float64):
     network = NETWORKS[name]
     variables = random_variables(network, dtype=np.float64)
     params = variables.pop("params")
@@ -39,7 +39,7 @@ def test_sharded_gradients_are_those_of_one_device(name, float64):
         return jnp.mean(jax.tree.leaves(output)[0] ** 2)
 
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "space"))
-    # Images by samples and rows, latents by samples.
+    # Images are sharded by samples and rows, latents by samples.
     specs = PartitionSpec("data", "space"), PartitionSpec("data")
     split = [
         jax.device_put(x, NamedSharding(mesh, spec))

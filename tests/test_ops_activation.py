@@ -10,13 +10,13 @@ import pytest
 from migan_jax.ops.activation import lrelu_agc
 
 GAINS = pytest.mark.parametrize("gain", [1.0, math.sqrt(0.5)])
-# Both sides of zero and of the clamp, which is at |x| = 181.02 and 905.1.
+# On both sides of zero and of the clamps, at x = 181.02 and -905.1.
 VALUES = [-1e30, -2000.0, -905.2, -905.0, -7.5, -1e-3, 0.0, 1e-3, 1.0, 181.0, 181.1]
 VALUES += [400.0, 1e30]
 
 
 def activate(x, gain):
-    """Value and derivative of one number."""
+    """Reference value and derivative at one number."""
     slope = math.sqrt(2) * gain * (1 if x > 0 else 0.2)
     if abs(x * slope) > 256 * gain:
         return math.copysign(256 * gain, x), 0.0
@@ -37,7 +37,7 @@ def test_value_and_gradient(gain, float64):
     np.testing.assert_allclose(slope, expected[:, 1], rtol=1e-14)
 
 
-def test_gradient_at_zero_is_that_of_the_negative_side():
+def test_gradient_at_zero_is_the_negative_slope():
     # As in PyTorch; the mean of both slopes would be .85.
     for zero in (0.0, -0.0):
         slope = jax.grad(lrelu_agc)(jnp.float32(zero))
@@ -61,7 +61,7 @@ def test_infinities_are_clipped(gain):
     np.testing.assert_allclose(clipped, [-256 * gain, 256 * gain], rtol=1e-6)
 
 
-def test_not_a_number_is_not_hidden():
+def test_nan_propagates():
     assert np.isnan(lrelu_agc(jnp.float32(np.nan)))
 
 
@@ -74,7 +74,7 @@ def test_keeps_the_dtype(dtype, gain):
     value, gradient = jax.value_and_grad(lambda x: jnp.sum(lrelu_agc(x, gain)))(x)
 
     assert value.dtype == gradient.dtype == dtype
-    # Two roundings: of the constant and of the product.
+    # The constant and the product are rounded.
     tolerance = 2 * float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(
         lrelu_agc(x, gain).astype(np.float32), exact, rtol=tolerance

@@ -1,4 +1,4 @@
-"""Convolutions and kernels against loops over which pixel meets which tap."""
+"""Convolutions against loops over pixels and taps."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from migan_jax.ops.conv import (
 INPUTS, OUTPUTS = 3, 4
 
 
-# Twins: along one axis, `links` says which input pixel goes to which output pixel
-# through which tap; everything else follows from it.
+# Reference implementations. Along one axis, `links` lists which input pixel contributes
+# to which output pixel through which tap; the rest follows from it.
 
 
 @dataclasses.dataclass(frozen=True)
-class Twin:
+class Reference:
     size: int  # of the kernel
     padding: int = 0
     strides: int = 1
@@ -38,12 +38,12 @@ class Twin:
     def links(self, length):
         if self.transposed:
             return [(2 * i + u, i, u) for i in range(length) for u in range(self.size)]
-        everywhere = [
+        unpadded = [
             (o, o * self.strides + u - self.padding, u)
             for o in range(self.out_size(length))
             for u in range(self.size)
         ]
-        return [(o, i, u) for o, i, u in everywhere if 0 <= i < length]
+        return [(o, i, u) for o, i, u in unpadded if 0 <= i < length]
 
     def pixels(self, h, w):
         for oy, iy, u in self.links(h):
@@ -65,7 +65,7 @@ class Twin:
         return dx, dkernel
 
 
-class DepthwiseTwin(Twin):
+class DepthwiseReference(Reference):
     """A depthwise kernel is a dense one with zeros off the diagonal."""
 
     def value(self, x, kernel):
@@ -79,18 +79,18 @@ class DepthwiseTwin(Twin):
 @dataclasses.dataclass(frozen=True)
 class Case:
     operation: Callable
-    twin: Twin
+    reference: Reference
     sizes: list[tuple[int, int]]
     depthwise: bool = False
 
     def arrays(self, size, batch=2, seed=0, channels=(INPUTS, OUTPUTS)):
-        """x, a kernel, and the gradient of the output."""
+        """Draw x, a kernel, and a gradient of the output."""
         rng = np.random.default_rng(seed)
         inputs, outputs = channels
-        taps = (self.twin.size, self.twin.size)
+        taps = (self.reference.size, self.reference.size)
         x = rng.standard_normal((batch, *size, inputs))
         ends = (1, inputs) if self.depthwise else (inputs, outputs)
-        out = [self.twin.out_size(length) for length in size]
+        out = [self.reference.out_size(length) for length in size]
         dy = rng.standard_normal((batch, *out, ends[1]))
         return x, rng.standard_normal((*taps, *ends)), dy
 
@@ -101,19 +101,19 @@ def strided(padding, strides):
 
 SMALL = [(1, 1), (3, 5)]
 CASES = {
-    "depthwise": Case(conv_depthwise, DepthwiseTwin(3, padding=1), SMALL, True),
-    "pointwise": Case(conv_pointwise, Twin(1), SMALL),
-    "same": Case(strided(1, 1), Twin(3, padding=1), SMALL),
-    "one_tap": Case(strided(0, 1), Twin(1), [(2, 3)]),
-    "valid": Case(strided(0, 1), Twin(3), [(3, 3), (4, 6)]),
-    # With even sizes the last row and column are never looked at.
-    "strided": Case(strided(0, 2), Twin(3, strides=2), [(3, 3), (5, 7), (6, 4)]),
+    "depthwise": Case(conv_depthwise, DepthwiseReference(3, padding=1), SMALL, True),
+    "pointwise": Case(conv_pointwise, Reference(1), SMALL),
+    "same": Case(strided(1, 1), Reference(3, padding=1), SMALL),
+    "one_tap": Case(strided(0, 1), Reference(1), [(2, 3)]),
+    "valid": Case(strided(0, 1), Reference(3), [(3, 3), (4, 6)]),
+    # With even sizes the last row and column are not used.
+    "strided": Case(strided(0, 2), Reference(3, strides=2), [(3, 3), (5, 7), (6, 4)]),
     "strided_padded": Case(
-        strided(1, 2), Twin(3, padding=1, strides=2), [(1, 1), (4, 5)]
+        strided(1, 2), Reference(3, padding=1, strides=2), [(1, 1), (4, 5)]
     ),
-    "transposed": Case(conv_transposed, Twin(3, transposed=True), SMALL),
+    "transposed": Case(conv_transposed, Reference(3, transposed=True), SMALL),
 }
-EVERY_SIZE = pytest.mark.parametrize(
+ALL_SIZES = pytest.mark.parametrize(
     "name, size",
     [(name, size) for name, case in CASES.items() for size in case.sizes],
     ids=[f"{name}-{h}x{w}" for name, case in CASES.items() for h, w in case.sizes],
@@ -134,22 +134,22 @@ def value_and_gradients(operation):
     return run
 
 
-@EVERY_SIZE
+@ALL_SIZES
 def test_value_and_gradients(name, size, float64):
     case = CASES[name]
     x, kernel, dy = case.arrays(size)
 
     results = jax.jit(value_and_gradients(case.operation))(x, kernel, dy)
 
-    expected = case.twin.value(x, kernel), *case.twin.gradients(x, kernel, dy)
-    for actual, wanted in zip(results, expected, strict=True):
+    expected = case.reference.value(x, kernel), *case.reference.gradients(x, kernel, dy)
+    for actual, target in zip(results, expected, strict=True):
         assert actual.dtype == np.float64
-        assert actual.shape == wanted.shape
-        np.testing.assert_allclose(actual, wanted, atol=1e-12)
+        assert actual.shape == target.shape
+        np.testing.assert_allclose(actual, target, atol=1e-12)
 
 
 def second_derivatives(operation):
-    """Gradients of both gradients' sums, weighted with v and u: by x, kernel and dy."""
+    """Gradients of <dx, v> + <dkernel, u> with respect to x, kernel and dy."""
 
     def along(x, kernel, dy, v, u):
         _, pullback = jax.vjp(operation, x, kernel)
@@ -159,11 +159,11 @@ def second_derivatives(operation):
     return jax.jit(jax.grad(along, (0, 1, 2)))
 
 
-def second_derivatives_by_hand(twin, x, kernel, dy, v, u):
+def reference_second_derivatives(reference, x, kernel, dy, v, u):
     """<dx, v> = <y(v, kernel), dy> and <dkernel, u> = <y(x, u), dy>."""
-    by_x, _ = twin.gradients(x, u, dy)
-    _, by_kernel = twin.gradients(v, kernel, dy)
-    return by_x, by_kernel, twin.value(v, kernel) + twin.value(x, u)
+    by_x, _ = reference.gradients(x, u, dy)
+    _, by_kernel = reference.gradients(v, kernel, dy)
+    return by_x, by_kernel, reference.value(v, kernel) + reference.value(x, u)
 
 
 @SOME_SIZES
@@ -171,13 +171,13 @@ def test_second_derivatives(name, size, float64):
     case = CASES[name]
     arrays = *case.arrays(size), *case.arrays(size, seed=1)[:2]
     results = second_derivatives(case.operation)(*arrays)
-    expected = second_derivatives_by_hand(case.twin, *arrays)
-    for actual, wanted in zip(results, expected, strict=True):
+    expected = reference_second_derivatives(case.reference, *arrays)
+    for actual, target in zip(results, expected, strict=True):
         assert actual.dtype == np.float64
-        np.testing.assert_allclose(actual, wanted, atol=1e-12)
+        np.testing.assert_allclose(actual, target, atol=1e-12)
 
 
-def test_transposed_applies_the_kernel_as_it_is_stored():
+def test_transposed_does_not_flip_the_kernel():
     kernel = np.arange(9.0, dtype=np.float32).reshape(3, 3, 1, 1)
     y = conv_transposed(np.ones((1, 1, 1, 1), np.float32), kernel)
     np.testing.assert_array_equal(y[0], kernel[..., 0])
@@ -216,23 +216,23 @@ def test_half_precision_input_with_float32_kernel(name, size):
     case = CASES[name]
     x, kernel, dy = half_precision_arrays(case, size)
 
-    # Not compiled as a whole: XLA would leave out roundings that are there.
+    # Not jitted: XLA would remove intermediate roundings.
     y, dx, dkernel = value_and_gradients(case.operation)(x, kernel, dy)
 
     assert y.dtype == dx.dtype == jnp.bfloat16
     assert dkernel.dtype == jnp.float32
     exact = rounded(x), rounded(kernel), rounded(dy)
-    exact_dx, exact_dkernel = case.twin.gradients(*exact)
-    assert error(y, case.twin.value(*exact[:2])) < 0.01
+    exact_dx, exact_dkernel = case.reference.gradients(*exact)
+    assert error(y, case.reference.value(*exact[:2])) < 0.01
     assert error(dx, exact_dx) < 0.01
-    # Neither summed nor rounded in half precision.
+    # The kernel gradient is neither summed nor rounded in half precision.
     assert error(dkernel, exact_dkernel) < 1e-6
     assert error(rounded(exact_dkernel), exact_dkernel) > 1e-4
 
 
 @pytest.mark.parametrize("name", ["pointwise", "strided"])
 def test_kernel_gradient_of_half_precision_is_summed_in_float32(name):
-    """Equal contributions: in bfloat16 the sum would stop growing at 256."""
+    """All terms are 1: in bfloat16 the sum would stop growing at 256."""
     case = CASES[name]
     size = (33, 65)
     shapes = [array.shape for array in case.arrays(size, channels=(1, 1))]
@@ -242,7 +242,7 @@ def test_kernel_gradient_of_half_precision_is_summed_in_float32(name):
     _, _, dkernel = value_and_gradients(case.operation)(x, kernel, dy)
 
     counts = np.zeros(shapes[1])
-    for _, _, tap in case.twin.pixels(*size):
+    for _, _, tap in case.reference.pixels(*size):
         counts[tap] += shapes[0][0]
     assert counts.min() > 256
     np.testing.assert_array_equal(dkernel, counts)
@@ -250,7 +250,7 @@ def test_kernel_gradient_of_half_precision_is_summed_in_float32(name):
 
 @pytest.mark.parametrize("name", ["depthwise", "pointwise", "strided", "transposed"])
 def test_second_derivatives_of_half_precision(name):
-    """What R1 needs, whose step differentiates an input gradient by the kernel."""
+    """The R1 step differentiates an input gradient with respect to the kernel."""
     case = CASES[name]
     size = case.sizes[-1]
     arrays = half_precision_arrays(case, size)
@@ -258,18 +258,18 @@ def test_second_derivatives_of_half_precision(name):
 
     results = second_derivatives(case.operation)(*arrays)
 
-    expected = second_derivatives_by_hand(case.twin, *map(rounded, arrays))
+    expected = reference_second_derivatives(case.reference, *map(rounded, arrays))
     dtypes = jnp.bfloat16, jnp.float32, jnp.bfloat16
-    bounds = 0.01, 1e-5, 0.01
-    for result, wanted, dtype, bound in zip(
-        results, expected, dtypes, bounds, strict=True
+    tolerances = 0.01, 1e-5, 0.01
+    for result, target, dtype, tolerance in zip(
+        results, expected, dtypes, tolerances, strict=True
     ):
         assert result.dtype == dtype
-        assert error(result, wanted) < bound
+        assert error(result, target) < tolerance
 
 
 @pytest.mark.parametrize("name", ["pointwise", "strided"])
-def test_float64_input_is_not_narrowed(name, float64):
+def test_float64_input_is_not_cast_down(name, float64):
     case = CASES[name]
     x, kernel, dy = case.arrays(case.sizes[-1])
     kernel = kernel.astype(np.float32)
@@ -279,8 +279,8 @@ def test_float64_input_is_not_narrowed(name, float64):
     assert y.dtype == dx.dtype == np.float64
     assert dkernel.dtype == np.float32
     kernel = kernel.astype(np.float64)
-    assert error(y, case.twin.value(x, kernel)) < 1e-14
-    assert error(dx, case.twin.gradients(x, kernel, dy)[0]) < 1e-14
+    assert error(y, case.reference.value(x, kernel)) < 1e-14
+    assert error(dx, case.reference.gradients(x, kernel, dy)[0]) < 1e-14
 
 
 # Modulation.
@@ -291,14 +291,14 @@ def same(x, kernel):
 
 
 MODULATED = {
-    "same": (same, Twin(3, padding=1)),
-    "transposed": (conv_transposed, Twin(3, transposed=True)),
+    "same": (same, Reference(3, padding=1)),
+    "transposed": (conv_transposed, Reference(3, transposed=True)),
 }
-EVERY_MODULATED = pytest.mark.parametrize("name", MODULATED)
+ALL_MODULATED = pytest.mark.parametrize("name", MODULATED)
 
 
-def modulate(x, kernel, styles, twin):
-    """Each sample with a kernel of its own, as StyleGAN2 writes it."""
+def modulate(x, kernel, styles, reference):
+    """Convolve each sample with its own modulated kernel, as StyleGAN2 defines it."""
     outputs = kernel.shape[-1]
     unit = np.stack(
         [
@@ -313,7 +313,7 @@ def modulate(x, kernel, styles, twin):
         scaled = unit * style[None, None, :, None]
         for o in range(outputs):
             scaled[..., o] /= np.sqrt(np.sum(scaled[..., o] ** 2) + 1e-8)
-        samples.append(twin.value(sample[None], scaled))
+        samples.append(reference.value(sample[None], scaled))
     return np.concatenate(samples)
 
 
@@ -324,24 +324,24 @@ def modulation_arrays(seed=0):
     return x, kernel, rng.standard_normal((3, INPUTS))
 
 
-@EVERY_MODULATED
+@ALL_MODULATED
 def test_demodulated_conv(name, float64):
-    convolve, twin = MODULATED[name]
+    convolve, reference = MODULATED[name]
     x, kernel, styles = modulation_arrays()
 
     run = jax.jit(lambda *arrays: demodulated_conv(*arrays, convolve))
     y = run(x, kernel, styles)
 
     assert y.dtype == np.float64
-    np.testing.assert_allclose(y, modulate(x, kernel, styles, twin), atol=1e-12)
+    np.testing.assert_allclose(y, modulate(x, kernel, styles, reference), atol=1e-12)
 
 
-@EVERY_MODULATED
+@ALL_MODULATED
 def test_gradients_of_demodulated_conv(name, float64):
-    convolve, twin = MODULATED[name]
+    convolve, reference = MODULATED[name]
     arrays = modulation_arrays()
     rng = np.random.default_rng(1)
-    dy = rng.standard_normal(modulate(*arrays, twin).shape)
+    dy = rng.standard_normal(modulate(*arrays, reference).shape)
     gradients = jax.jit(
         jax.grad(lambda *a: jnp.sum(demodulated_conv(*a, convolve) * dy), (0, 1, 2))
     )(*arrays)
@@ -351,12 +351,12 @@ def test_gradients_of_demodulated_conv(name, float64):
         step = 1e-5 * direction
         ahead, behind = list(arrays), list(arrays)
         ahead[index], behind[index] = arrays[index] + step, arrays[index] - step
-        change = modulate(*ahead, twin) - modulate(*behind, twin)
+        change = modulate(*ahead, reference) - modulate(*behind, reference)
         slope = np.sum(change * dy) / 2e-5
         np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=1e-7)
 
 
-def test_demodulation_undoes_the_size_of_a_style_and_of_a_kernel():
+def test_demodulation_cancels_the_scale_of_styles_and_kernels():
     x, kernel, styles = (a.astype(np.float32) for a in modulation_arrays())
     y = demodulated_conv(x, kernel, styles, same)
     per_sample = np.array([[1.0], [2.0], [0.5]], np.float32)
@@ -380,4 +380,5 @@ def test_demodulated_conv_of_half_precision():
 
     assert y.dtype == gradients[0].dtype == jnp.bfloat16
     assert gradients[1].dtype == gradients[2].dtype == jnp.float32
-    assert error(y, modulate(rounded(x), kernel, styles, Twin(3, padding=1))) < 0.02
+    expected = modulate(rounded(x), kernel, styles, Reference(3, padding=1))
+    assert error(y, expected) < 0.02

@@ -6,22 +6,17 @@ import numpy as np
 import pytest
 
 from migan_jax.ops import depthwise
-from migan_jax.ops.depthwise import depthwise3x3, depthwise_weight_gradient
+from migan_jax.ops.depthwise import depthwise3x3, depthwise_kernel_gradient
 
 SHAPES = pytest.mark.parametrize(
     "shape",
-    [
-        (1, 1, 1, 1),
-        (1, 1, 4, 2),
-        (2, 5, 1, 2),
-        (3, 4, 6, 5),
-    ],
+    [(1, 1, 1, 1), (1, 1, 4, 2), (2, 5, 1, 2), (3, 4, 6, 5)],
     ids=lambda shape: "x".join(map(str, shape)),
 )
 
 
 def neighbours(h, w):
-    """Every output pixel with every tap that falls inside the image."""
+    """Yield output pixel, input pixel and tap, for all taps inside the image."""
     for i in range(h):
         for j in range(w):
             for u in range(3):
@@ -53,7 +48,7 @@ def kernel_gradient(x, dy):
 
 
 def arrays(shape, seed=0):
-    """x, a kernel, and dy."""
+    """Draw x, a kernel and dy."""
     rng = np.random.default_rng(seed)
     shapes = shape, (3, 3, 1, shape[-1]), shape
     return [rng.standard_normal(shape) for shape in shapes]
@@ -70,20 +65,20 @@ def test_value_and_gradients(shape, float64):
 
     results = run(x, kernel, dy)
 
-    expected = convolve(x, kernel), input_gradient(kernel, dy), kernel_gradient(x, dy)
-    for actual, wanted in zip(results, expected, strict=True):
+    expected = (convolve(x, kernel), input_gradient(kernel, dy), kernel_gradient(x, dy))
+    for actual, target in zip(results, expected, strict=True):
         assert actual.dtype == np.float64
-        assert actual.shape == wanted.shape
-        np.testing.assert_allclose(actual, wanted, atol=1e-12)
+        assert actual.shape == target.shape
+        np.testing.assert_allclose(actual, target, atol=1e-12)
 
 
 @SHAPES
-def test_weight_gradient_and_its_own_gradients(shape, float64):
+def test_kernel_gradient_and_its_gradients(shape, float64):
     x, direction, dy = arrays(shape)
 
     @jax.jit
     def run(x, dy, direction):
-        gradient, pullback = jax.vjp(depthwise_weight_gradient, x, dy)
+        gradient, pullback = jax.vjp(depthwise_kernel_gradient, x, dy)
         return gradient, *pullback(direction)
 
     results = run(x, dy, direction)
@@ -94,9 +89,9 @@ def test_weight_gradient_and_its_own_gradients(shape, float64):
         input_gradient(direction, dy),
         convolve(x, direction),
     )
-    for actual, wanted in zip(results, expected, strict=True):
+    for actual, target in zip(results, expected, strict=True):
         assert actual.dtype == np.float64
-        np.testing.assert_allclose(actual, wanted, atol=1e-12)
+        np.testing.assert_allclose(actual, target, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 2)], ids=["3x4"])
@@ -105,9 +100,9 @@ def test_weight_gradient_and_its_own_gradients(shape, float64):
     [
         ("apply", depthwise3x3, depthwise._grouped_convolution),
         (
-            "weight_gradient",
-            depthwise_weight_gradient,
-            depthwise._correlation_by_convolution,
+            "kernel_gradient",
+            depthwise_kernel_gradient,
+            depthwise._kernel_gradient_convolution,
         ),
     ],
     ids=["apply", "weight_gradient"],
@@ -160,8 +155,8 @@ def test_second_derivatives(shape, float64):
         kernel_gradient(v, dy),
         convolve(v, kernel) + convolve(x, u),
     )
-    for actual, wanted in zip(results, expected, strict=True):
-        np.testing.assert_allclose(actual, wanted, atol=1e-12)
+    for actual, target in zip(results, expected, strict=True):
+        np.testing.assert_allclose(actual, target, atol=1e-12)
 
 
 def test_samples_and_channels_do_not_mix():
@@ -170,8 +165,8 @@ def test_samples_and_channels_do_not_mix():
     changed = x.copy()
     changed[1, :, :, 2] += 1
     difference = np.asarray(depthwise3x3(changed, kernel) - depthwise3x3(x, kernel))
-    touched = np.any(difference, axis=(1, 2))
-    assert touched.sum() == 1 and touched[1, 2]
+    affected = np.any(difference, axis=(1, 2))
+    assert affected.sum() == 1 and affected[1, 2]
 
 
 def test_half_precision_in_and_out():
@@ -195,15 +190,15 @@ def test_half_precision_in_and_out():
 
 
 @pytest.mark.parametrize(
-    "weight_gradient",
-    [depthwise_weight_gradient, depthwise._correlation_by_convolution],
+    "operation",
+    [depthwise_kernel_gradient, depthwise._kernel_gradient_convolution],
     ids=["here", "accelerator"],
 )
-def test_weight_gradient_of_half_precision_is_summed_in_float32(weight_gradient):
-    # In bfloat16, which has eight bits, 256 + 1 is 256; 1089 does not even exist.
+def test_kernel_gradient_of_half_precision_is_summed_in_float32(operation):
+    # In bfloat16 256 + 1 is 256, and 1089 is not representable.
     ones = jnp.ones((1, 33, 33, 2), jnp.bfloat16)
 
-    gradient = jax.jit(weight_gradient)(ones, ones)
+    gradient = jax.jit(operation)(ones, ones)
 
     assert gradient.dtype == jnp.float32
     rows = np.array([32, 33, 32])
@@ -211,8 +206,8 @@ def test_weight_gradient_of_half_precision_is_summed_in_float32(weight_gradient)
     np.testing.assert_array_equal(gradient, expected)
 
 
-def test_weight_gradient_of_half_precision_is_not_rounded():
+def test_kernel_gradient_of_half_precision_is_not_rounded():
     x, _, dy = (jnp.asarray(a, jnp.bfloat16) for a in arrays((4, 8, 8, 3)))
     exact = kernel_gradient(np.asarray(x, np.float64), np.asarray(dy, np.float64))
-    gradient = np.asarray(depthwise_weight_gradient(x, dy), np.float64)
+    gradient = np.asarray(depthwise_kernel_gradient(x, dy), np.float64)
     assert np.linalg.norm(gradient - exact) < 1e-6 * np.linalg.norm(exact)

@@ -1,4 +1,4 @@
-"""Kernels of re-parametrised convolutions: joined and normalised."""
+"""Kernels of re-parametrised convolutions: join and normalise."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from migan_jax.ops.conv import (
-    join_kernels,
-    normalise_kernel,
-)
+from migan_jax.ops.conv import join_kernels, normalise_kernel
 
 
 def test_join_kernels(float64):
@@ -27,7 +24,7 @@ def test_join_kernels(float64):
         np.testing.assert_allclose(each, weights / np.sqrt(5), atol=1e-14)
 
 
-def test_one_kernel_joined_is_itself():
+def test_joining_one_kernel_does_not_change_it():
     kernel = np.random.default_rng(0).standard_normal((1, 1, 1, 3, 2), np.float32)
     np.testing.assert_array_equal(join_kernels(kernel), kernel[0])
 
@@ -54,7 +51,7 @@ def test_normalise_kernel_of_zeros_is_zero():
 
 
 @pytest.mark.parametrize("function", [join_kernels, normalise_kernel])
-def test_half_precision_kernels_are_widened(function):
+def test_half_precision_kernels_become_float32(function):
     kernels = jnp.full((2, 1, 1, 4, 1), 0.3, jnp.bfloat16)
     kernels = kernels if function is join_kernels else kernels[0]
     assert function(kernels).dtype == jnp.float32

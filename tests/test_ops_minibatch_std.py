@@ -23,7 +23,7 @@ SHAPES = pytest.mark.parametrize(
 
 
 def deviations(x):
-    """One number per sample: of the samples congruent to it modulo N / group."""
+    """Reference: the deviation among samples congruent modulo N / group, per sample."""
     n, h, w, c = x.shape
     stride = n // min(4, n)
     result = np.zeros(n)
@@ -52,7 +52,7 @@ def test_derivatives_against_finite_differences(float64):
     check_grads(jax.jit(append_minibatch_std), (x,), order=2, modes=["rev"])
 
 
-def test_gradient_of_the_twin(float64):
+def test_gradient_of_the_reference(float64):
     rng = np.random.default_rng(2)
     x, direction = rng.standard_normal((2, 8, 2, 2, 3))
     weights = rng.standard_normal(8)
@@ -74,22 +74,22 @@ def test_equal_samples_have_a_finite_gradient():
     assert np.all(np.isfinite(gradient))
 
 
-def test_a_sample_moves_only_its_own_group():
+def test_a_sample_affects_only_its_group():
     x = np.random.default_rng(3).standard_normal((12, 2, 2, 3)).astype(np.float32)
     changed = x.copy()
     changed[4] *= 3
     before, after = (append_minibatch_std(a)[:, 0, 0, -1] for a in (x, changed))
-    moved = np.flatnonzero(before != after)
-    np.testing.assert_array_equal(moved, [1, 4, 7, 10])
+    affected = np.flatnonzero(before != after)
+    np.testing.assert_array_equal(affected, [1, 4, 7, 10])
 
 
 @pytest.mark.parametrize("batch", [5, 6, 10])
-def test_batch_that_cannot_be_split(batch):
-    with pytest.raises(ValueError, match=rf"batch of {batch} .* multiple of 4"):
+def test_batch_that_does_not_split_into_groups_raises(batch):
+    with pytest.raises(ValueError, match=rf"\b{batch}\b.*\b4\b"):
         append_minibatch_std(np.zeros((batch, 2, 2, 1), np.float32))
 
 
-def test_half_precision_is_measured_in_float32():
+def test_half_precision_is_computed_in_float32():
     # 256 + {0, 2}: a mean in bfloat16 would be 256 and the deviation sqrt(2).
     x = jnp.full((4, 1, 1, 1), 256.0, jnp.bfloat16).at[1::2].add(2)
     y = append_minibatch_std(x)

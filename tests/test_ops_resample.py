@@ -1,4 +1,4 @@
-"""FIR resampling against its definition: zeros inserted, then sixteen taps in loops."""
+"""FIR resampling against its definition: zero stuffing and loops over 16 taps."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def filter_convolution_with(padding):
     return lambda x: resample._filter_convolution(x, padding)
 
 
-# By name: an operation, its definition, its form for accelerators, and a size.
+# {name: (operation, definition, form for accelerators, size)}
 CASES = {
     f"up-{h}x{w}": (upsample2x, up_by_definition, resample._up_convolution, (h, w))
     for h, w in [(1, 1), (1, 3), (5, 3)]
@@ -85,13 +85,13 @@ def parametrized(names):
     )
 
 
-EVERY_CASE = parametrized(list(CASES))
-# Derivatives of derivatives take a while to compile.
+ALL_CASES = parametrized(list(CASES))
+# Second derivatives compile slowly.
 SOME_CASES = parametrized(["up-5x3", "down-2x6", "filter1-5x3"])
 
 
 def matrix_of(definition, shape):
-    """A linear map of images as a matrix, one unit image after the other."""
+    """The matrix of a linear map of images, from its outputs for unit images."""
     columns = []
     for index in np.ndindex(shape):
         unit = np.zeros(shape)
@@ -100,7 +100,7 @@ def matrix_of(definition, shape):
     return np.stack(columns, axis=1)
 
 
-@EVERY_CASE
+@ALL_CASES
 def test_value_and_gradient(operation, definition, convolution, size, float64):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, *size, 3))
@@ -149,7 +149,7 @@ def test_cpu_form_equals_the_accelerators(
         np.testing.assert_allclose(mine, their, atol=1e-13)
 
 
-def test_up_keeps_a_constant_inside_and_fades_at_the_border():
+def test_up_preserves_a_constant_except_at_the_border():
     y = upsample2x(np.ones((1, 3, 4, 1), np.float32))[0, ..., 0]
     expected = np.ones((6, 8))
     expected[[0, -1]] *= 0.75
@@ -173,8 +173,8 @@ def test_down_halves_a_constant_image():
 
 
 @pytest.mark.parametrize("h, w", [(3, 4), (4, 7), (1, 1)])
-def test_down_refuses_odd_sizes(h, w):
-    with pytest.raises(ValueError, match=f"even sizes, got height {h}, width {w}"):
+def test_down_raises_for_odd_sizes(h, w):
+    with pytest.raises(ValueError, match=rf"{h}\b.*{w}\b"):
         downsample2x(np.zeros((1, h, w, 1), np.float32))
 
 

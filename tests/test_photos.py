@@ -1,4 +1,4 @@
-"""Files in and out: pixels, transparency, quality; what is refused."""
+"""Photo files: pixels, transparency, compression, and refused files."""
 
 import math
 import struct
@@ -11,16 +11,16 @@ from pictures import picture
 from PIL import Image, JpegImagePlugin
 
 from migan_jax import photos
-from migan_jax.data.decoding import READABLE_ENDINGS
 from migan_jax.data.examples import Encoded, decode
+from migan_jax.data.image_files import READABLE_SUFFIXES
 from migan_jax.errors import UserError
-from migan_jax.photos import is_whole, read_mask, read_photo, write_photo
+from migan_jax.photos import is_intact, read_mask, read_photo, write_photo
 
 HEIGHT, WIDTH = 24, 36
 RGB = picture(HEIGHT, WIDTH)
 
 
-def in_mode(mode):
+def make_image(mode):
     image = Image.fromarray(RGB)
     if mode == "I;16":
         return Image.fromarray(RGB[..., 0].astype(np.uint16) * 257 + 5)
@@ -32,8 +32,8 @@ def in_mode(mode):
     return image.convert(mode)
 
 
-def with_a_square(photo):
-    """As an inpainter would: other colours in a part, the rest as it was."""
+def change_square(photo):
+    """Change the colours of a rectangle, as inpainting would."""
     rgb = np.array(photo.rgb)
     rgb[5:9, 7:12] = 255 - rgb[5:9, 7:12]
     return photo.with_rgb(rgb), rgb
@@ -59,11 +59,11 @@ LOSSLESS = [
 ]
 
 
-@pytest.mark.parametrize(("mode", "ending"), LOSSLESS)
-def test_known_pixels_keep_their_values_in_every_mode(mode, ending, tmp_path):
-    source, target = tmp_path / f"a.{ending}", tmp_path / f"b.{ending}"
-    lossless = {"lossless": True, "exact": True} if ending == "webp" else {}
-    in_mode(mode).save(source, **lossless)
+@pytest.mark.parametrize(("mode", "extension"), LOSSLESS)
+def test_known_pixels_keep_their_values_in_every_mode(mode, extension, tmp_path):
+    source, target = tmp_path / f"a.{extension}", tmp_path / f"b.{extension}"
+    lossless = {"lossless": True, "exact": True} if extension == "webp" else {}
+    make_image(mode).save(source, **lossless)
     photo = read_photo(source)
     kept = {"1": "L", "P": "RGB"}.get(mode, mode)
     assert photo.mode == kept
@@ -71,7 +71,7 @@ def test_known_pixels_keep_their_values_in_every_mode(mode, ending, tmp_path):
         native = np.asarray(image if kept == mode else image.convert(kept))
     assert np.array_equal(photo.pixels, native)
     assert photo.rgb.shape == (HEIGHT, WIDTH, 3) and photo.rgb.dtype == np.uint8
-    changed, rgb = with_a_square(photo)
+    changed, rgb = change_square(photo)
     write_photo(changed, target)
     written = read_photo(target)
     assert written.mode == kept
@@ -91,8 +91,8 @@ def test_sixteen_bits_are_scaled_by_257(tmp_path):
 
 
 @pytest.mark.parametrize(("order", "white"), [("<", 1), (">", 1), ("<", 0)])
-def test_sixteen_bits_of_every_tiff(order, white, tmp_path):
-    """Either order of bytes; and white may be zero."""
+def test_sixteen_bit_tiffs(order, white, tmp_path):
+    """Both byte orders; white may be zero."""
     values = np.arange(1000, 1000 + 24 * 36 * 70, 70).reshape(24, 36)
     stored = values if white else 65535 - values
     path = tmp_path / "x.tif"
@@ -107,7 +107,7 @@ def test_sixteen_bits_of_every_tiff(order, white, tmp_path):
 
 
 def tiff(order, photometric, grey, iptc=b""):
-    """The smallest file of one strip of 16 bits a pixel; IPTC as numbers of 32 bits."""
+    """A minimal file of one strip with 16 bits per pixel; IPTC as 32-bit numbers."""
     height, width = grey.shape
     data = grey.astype(f"{order}u2").tobytes()
     tags = {256: width, 257: height, 258: 16, 259: 1, 262: photometric}
@@ -133,12 +133,12 @@ def test_a_transparent_colour_becomes_an_alpha_channel(tmp_path):
         photo = read_photo(tmp_path / "x.png")
         assert photo.mode == kept
         assert photo.pixels[1, 1, -1] == 255 and photo.pixels[0, 0, -1] == 0
-        assert photo.opaque().mode == mode
-        assert np.array_equal(photo.opaque().rgb, photo.rgb)
+        assert photo.without_alpha().mode == mode
+        assert np.array_equal(photo.without_alpha().rgb, photo.rgb)
 
 
 def test_palettes_with_transparency(tmp_path):
-    image = in_mode("RGB").quantize(16)
+    image = make_image("RGB").quantize(16)
     image.save(tmp_path / "x.png", transparency=bytes([0, 99] + [255] * 14))
     photo = read_photo(tmp_path / "x.png")
     assert photo.mode == "RGBA"
@@ -147,13 +147,13 @@ def test_palettes_with_transparency(tmp_path):
     assert np.array_equal(photo.pixels[..., 3], expected)
 
 
-def test_sixteen_bit_colour_is_read_as_eight_and_said(tmp_path, caplog):
+def test_sixteen_bit_colour_is_reduced_with_a_warning(tmp_path, caplog):
     header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
     rows = b"\0" + struct.pack(">6H", 0x1234, 0, 0xFFFF, 0x8000, 1, 2)
     path = tmp_path / "x.png"
     path.write_bytes(png(header, rows))
     assert read_photo(path).pixels.tolist() == [[[0x12, 0, 0xFF], [0x80, 0, 0]]]
-    assert "16-bit colour is read as 8-bit" in caplog.text
+    assert str(path) in caplog.text and "16-bit" in caplog.text
 
 
 def png(header, rows):
@@ -190,17 +190,17 @@ def test_jpeg_quality_is_kept(quality, subsampling, progressive, tmp_path):
         sampling = JpegImagePlugin.get_sampling
         assert sampling(after) == sampling(before)
         assert ("progressive" in after.info) == progressive
-    # Compressing alike what was decoded loses next to nothing.
+    # Recompressing with the same settings loses almost nothing.
     again = read_photo(target).rgb.astype(int)
     assert np.abs(again - photo.rgb).mean() < 1.5
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_jpegs_that_are_not_rgb(mode, tmp_path):
+def test_grey_and_cmyk_jpegs(mode, tmp_path):
     source, target = tmp_path / "a.jpg", tmp_path / "b.jpg"
-    in_mode(mode).save(source, quality=90)
+    make_image(mode).save(source, quality=90)
     photo = read_photo(source)
-    changed, _ = with_a_square(photo)
+    changed, _ = change_square(photo)
     write_photo(changed, target)
     written = read_photo(target)
     assert written.mode == mode
@@ -210,7 +210,7 @@ def test_jpegs_that_are_not_rgb(mode, tmp_path):
         assert after.quantization == before.quantization
 
 
-def test_jpegs_that_hold_rgb(tmp_path):
+def test_jpegs_stored_as_rgb(tmp_path):
     source, target = tmp_path / "a.jpg", tmp_path / "b.jpg"
     Image.fromarray(RGB).save(source, keep_rgb=True, quality=90)
     photo = read_photo(source)
@@ -218,7 +218,7 @@ def test_jpegs_that_hold_rgb(tmp_path):
     assert np.abs(read_photo(target).rgb.astype(int) - photo.rgb).mean() < 0.5
 
 
-def test_phones_files_with_a_second_picture_are_jpegs(tmp_path):
+def test_mpo_files_are_written_as_jpegs(tmp_path):
     image = Image.fromarray(RGB)
     image.save(tmp_path / "a.mpo", save_all=True, append_images=[image], quality=60)
     (tmp_path / "a.mpo").rename(tmp_path / "a.jpg")
@@ -230,7 +230,7 @@ def test_phones_files_with_a_second_picture_are_jpegs(tmp_path):
         assert new.quantization == old.quantization
 
 
-def test_jpegs_of_other_files_are_of_high_quality(tmp_path):
+def test_other_formats_become_jpegs_of_high_quality(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "a.png")
     write_photo(read_photo(tmp_path / "a.png"), tmp_path / "b.jpg")
     with Image.open(tmp_path / "b.jpg") as image:
@@ -251,7 +251,7 @@ def test_tiff_and_webp_compression_are_kept(tmp_path):
         assert (b"VP8L" in (tmp_path / "b.webp").read_bytes()) == lossless
 
 
-def test_other_formats_are_written_as_well_as_can_be(tmp_path):
+def test_jpegs_become_lossless_in_other_formats(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "a.jpg", quality=40)
     photo = read_photo(tmp_path / "a.jpg")
     for name in ("b.png", "b.tiff", "b.webp", "b.bmp", "B.PNG"):
@@ -259,46 +259,46 @@ def test_other_formats_are_written_as_well_as_can_be(tmp_path):
         assert np.array_equal(read_photo(tmp_path / name).rgb, photo.rgb)
 
 
-# What is there to its end.
+# Damaged files.
 
 
-def phone_picture(path):
+def save_rotated(path):
     image = Image.fromarray(RGB)
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(path, exif=exif, quality=60)
 
 
-@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif", "bmp"])
-def test_files_cut_off_are_not_whole(ending, tmp_path):
-    phone_picture(tmp_path / "a.jpg")
-    path = tmp_path / f"b.{ending}"
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tif", "bmp"])
+def test_truncated_files_are_not_intact(extension, tmp_path):
+    save_rotated(tmp_path / "a.jpg")
+    path = tmp_path / f"b.{extension}"
     write_photo(read_photo(tmp_path / "a.jpg"), path)
     content, pixels = path.read_bytes(), read_photo(path).pixels
-    assert is_whole(path)
+    assert is_intact(path)
     size = len(content)
     for length in (*range(0, size, 9), *range(size - 20, size)):
         path.write_bytes(content[:length])
-        assert not is_whole(path) or np.array_equal(read_photo(path).pixels, pixels)
-    if ending in ("jpg", "png", "tif"):
+        assert not is_intact(path) or np.array_equal(read_photo(path).pixels, pixels)
+    if extension in ("jpg", "png", "tif"):
         for length in range(0, size - 40, 9):
             path.write_bytes(content[:length] + bytes(size - length))
-            assert not is_whole(path), length
-    path.write_bytes(content + b"what a phone adds")
-    assert is_whole(path)
+            assert not is_intact(path), length
+    path.write_bytes(content + b"appended by a phone")
+    assert is_intact(path)
 
 
-def test_what_is_no_file_is_not_whole(tmp_path):
+def test_folders_texts_and_missing_files_are_not_intact(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "text.png").write_text("hello")
     for name in ("folder.png", "text.png", "nothing.png"):
-        assert not is_whole(tmp_path / name)
+        assert not is_intact(tmp_path / name)
 
 
-# Too little memory.
+# Memory.
 
 
-def test_the_memory_that_is_free():
+def test_free_memory():
     free = photos.free_memory()
     if sys.platform != "linux":
         assert free == math.inf
@@ -307,125 +307,121 @@ def test_the_memory_that_is_free():
     import resource
 
     with open("/proc/self/statm") as file:
-        taken = int(file.read().split()[0]) * resource.getpagesize()
+        used = int(file.read().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (taken + 50_000_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000, limits[1]))
     try:
         assert photos.free_memory() == pytest.approx(50e6, abs=20e6)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-def test_memory_that_runs_out_is_no_damage(tmp_path, monkeypatch):
-    """Neither while a photo is decoded, turned or written, nor in what learns."""
+def test_memory_errors_are_not_reported_as_damage(tmp_path, monkeypatch):
+    """While decoding, rotating or writing a photo, or decoding a training image."""
     path = tmp_path / "x.jpg"
-    phone_picture(path)
+    save_rotated(path)
     photo, content = read_photo(path), path.read_bytes()
 
-    def fails(*arguments, **options):
+    def fail(*arguments, **options):
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(photos.ImageOps, "exif_transpose", fails)
-        with pytest.raises(
-            UserError, match=r"has 36x24 pixels and needs about 15.6 kB"
-        ):
+        patch.setattr(photos.ImageOps, "exif_transpose", fail)
+        with pytest.raises(UserError, match=r"36x24 .* 15\.6 kB"):
             read_photo(path)
     with monkeypatch.context() as patch:
-        patch.setattr(Image.Image, "save", fails)
+        patch.setattr(Image.Image, "save", fail)
         with pytest.raises(MemoryError):
             write_photo(photo, path)
-    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", fails)
-    with pytest.raises(UserError, match=r"has 36x24 pixels and needs about 15.6 kB"):
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", fail)
+    with pytest.raises(UserError, match=r"36x24 .* 15\.6 kB"):
         read_photo(path)
-    with pytest.raises(UserError, match=r"has 36x24 pixels and needs about 10.4 kB"):
+    with pytest.raises(UserError, match=r"36x24 .* 10\.4 kB"):
         read_mask(path, "white")
-    with pytest.raises(UserError, match=r"x\.jpg is larger than the memory") as caught:
+    with pytest.raises(UserError, match=r"x\.jpg .*memory") as caught:
         decode(Encoded(content), "x.jpg", "white")
     assert "damaged" not in str(caught.value)
 
 
-def test_other_errors_stay_what_they_are():
+def test_other_errors_are_passed_on():
     with (
         pytest.raises(RuntimeError, match="a bug"),
-        photos.memory_for("x.png", (9, 9)),
+        photos.report_memory_errors("x.png", (9, 9)),
     ):
         raise RuntimeError("a bug")
 
 
-# What is refused.
+# Refused files.
 
 
-def test_bombs_are_refused_and_the_limit_named(tmp_path):
+def test_decompression_bombs_are_refused(tmp_path):
     side = 1 << 16
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     path = tmp_path / "bomb.png"
     path.write_bytes(png(header, b"\0" * (side + 1)))
     for read in (read_photo, lambda path: read_mask(path, "white")):
-        with pytest.raises(
-            UserError, match=r"bomb\.png has more than 179 million pixels"
-        ):
+        with pytest.raises(UserError, match=r"bomb\.png .*179"):
             read(path)
 
 
-def animation(path):
+def save_animation(path):
     frames = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
 
-@pytest.mark.parametrize("ending", ["gif", "png", "webp", "tif"])
-def test_files_of_several_pictures_are_refused(ending, tmp_path):
-    animation(tmp_path / f"x.{ending}")
-    with pytest.raises(UserError, match="holds 2 pictures"):
-        read_photo(tmp_path / f"x.{ending}")
+@pytest.mark.parametrize("extension", ["gif", "png", "webp", "tif"])
+def test_files_with_several_images_are_refused(extension, tmp_path):
+    save_animation(tmp_path / f"x.{extension}")
+    with pytest.raises(UserError, match=rf"x\.{extension} .*\b2\b"):
+        read_photo(tmp_path / f"x.{extension}")
 
 
-def test_files_that_are_no_images(tmp_path):
+def test_other_files_are_refused(tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "empty.png").touch()
-    Image.fromarray(RGB).save(tmp_path / "x.eps")  # reading it runs a program
+    Image.fromarray(RGB).save(tmp_path / "x.eps")  # would run Ghostscript
     (tmp_path / "folder.png").mkdir()
     content = BytesIO()
     Image.fromarray(RGB).save(content, "PNG")
     (tmp_path / "half.png").write_bytes(content.getvalue()[:-300])
-    for name, sentence in (
-        ("text.jpg", "not an image in a known format"),
-        ("empty.png", "not an image in a known format"),
-        ("x.eps", "not an image in a known format"),
-        ("folder.png", "folder.png is not a file"),
-        ("absent.png", "cannot be read: No such file"),
-        ("half.png", "damaged or incomplete"),
+    for name, match in (
+        ("text.jpg", "JPEG2000"),
+        ("empty.png", "JPEG2000"),
+        ("x.eps", "JPEG2000"),
+        ("folder.png", "not a file"),
+        ("absent.png", "No such file"),
+        ("half.png", "damaged"),
     ):
-        with pytest.raises(UserError, match=sentence) as caught:
+        with pytest.raises(UserError, match=match) as caught:
             read_photo(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(UserError, match=match):
             read_mask(tmp_path / name, "white")
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
-def test_modes_without_a_range_are_refused(kind, tmp_path):
+def test_modes_of_unknown_range_are_refused(kind, tmp_path):
     Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / "x.tif")
-    with pytest.raises(UserError, match=r"pixels of mode [IF]: save it as 8-bit"):
+    with pytest.raises(UserError, match=r"x\.tif .*mode [IF]"):
         read_photo(tmp_path / "x.tif")
 
 
 @pytest.mark.parametrize(
-    ("mode", "name", "sentence"),
+    ("mode", "name", "match"),
     [
-        ("RGBA", "x.jpg", "JPEG does not hold transparency"),
-        ("LA", "x.jpeg", "JPEG does not hold transparency"),
-        ("I;16", "x.jpg", "JPEG does not hold 16 bits"),
-        ("CMYK", "x.png", "PNG does not hold CMYK, .*: use a name that ends in .tif"),
-        ("RGBA", "x.bmp", "BMP does not hold transparency"),
-        ("RGB", "x.gif", "ending that cannot be written: use one of .bmp .jpeg"),
-        ("RGB", "x", "ending that cannot be written"),
+        ("RGBA", "x.jpg", "JPEG .*transparency"),
+        ("LA", "x.jpeg", "JPEG .*transparency"),
+        ("I;16", "x.jpg", "JPEG .*16 bits"),
+        ("CMYK", "x.png", r"PNG .*CMYK.*\.tif"),
+        ("RGBA", "x.bmp", "BMP .*transparency"),
+        ("RGB", "x.gif", r"x\.gif .*\.bmp \.jpeg"),
+        ("RGB", "x", r"x .*\.bmp \.jpeg"),
     ],
 )
-def test_formats_that_cannot_hold_a_photo(mode, name, sentence, tmp_path):
-    in_mode(mode).save(tmp_path / "a.tif")
+def test_formats_that_cannot_store_a_photo(mode, name, match, tmp_path):
+    make_image(mode).save(tmp_path / "a.tif")
     photo = read_photo(tmp_path / "a.tif")
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=match):
         write_photo(photo, tmp_path / name)
     assert not (tmp_path / name).exists()
 
@@ -436,19 +432,22 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     Image.fromarray(RGB).save(tmp_path / "a.png")
     photo = read_photo(tmp_path / "a.png")
 
-    def full(self, content):
+    def write_partly(self, content):
         with open(self, "wb") as file:
             file.write(content[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(path), "write_bytes", full)
+    monkeypatch.setattr(type(path), "write_bytes", write_partly)
     with pytest.raises(UserError, match="No space left"):
         write_photo(photo, path)
     assert path.read_bytes() == b"before"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "x.png"]
 
 
-def test_endings_and_formats_agree():
-    """All that is written can be read, and has a compression of its own."""
-    assert set(photos.WRITABLE) <= set(READABLE_ENDINGS)
-    assert {*photos.WRITABLE.values()} == {*photos.COMPRESSION} == {*photos.CANNOT_HOLD}
+def test_every_writable_format_can_be_read_and_has_defaults():
+    assert set(photos.WRITABLE) <= set(READABLE_SUFFIXES)
+    assert (
+        {*photos.WRITABLE.values()}
+        == {*photos.DEFAULT_COMPRESSION}
+        == {*photos.UNSUPPORTED_MODES}
+    )

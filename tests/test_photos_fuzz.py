@@ -1,14 +1,14 @@
-"""Damaged files: a photo, or one sentence; nothing else, and nothing half-written.
+"""Damaged files give a photo or a one-line error, and no partly written file.
 
-Bytes are flipped, cut out, doubled and overwritten with values that parsers trip over.
+Bytes are flipped, deleted, repeated, and overwritten with values that break parsers.
 """
 
 from io import BytesIO
 
 import numpy as np
 import pytest
-from test_metadata import PROFILE, XMP, exif_with_everything, iptc
-from test_photos import in_mode
+from test_metadata import PROFILE, XMP, full_exif, iptc_segment
+from test_photos import make_image
 
 from migan_jax.data.masks import hole_of
 from migan_jax.errors import UserError
@@ -24,28 +24,32 @@ NASTY = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x80\0\0\0", b
 
 
 def files():
-    meta = {"exif": exif_with_everything(6), "icc_profile": PROFILE}
-    yield "jpg", in_mode("RGB"), {**meta, "xmp": XMP, "extra": iptc(), "comment": b"hi"}
-    yield "jpg", in_mode("CMYK"), {"progressive": True}
-    yield "png", in_mode("RGB"), meta
-    yield "png", in_mode("P"), {"transparency": 3}
-    yield "png", in_mode("I;16"), {}
-    yield "webp", in_mode("RGBA"), {**meta, "xmp": XMP}
-    yield "tif", in_mode("RGB"), meta
-    yield "tif", in_mode("L"), {"compression": "tiff_lzw", "icc_profile": PROFILE}
-    yield "bmp", in_mode("RGB"), {}
-    yield "gif", in_mode("P"), {}
+    meta = {"exif": full_exif(6), "icc_profile": PROFILE}
+    yield (
+        "jpg",
+        make_image("RGB"),
+        {**meta, "xmp": XMP, "extra": iptc_segment(), "comment": b"hi"},
+    )
+    yield "jpg", make_image("CMYK"), {"progressive": True}
+    yield "png", make_image("RGB"), meta
+    yield "png", make_image("P"), {"transparency": 3}
+    yield "png", make_image("I;16"), {}
+    yield "webp", make_image("RGBA"), {**meta, "xmp": XMP}
+    yield "tif", make_image("RGB"), meta
+    yield "tif", make_image("L"), {"compression": "tiff_lzw", "icc_profile": PROFILE}
+    yield "bmp", make_image("RGB"), {}
+    yield "gif", make_image("P"), {}
 
 
 FILES = {
-    f"{i} {image.mode} {end}": (end, image, o)
-    for i, (end, image, o) in enumerate(files())
+    f"{i} {image.mode} {extension}": (extension, image, options)
+    for i, (extension, image, options) in enumerate(files())
 }
 
 
 def mutate(content, rng):
     content = bytearray(content)
-    # Headers and metadata are where it hurts.
+    # Mostly headers and metadata.
     reach = len(content) if rng.random() < 0.3 else min(len(content), 600)
     for _ in range(rng.integers(1, 4)):
         at = int(rng.integers(reach))
@@ -69,15 +73,17 @@ def mutate(content, rng):
 
 @pytest.mark.parametrize("count", [300, pytest.param(1000, marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", FILES)
-def test_damaged_files_give_a_photo_or_a_sentence(name, count, tmp_path):
-    ending, image, options = FILES[name]
+def test_damaged_files_give_a_photo_or_an_error(name, count, tmp_path):
+    extension, image, options = FILES[name]
     buffer = BytesIO()
-    image.save(buffer, {"jpg": "JPEG", "tif": "TIFF"}.get(ending, ending), **options)
+    image.save(
+        buffer, {"jpg": "JPEG", "tif": "TIFF"}.get(extension, extension), **options
+    )
     rng = np.random.default_rng(len(name))
-    source = tmp_path / f"source.{ending}"
-    target = tmp_path / f"target.{ending if ending != 'gif' else 'png'}"
+    source = tmp_path / f"source.{extension}"
+    target = tmp_path / f"target.{extension if extension != 'gif' else 'png'}"
     assert target.suffix in WRITABLE
-    outcomes = {"photo": 0, "sentence": 0}
+    outcomes = {"photo": 0, "error": 0}
     for _ in range(count):
         source.write_bytes(mutate(buffer.getvalue(), rng))
         target.unlink(missing_ok=True)
@@ -90,7 +96,7 @@ def test_damaged_files_give_a_photo_or_a_sentence(name, count, tmp_path):
             outcomes["photo"] += 1
         except UserError as error:
             assert "\n" not in str(error) and str(tmp_path) in str(error)
-            outcomes["sentence"] += 1
+            outcomes["error"] += 1
             assert not target.exists()
         try:
             hole = read_mask(source, "white").hole
@@ -101,7 +107,7 @@ def test_damaged_files_give_a_photo_or_a_sentence(name, count, tmp_path):
     assert all(outcomes.values()), outcomes
 
 
-def test_arrays_of_all_kinds_give_a_hole_or_a_sentence():
+def test_arrays_of_all_types_give_a_hole_or_an_error():
     rng = np.random.default_rng(0)
     kinds = "?bBhHiIqQefdFSO"
     for _ in range(2000):

@@ -1,4 +1,4 @@
-"""Where this package can be installed, and what is said where something is missing."""
+"""Platforms, extras, and errors where a library or feature is missing."""
 
 import configparser
 import os
@@ -12,11 +12,11 @@ import pytest
 from packaging.requirements import Requirement
 from photo_folders import photo_folder
 from variables import SLIM, saved_network
-from verbs import one_sentence, run_here
+from verbs import assert_error_line, run_here
 
 from migan_jax import convert, inpaint, prepare, train
 from migan_jax.errors import UserError, missing_extra
-from migan_jax.files import held, refuse_address
+from migan_jax.files import lock_folder, refuse_address
 from migan_jax.models import migan
 
 ROOT = Path(__file__).parent.parent
@@ -32,16 +32,16 @@ SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 
 
-def required(platform):
+def required_on(platform):
     return {
         r.name for r in REQUIREMENTS if r.marker is None or r.marker.evaluate(platform)
     }
 
 
-def test_array_record_is_required_where_there_are_builds_of_it():
-    assert "array_record" in required(LINUX) & required(MAC)
-    assert required(LINUX) - required(WINDOWS) == {"array_record"}
-    assert {"clu", "tensorflow-datasets", "grain"} <= required(WINDOWS)
+def test_array_record_is_required_except_on_windows():
+    assert "array_record" in required_on(LINUX) & required_on(MAC)
+    assert required_on(LINUX) - required_on(WINDOWS) == {"array_record"}
+    assert {"clu", "tensorflow-datasets", "grain"} <= required_on(WINDOWS)
 
 
 def test_extras_for_accelerators():
@@ -52,25 +52,21 @@ def test_extras_for_accelerators():
         assert requirement.extras == {name} and requirement.specifier == jax.specifier
 
 
-def test_the_address_of_the_project_is_named_once():
-    """And no command installs from an index on which it is not."""
-    address = SETUP["metadata"]["url"]
-    tracked = [
-        *ROOT.glob("*.md"),
-        *ROOT.glob("docs/*.md"),
-        *ROOT.glob("migan_jax/*.py"),
-    ]
-    for path in tracked:
+def test_the_projects_url_is_in_setup_cfg_only():
+    """And no documented command installs it from an index, where it is not."""
+    url = SETUP["metadata"]["url"]
+    paths = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("migan_jax/*.py")]
+    for path in paths:
         text = path.read_text()
-        assert address not in text, path
+        assert url not in text, path
         for command in re.findall(r"pip install ([^`\n]*)", text):
             assert not re.search(r"(^|[\s'\"])migan[_-]jax(\[|['\"\s]|$)", command), (
                 path
             )
 
 
-def test_photos_without_what_windows_lacks(tmp_path):
-    """Which is fcntl and array_record; and grain, which wants the latter on Linux."""
+def test_inpainting_without_libraries_that_windows_lacks(tmp_path):
+    """Without fcntl and array_record, and without grain, which needs the latter."""
     program = """
 import sys
 for name in ("fcntl", "array_record", "grain", "resource", "torch"):
@@ -87,10 +83,10 @@ def run(verb, line):
     sys.argv = ["", *line.split()]
     try:
         run_verb(verb.main)
-    except SystemExit as stopped:
-        print(stopped.code)
+    except SystemExit as error:
+        print(error.code)
 
-saved_network(migan.Generator(16, **SLIM), "net")
+saved_network(migan.MIGANGenerator(16, **SLIM), "net")
 rng = np.random.default_rng(0)
 Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save("photo.png")
 mask = np.zeros((24, 24), np.uint8)
@@ -103,23 +99,23 @@ run(export, "--checkpoint=net --kind=network --output=net.onnx")
 run(prepare, ". prepared")
 run(train, "--config=scenes64 --smoke")
 """
-    ended = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", program.format(tests=str(ROOT / "tests"))],
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 0, ended.stderr
-    assert "wrote out.png" in ended.stdout and "wrote   net.safetensors" in ended.stdout
-    assert "report.html" in ended.stdout
-    torch, records, grain = ended.stdout.splitlines()[-3:]
-    assert "Exporting needs PyTorch" in torch
-    assert "Preparing pictures needs array_record" in records and "WSL" in records
-    assert "Training needs grain" in grain and not (tmp_path / "runs").exists()
+    assert done.returncode == 0, done.stderr
+    for name in ("out.png", "net.safetensors", "report.html"):
+        assert name in done.stdout
+    torch, records, grain = done.stdout.splitlines()[-3:]
+    assert "PyTorch" in torch
+    assert "array_record" in records and "WSL" in records
+    assert "grain" in grain and not (tmp_path / "runs").exists()
 
 
 class Msvcrt:
-    """What Windows has in place of fcntl, as far as it is used."""
+    """A fake of the part of Windows' msvcrt that replaces fcntl."""
 
     LK_NBLCK = 2
     locked = False
@@ -130,24 +126,23 @@ class Msvcrt:
         self.locked = True
 
 
-def test_a_folder_is_held_without_fcntl(monkeypatch, tmp_path):
+def test_folders_are_locked_without_fcntl(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setitem(sys.modules, "msvcrt", Msvcrt())
-    with held(tmp_path):
-        with pytest.raises(UserError, match="is in use by another run"):
-            with held(tmp_path):
+    with lock_folder(tmp_path):
+        with pytest.raises(UserError, match="in use"):
+            with lock_folder(tmp_path):
                 pass
 
 
-def test_extras_are_named_by_what_pip_can_find():
-    said = str(missing_extra("onnxruntime", "onnx", "Running x.onnx"))
-    stated = SETUP["options.extras_require"]["onnx"].split()
-    for name in map(Requirement, stated):
-        assert re.search(rf"'{name.name}[<>=]", said)
-    assert "pip install 'onnx" in said and "(the extra onnx)" in said
-    assert "pip install 'wonders' (the extra none)" in str(
-        missing_extra("wonders", "none", "Wondering")
-    )
+def test_missing_extras_name_packages_that_pip_can_find():
+    message = str(missing_extra("onnxruntime", "onnx", "Running x.onnx"))
+    packages = SETUP["options.extras_require"]["onnx"].split()
+    for package in map(Requirement, packages):
+        assert re.search(rf"'{package.name}[<>=]", message)
+    assert "pip install 'onnx" in message and "extra onnx" in message
+    message = str(missing_extra("unknown", "none", "Testing"))
+    assert "pip install 'unknown'" in message and "extra none" in message
 
 
 @pytest.mark.parametrize(
@@ -158,33 +153,31 @@ def test_extras_are_named_by_what_pip_can_find():
         ("s3://bucket", "/mnt/bucket"),
     ],
 )
-def test_buckets_are_no_folders(address, folder):
-    with pytest.raises(UserError, match=f"{folder} instead") as caught:
+def test_buckets_are_refused(address, folder):
+    with pytest.raises(UserError, match=folder) as caught:
         refuse_address(address)
     assert "://bucket" in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["C:/photos", "a/b:c", "/gs:/x", "photos"])
-def test_paths_are_no_addresses(path):
+def test_paths_are_not_refused(path):
     refuse_address(path)
 
 
-def test_web_addresses_are_no_buckets():
+def test_web_addresses_are_refused():
     for address in ("https://x.org/net.pt", Path("https://x.org/net.pt")):
-        with pytest.raises(
-            UserError, match=r"https://x\.org/net\.pt is an address.*downl"
-        ):
+        with pytest.raises(UserError, match=r"https://x\.org/net\.pt .*download"):
             refuse_address(address)
 
 
 def test_names_that_are_not_utf_8(tmp_path, monkeypatch):
-    """What C++ opens is refused before anything is begun; the rest may be called so."""
+    """Paths for C++ libraries are refused before any work; others are accepted."""
     odd = os.fsdecode(b"odd\xff")
     monkeypatch.chdir(tmp_path)
-    saved_network(migan.Generator(16, **SLIM), tmp_path / "net")
+    saved_network(migan.MIGANGenerator(16, **SLIM), tmp_path / "net")
     try:
         shutil.copytree("net", odd)
-    except OSError:  # macOS, where there are no such names
+    except OSError:  # macOS has no such names
         return
     photo_folder(tmp_path / f"photos{odd}", count=2)
     one = f"photos{odd}/01.png"
@@ -195,11 +188,10 @@ def test_names_that_are_not_utf_8(tmp_path, monkeypatch):
         train: f"--config=scenes64 --smoke --workdir={odd}2",
     }
     before = sorted(map(str, tmp_path.rglob("*")))
-    for verb, words in refused.items():
-        said = run_here(monkeypatch, verb, *words.split())
-        one_sentence(said, "not UTF-8", "rename it")
+    for verb, arguments in refused.items():
+        message = run_here(monkeypatch, verb, *arguments.split())
+        assert_error_line(message, "UTF-8")
     assert sorted(map(str, tmp_path.rglob("*"))) == before
-    words = ["net", f"{odd}.safetensors"]
-    assert run_here(monkeypatch, convert, *words) == 0
-    words = [f"photos{odd}", "prepared", "--smallest-side=8"]
-    assert run_here(monkeypatch, prepare, *words) == 0
+    assert run_here(monkeypatch, convert, "net", f"{odd}.safetensors") == 0
+    arguments = [f"photos{odd}", "prepared", "--smallest-side=8"]
+    assert run_here(monkeypatch, prepare, *arguments) == 0

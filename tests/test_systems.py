@@ -1,4 +1,4 @@
-"""What systems draw: by sample, by player, by step."""
+"""Systems: prepared batches, random inputs, completions, PSNR."""
 
 import functools
 
@@ -17,83 +17,82 @@ from migan_jax.systems.migan import MIGAN
 
 NARROW = {"resolution": 8, "channel_base": 64, "channel_max": 8}
 CODES = {"z_dim": 6, "w_dim": 5, "encoder_dim": 7}
-TEACHER = comodgan.Generator(**NARROW, **CODES)
+TEACHER = comodgan.CoModGANGenerator(**NARROW, **CODES)
 SAMPLER, KEY = SAMPLERS["box"], jax.random.key(0)
 
 STUDENT = MIGAN(
-    migan.Generator(**NARROW),
+    migan.MIGANGenerator(**NARROW),
     MIGANDiscriminator(**NARROW),
     SAMPLER,
     optimizers={},
     teacher=TEACHER,
 )
-TEACHING = CoModGAN(TEACHER, CoModGANDiscriminator(**NARROW), SAMPLER, optimizers={})
+CO_MOD_GAN = CoModGAN(TEACHER, CoModGANDiscriminator(**NARROW), SAMPLER, optimizers={})
 DRAWS = {
     "migan": STUDENT.noise,
-    "migan's teacher": STUDENT.teachers_latents,
-    "comodgan": TEACHING.draw,
+    "migan's teacher": STUDENT.teacher_inputs,
+    "comodgan": CO_MOD_GAN.draw,
 }
 
 
 prepared = jax.jit(functools.partial(prepare, sampler=SAMPLER))
 
 
-def pictures(count=4):
+def images(count=4):
     return np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
 
 
-def test_a_batch_is_flipped_and_in_range_and_gets_masks():
-    image = pictures(64)
+def test_prepare_normalises_flips_and_draws_masks():
+    image = images(64)
     batch = prepared({"image": image}, KEY)
     expected = image / 127.5 - 1
     same = np.isclose(batch["image"], expected, atol=1e-6).all((1, 2, 3))
-    turned = np.isclose(batch["image"][:, :, ::-1], expected, atol=1e-6).all((1, 2, 3))
-    assert (same ^ turned).all() and 16 < same.sum() < 48
+    flipped = np.isclose(batch["image"][:, :, ::-1], expected, atol=1e-6).all((1, 2, 3))
+    assert (same ^ flipped).all() and 16 < same.sum() < 48
     assert batch["mask"].shape == (64, 8, 8, 1)
     assert set(np.unique(batch["mask"])) == {0, 1}
     again = prepared({"image": image}, jax.random.key(1))
     assert not np.array_equal(batch["mask"], again["mask"])
 
 
-def test_own_masks_are_kept_and_flipped_with_their_pictures():
-    image = pictures(16)
+def test_given_masks_are_flipped_with_their_images():
+    image = images(16)
     mask = (image[..., :1] > 127).astype(np.uint8)
     batch = prepared({"image": image, "mask": mask}, KEY)
     assert np.array_equal(batch["mask"][..., 0] == 1, batch["image"][..., 0] > 0)
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_draws_are_of_each_sample_alone(name):
-    """A part of a batch draws what it does in the whole."""
+def test_draws_do_not_depend_on_the_rest_of_the_batch(name):
     draw = jax.jit(DRAWS[name])
-    every, some = jnp.arange(8), jnp.array([1, 3, 4, 7])
-    whole, part = draw(KEY, every), draw(KEY, some)
-    other = draw(jax.random.key(1), every)
+    samples, some = jnp.arange(8), jnp.array([1, 3, 4, 7])
+    whole, part = draw(KEY, samples), draw(KEY, some)
+    other = draw(jax.random.key(1), samples)
     leaves = [jax.tree.leaves(draws) for draws in (whole, part, other)]
     differ = 0
     for full, part, changed in zip(*leaves, strict=True):
-        full, part, changed = map(_plain, (full, part, changed))
+        full, part, changed = map(_as_numpy, (full, part, changed))
         assert np.array_equal(full[np.asarray(some)], part)
         differ += not np.array_equal(full, changed)
-    assert differ >= len(leaves[0]) - 1  # where to mix may be the same
+    assert differ >= len(leaves[0]) - 1  # mixing indices may be equal
 
 
-def _plain(array):
+def _as_numpy(array):
     is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(array) if is_key else array)
 
 
 def test_half_of_the_styles_are_mixed():
-    _, index = jax.jit(TEACHING.draw)(KEY, jnp.arange(400))["mixing"]
+    _, index = jax.jit(CO_MOD_GAN.draw)(KEY, jnp.arange(400))["mixing"]
     mixed = np.asarray(index) < TEACHER.num_ws
     assert abs(mixed.mean() - 0.5) < 0.1
     assert index.min() == 1
 
 
-def test_completions_keep_what_is_known():
+def test_inpaint_keeps_known_pixels():
     variables = random_variables(STUDENT.generator)
     params, stats = ({"generator": variables[part]} for part in ("params", "stats"))
-    batch = prepared({"image": pictures()}, KEY)
+    batch = prepared({"image": images()}, KEY)
     result = STUDENT.inpaint(params, stats, batch["image"], batch["mask"], KEY)
     known = np.broadcast_to(batch["mask"] == 1, result.shape)
     assert np.array_equal(result[known], batch["image"][known])
@@ -102,14 +101,14 @@ def test_completions_keep_what_is_known():
     assert half.tolist() == [1, 1, 0, 0]
 
 
-def test_hole_psnr_is_of_the_hole():
+def test_hole_psnr_ignores_known_pixels():
     image = jnp.zeros((1, 4, 4, 3))
     mask = jnp.ones((1, 4, 4, 1)).at[:, 0].set(0)
     completion = image + 0.2 * (1 - mask) + 5 * mask
     assert hole_psnr(image, completion, mask) == pytest.approx(20, abs=1e-4)
 
 
-def test_hole_psnr_leaves_out_images_without_a_hole():
+def test_hole_psnr_excludes_images_without_a_hole():
     image = jnp.zeros((3, 4, 4, 3))
     hole = jnp.zeros((1, 4, 4, 1))
     mask = jnp.concatenate([hole, hole, hole + 1])

@@ -1,4 +1,4 @@
-"""Storing n kernels as one is the same training: parameters, Adam state and EMA."""
+"""Optimizers. Training with collapsed kernels equals training with n kernels."""
 
 import dataclasses
 
@@ -12,17 +12,10 @@ from variables import random_variables
 from migan_jax.config import load_config
 from migan_jax.models.discriminators import MIGANDiscriminator
 from migan_jax.models.layers import Reparam
-from migan_jax.models.migan import Generator
+from migan_jax.models.migan import MIGANGenerator
 from migan_jax.systems.optimizers import adam, lazy_adam
 from migan_jax.training.setup import build_system
-from migan_jax.weights.fusing import (
-    collapse,
-    collapse_adam,
-    expand,
-    expand_adam,
-    fuse,
-    unfuse,
-)
+from migan_jax.weights.kernel_forms import collapse, expand, fuse, unfuse
 
 NARROW = {"resolution": 8, "channel_base": 64, "channel_max": 8}
 KERNELS = 4
@@ -36,7 +29,7 @@ def images(seed, batch, channels):
 
 
 def largest_difference(tree, other):
-    """Relative to each leaf's own size; equal zeros do not differ."""
+    """The largest relative difference of a leaf; two zero leaves are equal."""
     relative = jax.tree.map(
         lambda a, b: jnp.linalg.norm(a - b) / (jnp.linalg.norm(b) + 1e-30), tree, other
     )
@@ -44,8 +37,8 @@ def largest_difference(tree, other):
 
 
 @dataclasses.dataclass(frozen=True)
-class Player:
-    """One network with its optimiser, and the state both update."""
+class Trainee:
+    """One network with its optimizer."""
 
     network: object
     optimizer: optax.GradientTransformation
@@ -66,40 +59,53 @@ class Player:
         return params, opt_state, ema
 
 
-def adam_state(opt_state):
+def find_adam_state(opt_state):
     return next(s for s in opt_state if isinstance(s, optax.ScaleByAdamState))
+
+
+def moments_of_one_kernel(tree, tolerance):
+    """Take the moments of one of n kernels, which are all the same."""
+    if not isinstance(tree, dict):
+        return tree
+    taken = {k: moments_of_one_kernel(v, tolerance) for k, v in tree.items()}
+    if "kernels" in taken:
+        first, *others = taken.pop("kernels")
+        assert all(largest_difference(other, first) <= tolerance for other in others)
+        taken["kernel"] = first
+    return taken
 
 
 def assert_same_training(expanded, collapsed, tolerance):
     """The n-kernel state, collapsed, is the state of the collapsed network."""
     for theirs, ours in ((expanded[0], collapsed[0]), (expanded[2], collapsed[2])):
         assert largest_difference(collapse(theirs), ours) <= tolerance
-    theirs, ours = (adam_state(state[1]) for state in (expanded, collapsed))
-    moments = collapse_adam(theirs)
-    assert largest_difference(moments.mu, ours.mu) <= tolerance
-    assert largest_difference(moments.nu, ours.nu) <= tolerance
-    assert largest_difference(expand_adam(ours, KERNELS).nu, theirs.nu) <= tolerance
+    theirs, ours = (find_adam_state(state[1]) for state in (expanded, collapsed))
+    for name in ("mu", "nu"):
+        moments = moments_of_one_kernel(getattr(theirs, name), tolerance)
+        assert largest_difference(moments, getattr(ours, name)) <= tolerance
 
 
 @pytest.mark.slow
-def test_collapsed_is_expanded_over_many_steps(float64):
+def test_collapsed_equals_expanded_over_many_steps(float64):
     """A small generator on a fixed regression target."""
     x, target = images(0, 4, 4), images(1, 4, 3)
 
     def train(reparam, params, stats):
-        player = Player.make(Generator, reparam)
+        trainee = Trainee.make(MIGANGenerator, reparam)
 
         def loss(params):
             variables = {"params": params, "stats": stats}
-            return jnp.mean((player.network.apply(variables, x)[0] - target) ** 2)
+            return jnp.mean((trainee.network.apply(variables, x)[0] - target) ** 2)
 
         def step(state, _):
             value, gradient = jax.value_and_grad(loss)(state[0])
-            return player.update(state, gradient), value
+            return trainee.update(state, gradient), value
 
-        return jax.jit(lambda s: jax.lax.scan(step, s, length=60))(player.start(params))
+        return jax.jit(lambda s: jax.lax.scan(step, s, length=60))(
+            trainee.start(params)
+        )
 
-    network = Generator(**NARROW, reparam=EXPANDED)
+    network = MIGANGenerator(**NARROW, reparam=EXPANDED)
     variables = random_variables(network, 2, np.float64)
     params, stats = variables["params"], variables["stats"]
     expanded, losses = train(EXPANDED, params, stats)
@@ -110,13 +116,13 @@ def test_collapsed_is_expanded_over_many_steps(float64):
 
 
 @pytest.mark.full
-def test_collapsed_is_expanded_in_the_adversarial_game(float64):
+def test_collapsed_equals_expanded_in_adversarial_training(float64):
     """Three rounds of generator step, discriminator step and R1 step."""
     x, real = images(0, 4, 4), images(1, 4, 4)
 
-    def play(reparam, states, stats):
-        generator = Player.make(Generator, reparam)
-        discriminator = Player.make(MIGANDiscriminator, reparam)
+    def train(reparam, states, stats):
+        generator = Trainee.make(MIGANGenerator, reparam)
+        discriminator = Trainee.make(MIGANDiscriminator, reparam)
 
         def logits(d_params, image):
             return discriminator.network.apply({"params": d_params}, image)
@@ -131,15 +137,15 @@ def test_collapsed_is_expanded_in_the_adversarial_game(float64):
             return jnp.mean(jax.nn.softplus(-logits(d_params, fake(g_params))))
 
         def d_loss(d_params, g_params):
-            of_fakes = jax.nn.softplus(logits(d_params, fake(g_params)))
-            return jnp.mean(of_fakes + jax.nn.softplus(-logits(d_params, real)))
+            fake_loss = jax.nn.softplus(logits(d_params, fake(g_params)))
+            return jnp.mean(fake_loss + jax.nn.softplus(-logits(d_params, real)))
 
         def r1(d_params):
-            slope = jax.grad(lambda image: jnp.sum(logits(d_params, image)))(real)
-            return 5 * jnp.mean(jnp.sum(slope**2, axis=(1, 2, 3)))
+            gradient = jax.grad(lambda image: jnp.sum(logits(d_params, image)))(real)
+            return 5 * jnp.mean(jnp.sum(gradient**2, axis=(1, 2, 3)))
 
         @jax.jit
-        def round_(g, d):
+        def step(g, d):
             g = generator.update(g, jax.grad(g_loss)(g[0], d[0]))
             d = discriminator.update(d, jax.grad(d_loss)(d[0], g[0]))
             d = discriminator.update(d, jax.grad(r1)(d[0]))
@@ -147,34 +153,27 @@ def test_collapsed_is_expanded_in_the_adversarial_game(float64):
 
         g, d = generator.start(states[0]), discriminator.start(states[1])
         for _ in range(3):
-            g, d = round_(g, d)
+            g, d = step(g, d)
         return g, d
 
-    generator = Generator(**NARROW, reparam=EXPANDED)
+    generator = MIGANGenerator(**NARROW, reparam=EXPANDED)
     discriminator = MIGANDiscriminator(**NARROW, reparam=EXPANDED)
     variables = random_variables(generator, 2, np.float64)
     d_variables = random_variables(discriminator, 3, np.float64)
     states = variables["params"], d_variables["params"]
-    expanded = play(EXPANDED, states, variables["stats"])
-    collapsed = play(COLLAPSED, [collapse(s) for s in states], variables["stats"])
+    expanded = train(EXPANDED, states, variables["stats"])
+    collapsed = train(COLLAPSED, [collapse(s) for s in states], variables["stats"])
     for theirs, ours in zip(expanded, collapsed, strict=True):
         assert_same_training(theirs, ours, 1e-9)
 
 
-def test_expanding_and_collapsing_training_state_are_inverse():
-    network = Generator(**NARROW, reparam=COLLAPSED)
+def test_expanding_and_collapsing_parameters_are_inverse():
+    network = MIGANGenerator(**NARROW, reparam=COLLAPSED)
     params = random_variables(network)["params"]
-    gradient = jax.tree.map(lambda p: p + 1, params)
-    optimizer = adam(1e-3, 0.5, 0.99, reparam=COLLAPSED)
-    _, opt_state = optimizer.update(gradient, optimizer.init(params))
-    state = adam_state(opt_state)
-    again = collapse_adam(expand_adam(state, KERNELS))
     assert largest_difference(collapse(expand(params, KERNELS)), params) <= 1e-6
-    assert largest_difference(again.mu, state.mu) == 0
-    assert largest_difference(again.nu, state.nu) == 0
 
 
-def kernel_sizes(tree):
+def kernel_norms(tree):
     """Norms of the re-parametrised kernels, by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
@@ -184,70 +183,70 @@ def kernel_sizes(tree):
     }
 
 
-def first_relative_updates(params):
+def relative_first_updates(params):
     """Adam's first step relative to each kernel; any gradient gives its size."""
     rng = np.random.default_rng(5)
     gradient = jax.tree.map(lambda p: rng.standard_normal(p.shape, np.float32), params)
     optimizer = adam(1e-3, 0.0, 0.99, reparam=COLLAPSED)
     updates, _ = optimizer.update(gradient, optimizer.init(params))
-    sizes = kernel_sizes(params)
-    return {path: size / sizes[path] for path, size in kernel_sizes(updates).items()}
+    sizes = kernel_norms(params)
+    return {path: size / sizes[path] for path, size in kernel_norms(updates).items()}
 
 
 def test_first_update_after_unfusing_is_as_from_initialisation():
-    network = Generator(16, 512, 32, reparam=COLLAPSED)
+    network = MIGANGenerator(16, 512, 32, reparam=COLLAPSED)
     fresh, other = (random_variables(network, seed)["params"] for seed in (0, 1))
     fused = fuse(other)
-    expected = first_relative_updates(fresh)
-    unfused = first_relative_updates(unfuse(fused, "other"))
-    as_it_is = first_relative_updates(fused)
+    expected = relative_first_updates(fresh)
+    unfused = relative_first_updates(unfuse(fused, "other"))
+    still_fused = relative_first_updates(fused)
     for path, size in expected.items():
-        # What the n-kernel reference's rate of 1e-3 amounts to.
+        # The n-kernel reference's learning rate is 1e-3.
         assert size == pytest.approx(1e-3 * KERNELS**0.5, rel=0.2), path
         assert unfused[path] == pytest.approx(size, rel=0.2), path
-        assert as_it_is[path] > 2 * size, path
+        assert still_fused[path] > 2 * size, path
 
 
-@pytest.mark.parametrize("count, still", [(1, {"b16"}), (2, {"b16", "b8"})])
-def test_levels_next_to_the_picture_stay_as_they_are(count, still):
-    """The largest ones, by the setting that says how many."""
+@pytest.mark.parametrize("count, frozen", [(1, {"b16"}), (2, {"b16", "b8"})])
+def test_frozen_levels_get_no_update(count, frozen):
+    """`optimizer.frozen_levels` freezes that many of the highest resolutions."""
 
-    def optimizer_of(*settings):
+    def build_optimizer(*settings):
         config = load_config("scenes64", ["resolution=16", *settings], tiny=False)
         system = build_system(config, {})
         return system, system.optimizers["discriminator"]
 
-    system, optimizer = optimizer_of(f"optimizer.frozen_levels={count}")
-    own = {"discriminator": random_variables(system.discriminator)["params"]}
-    gradient = jax.tree.map(jnp.ones_like, own)
-    updates, _ = optimizer.update(gradient, optimizer.init(own), own)
+    system, optimizer = build_optimizer(f"optimizer.frozen_levels={count}")
+    params = {"discriminator": random_variables(system.discriminator)["params"]}
+    gradient = jax.tree.map(jnp.ones_like, params)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
     for level, tree in updates["discriminator"].items():
-        moved = [bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(tree)]
-        assert not any(moved) if level in still else all(moved)
+        updated = [bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(tree)]
+        assert not any(updated) if level in frozen else all(updated)
     assert updates["discriminator"].keys() == {"b4", "b8", "b16"}
-    _, free = optimizer_of()  # of the same state: a run can go on with other levels
-    structures = (jax.tree.structure(o.init(own)) for o in (optimizer, free))
+    _, free = build_optimizer()  # same state: a run can resume with other levels
+    structures = (jax.tree.structure(o.init(params)) for o in (optimizer, free))
     assert len(set(structures)) == 1
 
 
-def test_a_lazy_penalty_is_made_up_for():
-    """By rate and both decays: 17 turns come to what 16 are otherwise."""
+def test_lazy_adam_compensates_for_penalty_steps():
+    """17 steps of it have the learning rate and decays of 16 other steps."""
     params = {"weight": jnp.ones(3)}
     gradient = {"weight": jnp.array([1.0, -2.0, 0.5])}
     lazy = lazy_adam(1e-2, 0.5, 0.9, 16)
     plain = adam(1e-2 * 16 / 17, 0.5 ** (16 / 17), 0.9 ** (16 / 17))
     scheduled = lazy_adam(lambda kimg: 1e-2 * kimg, 0.5, 0.9, 16)
-    moved = []
-    for optimizer, more in ((lazy, {}), (plain, {}), (scheduled, {"kimg": 1.0})):
+    updated = []
+    for optimizer, kwargs in ((lazy, {}), (plain, {}), (scheduled, {"kimg": 1.0})):
         state = optimizer.init(params)
         for _ in range(3):
-            updates, state = optimizer.update(gradient, state, params, **more)
-        moved.append(updates["weight"])
-    np.testing.assert_allclose(moved[0], moved[1], rtol=1e-6)
-    np.testing.assert_allclose(moved[2], moved[1], rtol=1e-6)
+            updates, state = optimizer.update(gradient, state, params, **kwargs)
+        updated.append(updates["weight"])
+    np.testing.assert_allclose(updated[0], updated[1], rtol=1e-6)
+    np.testing.assert_allclose(updated[2], updated[1], rtol=1e-6)
 
 
-def test_each_network_has_a_rate_of_its_own():
+def test_each_network_has_its_learning_rate():
     settings = [
         "optimizer.learning_rate=0.1",
         "optimizer.discriminator_learning_rate=0.4",
@@ -256,8 +255,8 @@ def test_each_network_has_a_rate_of_its_own():
     for count in (1, 2):
         config = load_config("scenes64", settings[:count], tiny=True)
         for name, optimizer in build_system(config, {}).optimizers.items():
-            own = {name: {"weight": jnp.ones(1)}}
-            updates, _ = optimizer.update(own, optimizer.init(own), own)
+            params = {name: {"weight": jnp.ones(1)}}
+            updates, _ = optimizer.update(params, optimizer.init(params), params)
             rates[count, name] = -float(updates[name]["weight"][0])
     assert (
         rates[1, "generator"]

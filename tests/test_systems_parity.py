@@ -1,8 +1,6 @@
-"""Every phase of the game against PyTorch: losses and gradients.
+"""Losses and gradients of every turn against PyTorch, under the released names.
 
-In float64 tensor by tensor, in float32 as one long vector.
-
-Parameters and gradients are compared under the released names.
+In float64 tensor by tensor, in float32 as one vector.
 """
 
 import numpy as np
@@ -10,22 +8,22 @@ import pytest
 
 pytest.importorskip("torch")
 
-from games import Game
 from parity import relative_l2
+from twin_systems import TwinSystems
 
 pytestmark = pytest.mark.torch
 
 
-# Whole iterations of MI-GAN's are PyTorch's, too (test_training_step.py).
+# test_training_step.py compares whole iterations of MI-GAN.
 @pytest.fixture(params=[pytest.param("migan", marks=pytest.mark.full), "comodgan"])
-def game(request, float64):
-    return Game(request.param)
+def gan(request, float64):
+    return TwinSystems(request.param)
 
 
-def agree(game, turn):
-    """Loss by loss and tensor by tensor; returns our loss and metrics."""
-    ours, metrics, gradient = game.ours_in(turn)
-    theirs, expected = game.theirs_in(turn)
+def agree(gan, turn):
+    """Compare loss and gradients; return our loss and metrics."""
+    ours, metrics, gradient = gan.ours_in(turn)
+    theirs, expected = gan.theirs_in(turn)
     assert relative_l2(ours, theirs) <= 1e-9
     assert gradient.keys() == expected.keys()
     for name, value in expected.items():
@@ -36,48 +34,41 @@ def agree(game, turn):
     return ours, metrics
 
 
-def test_generator_step(game):
-    value, metrics = agree(game, "generator")
+def test_generator_step(gan):
+    value, metrics = agree(gan, "generator")
     terms = ["g/adversarial", "g/l1"]
-    terms += ["g/distillation"] * (game.family == "migan")
+    terms += ["g/distillation"] * (gan.family == "migan")
     assert value == pytest.approx(sum(metrics[name] for name in terms))
     assert min(metrics[name] for name in terms) > 0.01
 
 
 @pytest.mark.slow
-def test_discriminator_step(game):
-    value, metrics = agree(game, "discriminator")
+def test_discriminator_step(gan):
+    value, metrics = agree(gan, "discriminator")
     assert metrics["d/adversarial"] == value
 
 
 @pytest.mark.slow
-def test_lazy_penalty(game):
-    value, metrics = agree(game, "penalty")
+def test_lazy_penalty(gan):
+    value, metrics = agree(gan, "penalty")
     assert value == pytest.approx(160 * metrics["d/r1"])
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    "turn",
-    [
-        "generator",
-        "discriminator",
-        "penalty",
-    ],
-)
+@pytest.mark.parametrize("turn", ["generator", "discriminator", "penalty"])
 @pytest.mark.parametrize("family", ["migan", "comodgan"])
 def test_float32(family, turn):
-    """The middle one of three batches.
+    """Compare the median of three batches.
 
-    Rounding may put a value on the other side of a leaky ReLU's bend, where the
-    gradient jumps: that is no error, and rarely happens in two batches of three.
+    Rounding may move a value across a leaky ReLU's kink, where the gradient jumps. That
+    is not an error, and rare in two of three batches.
     """
-    game = Game(family, np.float32)
+    gan = TwinSystems(family, np.float32)
     distances = []
     for seed in range(3):
-        game.draw_batch(seed)
-        _, _, gradient = game.ours_in(turn)
-        _, expected = game.theirs_in(turn)
+        gan.draw_batch(seed)
+        _, _, gradient = gan.ours_in(turn)
+        _, expected = gan.theirs_in(turn)
         ours = np.concatenate([np.ravel(gradient[name]) for name in expected])
         theirs = np.concatenate([np.ravel(value) for value in expected.values()])
         assert ours.dtype == np.float32

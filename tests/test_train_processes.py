@@ -1,6 +1,6 @@
-"""Several processes are one run: the same as one process, saved and resumed by others.
+"""Multi-process runs equal single-process runs, and can resume each other.
 
-Each process has CPU devices of its own, and they talk through localhost.
+Each process has CPU devices of its own; they communicate through localhost.
 """
 
 import shutil
@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import runs
 
-pytestmark = pytest.mark.slow  # processes that compile
+pytestmark = pytest.mark.slow  # each process compiles
 
 STEPS = 8
-HELD_OUT = {"data.held_out": 12}  # two batches, which processes share
+HELD_OUT = {"data.held_out": 12}  # two batches, shared by the processes
 
 
 def free_port():
@@ -26,7 +26,7 @@ def free_port():
 
 
 def start_all(workdir, steps, cache, processes, devices, *more, **settings):
-    """One process each, that find one another."""
+    """Start connected processes."""
     port = free_port()
     return [
         runs.start(
@@ -46,7 +46,7 @@ def start_all(workdir, steps, cache, processes, devices, *more, **settings):
 
 
 def end_all(processes, timeout=400):
-    """What they print; all must end well."""
+    """Wait for the processes; return what they print. All must succeed."""
     try:
         outputs = [process.communicate(timeout=timeout) for process in processes]
     except subprocess.TimeoutExpired:
@@ -58,8 +58,8 @@ def end_all(processes, timeout=400):
     return outputs
 
 
-def close(actual, expected):
-    """Sums over devices are done in another order, and Adam enlarges rounding."""
+def assert_close(actual, expected):
+    """Compare weights; sums are in another order, and Adam amplifies rounding."""
     for name in ("exported", "params"):
         pairs = zip(*map(jax.tree.leaves, (actual[name], expected[name])), strict=True)
         for ours, theirs in pairs:
@@ -68,7 +68,7 @@ def close(actual, expected):
 
 @pytest.fixture(scope="module")
 def by_two(cache, tmp_path_factory):
-    """Two processes with two devices each, as far as half the way."""
+    """Half of a run, by two processes with two devices each."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     outputs = end_all(start_all(workdir, STEPS // 2, cache, 2, 2))
     return workdir, outputs
@@ -93,10 +93,10 @@ def test_only_the_first_process_writes(by_two, alone):
         shared = mine.keys() & other.keys() if mine["step"] == other["step"] else ()
         for name in shared:
             assert mine[name] == pytest.approx(other[name], rel=1e-2, abs=1e-2), name
-    # Before anything is learnt: each picture counts once, whoever completes it.
+    # Before training: each image counts once, whichever process completes it.
     assert theirs[0].keys() >= {"eval/hole_psnr", "eval/l1", "eval/mean_colour_psnr"}
     assert ours[0] == pytest.approx(theirs[0], rel=1e-4)
-    close(runs.saved(workdir, 4), runs.saved(alone, 4))
+    assert_close(runs.read_checkpoint(workdir, 4), runs.read_checkpoint(alone, 4))
 
 
 @pytest.mark.parametrize(
@@ -114,16 +114,16 @@ def test_saved_by_two_and_resumed_by_others(
     else:
         ((_, error), *_) = end_all(start_all(workdir, STEPS, cache, processes, devices))
     assert f"resuming at step {STEPS // 2}" in error
-    close(runs.saved(workdir), runs.saved(alone))
+    assert_close(runs.read_checkpoint(workdir), runs.read_checkpoint(alone))
     logged = [line["step"] for line in runs.metrics(workdir)]
     assert logged == [0, 3, 4, 4, 6, 8, 8]
 
 
 @pytest.mark.full
-def test_two_processes_begin_with_a_run(alone, cache, tmp_path):
-    begun = f"--init-from={alone}"
-    ((_, error), _) = end_all(start_all(tmp_path / "run", 1, cache, 2, 2, begun))
-    assert "generator and discriminator; starting cold: all optimisers" in error
+def test_two_processes_init_from_a_run(alone, cache, tmp_path):
+    init = f"--init-from={alone}"
+    ((_, error), _) = end_all(start_all(tmp_path / "run", 1, cache, 2, 2, init))
+    assert "generator and discriminator; randomly initialised: all" in error
 
 
 def test_sigterm_of_one_process_stops_all_at_the_same_step(cache, tmp_path):
@@ -138,25 +138,22 @@ def test_sigterm_of_one_process_stops_all_at_the_same_step(cache, tmp_path):
 
 @pytest.mark.full
 def test_sigterm_while_compiling_ends_all_at_once(tmp_path):
-    """Nothing has been trained, so nothing is waited for."""
     processes = start_all(tmp_path / "run", STEPS, tmp_path / "cold", 2, 1)
     for line in processes[0].stderr:
         if "compiling" in line:
             break
     processes[1].send_signal(signal.SIGTERM)
     ((out, error), _) = end_all(processes)
-    assert "nothing was trained that is not saved" in out
+    assert "stopped: nothing was trained" in out
     assert "compiled in" not in error and runs.steps(tmp_path / "run") == []
 
 
-def test_hosts_that_do_not_come(cache, tmp_path):
+def test_hosts_that_do_not_connect(cache, tmp_path):
     (process, *others) = start_all(
         tmp_path / "run", STEPS, cache, 1, 1, "--connect-timeout=3", "--processes=2"
     )
     _, error = process.communicate(timeout=120)
     assert not others and process.returncode == 1
-    sentence = error.splitlines()[-1]
-    assert sentence.startswith("error: ") and "run the same command on every host" in (
-        sentence
-    )
+    message = error.splitlines()[-1]
+    assert message.startswith("error: ") and "3 seconds" in message
     assert "Traceback" not in error

@@ -1,4 +1,4 @@
-"""Curves of a run, drawn from what it has reported."""
+"""Training curves, drawn from metrics.jsonl."""
 
 import json
 
@@ -25,8 +25,8 @@ def workdir_with(tmp_path, lines=LINES):
     return tmp_path
 
 
-def drawn(figure):
-    """Lines by panel and label: their points."""
+def points_of(figure):
+    """Return the points of each line, by panel and label."""
     return {
         (panel.get_title(), line.get_label()): line.get_xydata()
         for panel in figure.axes
@@ -34,8 +34,8 @@ def drawn(figure):
     }
 
 
-def test_what_is_reported_is_drawn(tmp_path):
-    lines = drawn(draw_curves({"": read_metrics(workdir_with(tmp_path))}, PANELS))
+def test_metrics_are_drawn(tmp_path):
+    lines = points_of(draw_curves({"": read_metrics(workdir_with(tmp_path))}, PANELS))
     held_out = lines["hole PSNR, dB", "held-out"]
     np.testing.assert_array_equal(held_out, [[0, 9.5], [40, 12.5]])
     adversarial = lines["generator's losses", "adversarial"]
@@ -43,30 +43,31 @@ def test_what_is_reported_is_drawn(tmp_path):
     assert ("generator's losses", "L1") not in lines
 
 
-def test_runs_are_told_apart(tmp_path):
+def test_runs_have_their_own_colours(tmp_path):
     points = read_metrics(workdir_with(tmp_path))
     figure = draw_curves({"one": points, "two": points}, PANELS)
-    lines = drawn(figure)
+    lines = points_of(figure)
     r1 = "R1 before its weight"
     assert {(r1, "one: R1"), (r1, "two: R1")} <= lines.keys()
     (panel,) = (axes for axes in figure.axes if axes.get_title() == r1)
     assert len({line.get_color() for line in panel.lines}) == 2
 
 
-def test_a_family_has_panels_of_its_own(tmp_path):
+def test_families_have_their_own_panels(tmp_path):
     points = read_metrics(workdir_with(tmp_path))
     own = (Panel("rates", (("d/r1", "R1", "-"),)), Panel("more", ()))
     figure = draw_curves({"": points}, own)
     titles = [axes.get_title() for axes in figure.axes if axes.axison]
     assert titles == ["hole PSNR, dB", "rates", "more"]
-    np.testing.assert_array_equal(drawn(figure)["rates", "R1"], [[20, 0.5], [40, 0.25]])
+    rates = points_of(figure)["rates", "R1"]
+    np.testing.assert_array_equal(rates, [[20, 0.5], [40, 0.25]])
 
 
-def test_a_picture_in_the_workdir(tmp_path):
+def test_curves_in_the_workdir(tmp_path):
     path = save_curves(workdir_with(tmp_path), PANELS)
-    picture = np.asarray(Image.open(path).convert("RGB"))
-    assert path.parent == tmp_path and len(np.unique(picture.reshape(-1, 3))) > 50
+    image = np.asarray(Image.open(path).convert("RGB"))
+    assert path.parent == tmp_path and len(np.unique(image.reshape(-1, 3))) > 50
     save_curves(workdir_with(tmp_path, LINES[:1]), PANELS)  # most panels are empty
     assert path.read_bytes() != b"" and not np.array_equal(
-        np.asarray(Image.open(path).convert("RGB")), picture
+        np.asarray(Image.open(path).convert("RGB")), image
     )

@@ -1,4 +1,4 @@
-"""When stages begin and end, and how many images have been shown by then."""
+"""The first and last steps of stages, and the images seen by then."""
 
 import optax
 import pytest
@@ -10,15 +10,15 @@ OPTIMIZERS = {"a": Optimizer(("a",), optax.sgd(1))}
 TURNS = ((Turn("a", None, ("a",), stream=1),),)
 
 
-def stage(name="main", until=None, **own):
-    return Stage(name, TURNS, OPTIMIZERS, until, **own)
+def stage(name="main", until=None, **batch):
+    return Stage(name, TURNS, OPTIMIZERS, until, **batch)
 
 
 def timeline(*stages, total_kimg=0.1, batch_size=10):
     return Timeline(stages, batch_size=batch_size, resolution=64, total_kimg=total_kimg)
 
 
-def test_stages_follow_with_batches_of_their_own():
+def test_stages_with_their_own_batch_sizes():
     run = timeline(
         stage("small", 0.04, batch_size=20, resolution=8),
         stage("larger", 0.06, batch_size=5),
@@ -31,8 +31,8 @@ def test_stages_follow_with_batches_of_their_own():
         (5, 64),
         (10, 64),
     ]
-    shown = [0, 20, 40, 45, 50, 55, 60, 70, 80, 90]
-    assert [run.images(step) for step in range(10)] == shown
+    images = [0, 20, 40, 45, 50, 55, 60, 70, 80, 90]
+    assert [run.images(step) for step in range(10)] == images
     assert run.end_step == 10
     assert [run.at(step) for step in (0, 1, 2, 5, 6, 9, 10)] == [
         *[small] * 2,
@@ -45,7 +45,7 @@ def test_stages_follow_with_batches_of_their_own():
 @pytest.mark.parametrize(
     ("stages", "total_kimg", "expected"),
     [
-        ([stage()], 1e-6, [("main", 1)]),  # a run has a step at least
+        ([stage()], 1e-6, [("main", 1)]),  # at least one step
         ([stage("first", 1.0), stage()], 0.03, [("first", 3)]),
         ([stage("first", 0.001), stage()], 0.03, [("main", 3)]),
         (
@@ -56,12 +56,12 @@ def test_stages_follow_with_batches_of_their_own():
         ([stage("first", 1.0), stage()], 1e-6, [("main", 1)]),
     ],
 )
-def test_ends(stages, total_kimg, expected):
+def test_last_steps(stages, total_kimg, expected):
     run = timeline(*stages, total_kimg=total_kimg)
     assert [(span.stage.name, span.end_step) for span in run.spans] == expected
 
 
-def test_a_longer_run_changes_no_stage_that_has_an_end():
+def test_longer_runs_do_not_change_stages_that_end():
     short, long = (timeline(stage("fade", 0.08), total_kimg=t) for t in (0.04, 0.08))
     assert (short.end_step, long.end_step) == (4, 8)
     assert short.at(2).progress(2) == long.at(2).progress(2) == 0.25

@@ -1,4 +1,4 @@
-"""Checkpoints: their forms, round trips, and what stays when writing fails."""
+"""Checkpoints: kernel forms, round trips, and failures while writing."""
 
 import os
 
@@ -6,10 +6,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from test_weights_names import (
-    NETWORKS,
-    random_tensors,
-)
+from test_weights_names import NETWORKS, random_tensors
 from variables import assert_same_trees
 
 from migan_jax.errors import UserError
@@ -22,10 +19,10 @@ from migan_jax.families import (
 )
 from migan_jax.ops.conv import join_kernels
 from migan_jax.weights.checkpoint import is_file_name, to_form
-from migan_jax.weights.reading import read_tensors, write_tensors
+from migan_jax.weights.tensor_files import read_tensors, write_tensors
 
 FILES = pytest.mark.parametrize(
-    "ending", [pytest.param(".pt", marks=pytest.mark.torch), ".safetensors"]
+    "suffix", [pytest.param(".pt", marks=pytest.mark.torch), ".safetensors"]
 )
 
 
@@ -41,10 +38,10 @@ def assert_same_bits(actual, expected):
 
 @FILES
 @pytest.mark.parametrize("name", NETWORKS)
-def test_files_survive_bit_for_bit(name, ending, tmp_path):
+def test_files_survive_bit_for_bit(name, suffix, tmp_path):
     network = NETWORKS[name]
     tensors = random_tensors(network)
-    first, second = tmp_path / f"a{ending}", tmp_path / f"b{ending}"
+    first, second = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
     write_tensors(first, tensors)
     (checkpoint,) = load_file(first).values()
     assert checkpoint.network == network
@@ -69,7 +66,7 @@ def test_workdirs_survive_bit_for_bit(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["migan_3_kernels", "migan_1_kernel"])
-def test_kernels_that_were_collapsed_come_back_with_the_same_sum(name, tmp_path):
+def test_collapsed_kernels_expand_to_the_same_sum(name, tmp_path):
     tensors = random_tensors(NETWORKS[name])
     expanded = from_tensors(tensors)
     write_tensors(tmp_path / "a.safetensors", tensors)
@@ -93,7 +90,7 @@ def test_kernels_that_were_collapsed_come_back_with_the_same_sum(name, tmp_path)
 
 @pytest.mark.parametrize("name", ["migan_3_kernels", "migan_1_kernel", "migan_fused"])
 def test_fusing_from_every_form(name):
-    """What is saved as fused is fused: no n-kernel leaf is left, and norms are 1."""
+    """Fused networks have no n-kernel leaf, and their kernels have norm 1."""
     checkpoint = from_tensors(random_tensors(NETWORKS[name]))
     fused = to_form(checkpoint, "fused")
     assert fused.network.reparam.form == "fused"
@@ -104,7 +101,7 @@ def test_fusing_from_every_form(name):
         np.testing.assert_allclose(norms, 1, rtol=1e-5)
 
 
-def test_fused_kernels_are_used_as_they_are():
+def test_fused_kernels_stay_unchanged():
     tensors = random_tensors(NETWORKS["migan_fused"])  # of any norm
     fused = to_form(from_tensors(tensors), "fused")
     assert_same_bits(to_tensors(fused), tensors)
@@ -121,7 +118,7 @@ def test_discriminators_are_not_fused(tmp_path):
     path = tmp_path / "d.safetensors"
     write_tensors(path, random_tensors(NETWORKS["migan_discriminator"]))
     checkpoint = load_checkpoint(path)
-    with pytest.raises(UserError, match=r"no fused form.*--form=training") as caught:
+    with pytest.raises(UserError, match="--form=training") as caught:
         save_checkpoint(checkpoint, tmp_path / "out.safetensors", "fused")
     assert str(path) in str(caught.value)
     assert os.listdir(tmp_path) == ["d.safetensors"]
@@ -129,7 +126,7 @@ def test_discriminators_are_not_fused(tmp_path):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_is_written_loads_into_a_twin(name, tmp_path):
+def test_written_files_load_into_a_twin(name, tmp_path):
     import torch
 
     from migan_jax.twins.build import build_twin
@@ -162,30 +159,30 @@ def test_names_of_outputs(name, is_file, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.h5", "a.npz", "a.pt2", "a.PT", "a.onnx", "a.pkl"])
-def test_names_that_cannot_be_written(name, tmp_path):
+def test_unsupported_extensions(name, tmp_path):
     checkpoint = from_tensors(random_tensors(NETWORKS["migan_fused"]))
-    with pytest.raises(UserError, match="ending that cannot be written") as caught:
+    with pytest.raises(UserError, match=r"\.safetensors") as caught:
         save_checkpoint(checkpoint, tmp_path / name, "fused")
     assert str(tmp_path / name) in str(caught.value)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a"])
-def test_what_exists_is_kept(name, tmp_path):
+def test_existing_outputs_are_kept(name, tmp_path):
     checkpoint = from_tensors(random_tensors(NETWORKS["migan_fused"]))
     path = tmp_path / name
     path.write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="exists"):
         save_checkpoint(checkpoint, path, "fused")
     assert path.read_text() == "mine"
     path.unlink()
     path.mkdir()
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="exists"):
         save_checkpoint(checkpoint, path, "fused")
     assert os.listdir(path) == []
     path.rmdir()
     path.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="exists"):
         save_checkpoint(checkpoint, path, "fused")
     assert path.is_symlink() and os.listdir(tmp_path) == [name]
 
@@ -193,7 +190,7 @@ def test_what_exists_is_kept(name, tmp_path):
 def test_workdir_below_a_file(tmp_path):
     checkpoint = from_tensors(random_tensors(NETWORKS["migan_fused"]))
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="run cannot be written"):
+    with pytest.raises(UserError, match="file/run"):
         save_checkpoint(checkpoint, tmp_path / "file" / "run", "fused")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -206,7 +203,7 @@ def test_workdir_below_a_file(tmp_path):
         (KeyboardInterrupt(), KeyboardInterrupt),
     ],
 )
-def test_half_written_workdirs_vanish(failure, raised, tmp_path, monkeypatch):
+def test_half_written_workdirs_are_removed(failure, raised, tmp_path, monkeypatch):
     checkpoint = from_tensors(random_tensors(NETWORKS["migan_fused"]))
 
     def fail(writer, folder, args):
@@ -217,6 +214,6 @@ def test_half_written_workdirs_vanish(failure, raised, tmp_path, monkeypatch):
     with pytest.raises(raised) as caught:
         save_checkpoint(checkpoint, tmp_path / "run", "fused")
     if raised is UserError:
-        assert f"{tmp_path / 'run'} cannot be written" in str(caught.value)
+        assert str(tmp_path / "run") in str(caught.value)
         assert "No space left" in str(caught.value)
     assert os.listdir(tmp_path) == []

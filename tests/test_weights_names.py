@@ -1,4 +1,4 @@
-"""Name maps: every tensor of a released file and every leaf of ours, both ways."""
+"""Name maps: all tensors of released files and all leaves of our trees, both ways."""
 
 import functools
 import json
@@ -12,18 +12,18 @@ from variables import CODES, NARROW, constants, entries
 from migan_jax.families import all_kinds, from_tensors, to_tensors
 from migan_jax.models import comodgan, discriminators, migan
 from migan_jax.models.layers import Reparam
-from migan_jax.weights.inference import infer_networks
+from migan_jax.weights.architecture import infer_networks
 from migan_jax.weights.kinds import build, describe
 from migan_jax.weights.names import abstract_variables, is_constant
 
 KEYS = Path(__file__).parent / "keys"
 EXPANDED = Reparam("expanded", kernels=3)
-# One of each kind, in the forms that files have.
+# One of each kind, in the forms of files.
 NETWORKS = {
-    "migan_fused": migan.Generator(**NARROW, reparam=Reparam("fused")),
-    "migan_3_kernels": migan.Generator(**NARROW, reparam=EXPANDED),
-    "migan_1_kernel": migan.Generator(**NARROW, reparam=Reparam("expanded", 1)),
-    "comodgan": comodgan.Generator(**NARROW, **CODES),
+    "migan_fused": migan.MIGANGenerator(**NARROW, reparam=Reparam("fused")),
+    "migan_3_kernels": migan.MIGANGenerator(**NARROW, reparam=EXPANDED),
+    "migan_1_kernel": migan.MIGANGenerator(**NARROW, reparam=Reparam("expanded", 1)),
+    "comodgan": comodgan.CoModGANGenerator(**NARROW, **CODES),
     "migan_discriminator": discriminators.MIGANDiscriminator(
         **NARROW, reparam=EXPANDED
     ),
@@ -33,12 +33,12 @@ NETWORKS = {
 
 @functools.cache
 def parameter_shapes(network):
-    """Names and shapes of everything but constants."""
+    """Return names and shapes of all tensors except constants."""
     return {n: entry.tensor_shape for entry in entries(network) for n in entry.names}
 
 
 def random_tensors(network, seed=0):
-    """Random values for everything that a file of this network has, constants too."""
+    """Return random tensors and the constants of a file of this network."""
     rng = np.random.default_rng(seed)
     random = {
         name: np.asarray(rng.standard_normal(shape), np.float32)
@@ -48,14 +48,14 @@ def random_tensors(network, seed=0):
 
 
 def plausible_tensors(network):
-    """Random, but as a trained network's: no layer blows up, and z has an effect."""
+    """Return random tensors with which activations stay small and z has an effect."""
     tensors = random_tensors(network)
     for name in parameter_shapes(network):
         if network == NETWORKS["migan_fused"] and tensors[name].ndim == 4:
             squares = np.sum(tensors[name] ** 2, axis=(1, 2, 3), keepdims=True)
             tensors[name] /= np.sqrt(squares)
         if name.startswith("mapping.") and name.endswith(".weight"):
-            tensors[name] *= 100  # divided by the learning-rate multiplier
+            tensors[name] *= 100  # the inverse of the learning-rate multiplier
     return tensors
 
 
@@ -63,18 +63,18 @@ def kernels(form, count=9):
     return {"reparam": Reparam(form, count)}
 
 
-# What each file of released names is; widths other than the default are named.
+# The network of each file in `keys`.
 RELEASED = {
     **{
-        f"migan_inference_G_{r}": migan.Generator(r, **kernels("fused"))
+        f"migan_inference_G_{r}": migan.MIGANGenerator(r, **kernels("fused"))
         for r in (256, 512)
     },
     **{
-        f"migan_train_G_{r}": migan.Generator(r, **kernels("expanded"))
+        f"migan_train_G_{r}": migan.MIGANGenerator(r, **kernels("expanded"))
         for r in (256, 512)
     },
     **{
-        f"migan_train_G_{r}_nrep1": migan.Generator(r, **kernels("expanded", 1))
+        f"migan_train_G_{r}_nrep1": migan.MIGANGenerator(r, **kernels("expanded", 1))
         for r in (256, 512)
     },
     **{
@@ -83,7 +83,7 @@ RELEASED = {
         )
         for r in (256, 512)
     },
-    **{f"comodgan_G_{r}": comodgan.Generator(r) for r in (256, 512)},
+    **{f"comodgan_G_{r}": comodgan.CoModGANGenerator(r) for r in (256, 512)},
     **{f"comodgan_D_{r}": discriminators.CoModGANDiscriminator(r) for r in (256, 512)},
     **{
         f"comodgan_D_{r}_default_chbase16384": discriminators.CoModGANDiscriminator(
@@ -94,7 +94,7 @@ RELEASED = {
 }
 
 
-def test_every_file_of_names_is_tested():
+def test_all_files_of_names_are_tested():
     assert {path.stem for path in KEYS.glob("*.json")} == set(RELEASED)
 
 
@@ -104,18 +104,18 @@ def test_released_names_and_shapes(name):
         key: tuple(shape)
         for key, shape in json.loads((KEYS / f"{name}.json").read_text()).items()
     }
-    # No memory behind the values: only names and shapes count here.
+    # Without memory for values: only names and shapes matter here.
     tensors = {k: np.broadcast_to(np.float32(0), s) for k, s in shapes.items()}
     kinds = all_kinds()
     (network,) = infer_networks(tensors, kinds)
     assert network == RELEASED[name]
     assert build(json.loads(json.dumps(describe(network, kinds))), kinds) == network
     ours = [(n, entry.tensor_shape) for entry in entries(network) for n in entry.names]
-    fixed = {key: value.shape for key, value in constants(network).items()}
+    buffers = {key: value.shape for key, value in constants(network).items()}
     assert len(dict(ours)) == len(ours)
-    assert not dict(ours).keys() & fixed.keys()
-    assert {**dict(ours), **fixed} == shapes
-    assert all(is_constant(key) for key in fixed)
+    assert not dict(ours).keys() & buffers.keys()
+    assert {**dict(ours), **buffers} == shapes
+    assert all(is_constant(key) for key in buffers)
     assert not any(is_constant(key) for key, _ in ours)
 
 
@@ -185,21 +185,21 @@ def test_several_kernels_keep_their_order():
 
 
 def test_collapsed_kernels_have_no_names():
-    network = migan.Generator(**NARROW)
+    network = migan.MIGANGenerator(**NARROW)
     with pytest.raises(ValueError, match="expand or fuse"):
         entries(network)
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", NETWORKS)
-def test_constants_are_those_of_the_twins(name):
+def test_constants_equal_the_twins(name):
     pytest.importorskip("torch")
     from migan_jax.twins.build import build_twin
 
     network = NETWORKS[name]
     state = build_twin(network).state_dict()
-    fixed = constants(network)
+    buffers = constants(network)
     ours = {n for entry in entries(network) for n in entry.names}
-    assert ours | fixed.keys() == state.keys()
-    for key, value in fixed.items():
+    assert ours | buffers.keys() == state.keys()
+    for key, value in buffers.items():
         assert np.array_equal(value, state[key].numpy()), key

@@ -1,4 +1,4 @@
-"""PyTorch's files read without PyTorch: as it reads them, and nothing by a trap."""
+"""Reading PyTorch's files without PyTorch: the same tensors, and safe from traps."""
 
 import pickle
 import struct
@@ -10,13 +10,13 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-from test_weights_reading import refusal
+from test_weights_tensor_files import error_of
 
-from migan_jax.weights.reading import read_tensors
+from migan_jax.weights.tensor_files import read_tensors
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
-# As PyTorch reads them.
+# The same tensors as PyTorch reads.
 
 
 def assert_read_as_torch_does(path, torch):
@@ -107,7 +107,7 @@ def test_zips_without_checksums(tmp_path, torch):
 
 @pytest.mark.torch
 @FORMATS
-def test_no_torch_is_needed(zipped, tmp_path, torch, monkeypatch):
+def test_reading_needs_no_torch(zipped, tmp_path, torch, monkeypatch):
     path, linear = tmp_path / "x.pt", torch.nn.Linear(3, 2)
     torch.save(linear.state_dict(), path, _use_new_zipfile_serialization=zipped)
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -119,43 +119,43 @@ def test_no_torch_is_needed(zipped, tmp_path, torch, monkeypatch):
 def test_reading_imports_neither_jax_nor_torch():
     code = """
 import sys
-import migan_jax.weights.reading
+import migan_jax.weights.tensor_files
 assert not {"jax", "flax", "torch"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# Files made by hand.
+# Handmade files.
 
 
-def plain(value):
-    """Instructions that put a value on the stack, unless they are given already."""
+def push(value):
+    """Return instructions that push a value; return instructions unchanged."""
     return value if isinstance(value, bytes) else pickle.dumps(value, 2)[2:-1]
 
 
-def name_of(dotted):
+def push_name(dotted):
     return "c{}\n{}\n".format(*dotted.rsplit(".", 1)).encode()
 
 
 def call(function, *arguments):
-    """Instructions that call a function with what other instructions made."""
-    return name_of(function) + b"(" + b"".join(arguments) + b"tR"
+    """Return instructions that call a function with arguments that others push."""
+    return push_name(function) + b"(" + b"".join(arguments) + b"tR"
 
 
 def storage(key="0", count=6, kind="torch.FloatStorage"):
-    head = b"(" + plain("storage") + name_of(kind)
-    return head + plain(key) + plain("cpu") + plain(count) + b"tQ"
+    head = b"(" + push("storage") + push_name(kind)
+    return head + push(key) + push("cpu") + push(count) + b"tQ"
 
 
-def tensor(held=None, offset=0, shape=(6,), strides=(1,), more=b"", version=2):
-    view = plain(offset) + plain(shape) + plain(strides)
+def tensor(memory=None, offset=0, shape=(6,), strides=(1,), more=b"", version=2):
+    view = push(offset) + push(shape) + push(strides)
     rest = b"\x89" + call("collections.OrderedDict") + more
-    return call(f"{REBUILD}_v{version}", held or storage(), view, rest)
+    return call(f"{REBUILD}_v{version}", memory or storage(), view, rest)
 
 
 def state(*values):
-    """A pickle of a state dict with the values that instructions make."""
-    pairs = (plain(f"t{n}") + value for n, value in enumerate(values))
+    """Return the pickle of a state dict with values that instructions push."""
+    pairs = (push(f"t{n}") + value for n, value in enumerate(values))
     return b"\x80\x02}(" + b"".join(pairs) + b"u."
 
 
@@ -172,7 +172,7 @@ def write_zip(path, objects, storages=None, kind=zipfile.ZIP_STORED, **more):
             archive.writestr(name, content)
 
 
-def write_row(path, objects, storages=None, keys=None, counts=None, size=4):
+def write_legacy(path, objects, storages=None, keys=None, counts=None, size=4):
     storages = storages or {"0": SIX}
     head = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {})]
     counts = counts or [len(content) // size for content in storages.values()]
@@ -180,26 +180,27 @@ def write_row(path, objects, storages=None, keys=None, counts=None, size=4):
         struct.pack("<q", count) + content
         for count, content in zip(counts, storages.values(), strict=True)
     ]
-    listed = plain(list(storages) if keys is None else keys)
+    listed = push(list(storages) if keys is None else keys)
     path.write_bytes(b"".join([*head, objects, b"\x80\x02", listed, b".", *tail]))
 
 
-WRITERS = pytest.mark.parametrize("write", [write_zip, write_row])
+WRITERS = pytest.mark.parametrize("write", [write_zip, write_legacy])
 
 
-def cheap_refusal(path, most=4 * 2**20):
-    """The sentence, for which little memory was taken beside what the pickle needs."""
+def cheap_error_of(path, max_memory=4 * 2**20):
+    """Return the error; check that reading took little memory beyond the pickle."""
     tracemalloc.start()
     try:
-        sentence = refusal(path)
-        assert tracemalloc.get_traced_memory()[1] < most + 200 * path.stat().st_size
+        message = error_of(path)
+        limit = max_memory + 200 * path.stat().st_size
+        assert tracemalloc.get_traced_memory()[1] < limit
     finally:
         tracemalloc.stop()
-    return sentence
+    return message
 
 
 @WRITERS
-def test_files_made_by_hand_are_read(write, tmp_path):
+def test_handmade_files_are_read(write, tmp_path):
     write(tmp_path / "x.pt", state(tensor(), tensor(offset=1, shape=(), strides=())))
     arrays = read_tensors(tmp_path / "x.pt")
     assert np.array_equal(arrays["t0"], np.arange(6))
@@ -207,7 +208,7 @@ def test_files_made_by_hand_are_read(write, tmp_path):
 
 
 @WRITERS
-def test_the_memos_index_costs_nothing(write, tmp_path):
+def test_large_memo_indices_take_no_memory(write, tmp_path):
     content = state(tensor()).replace(b"}", b"}r" + LARGE + b"j" + LARGE, 1)
     write(tmp_path / "x.pt", content)
     assert np.array_equal(read_tensors(tmp_path / "x.pt")["t0"], np.arange(6))
@@ -227,7 +228,7 @@ def test_dictionaries_of_python_2(write, tmp_path):
 
 
 ENDLESS = 200_000  # deeper than any stack
-DOUBLED = b")" + b"q\x07h\x07\x86" * 200  # 2^200 values, if it were printed or hashed
+DOUBLED = b")" + b"q\x07h\x07\x86" * 200  # 2^200 values when printed or hashed
 MALFORMED_PICKLES = {
     "absent in the memo": b"\x80\x02j" + LARGE + b".",
     "length of text": b"\x80\x02X" + LARGE + b"a.",
@@ -244,19 +245,19 @@ MALFORMED_PICKLES = {
     "pairs of a number": b"\x80\x02K\x01(K\x01K\x01u.",
     "unknown instruction": b"\x80\x02\xff.",
     "instruction that makes a set": b"\x80\x04\x8f.",
-    "text instead of a function": b"\x80\x02" + plain("os") + b")R.",
-    "list of arguments": b"\x80\x02" + name_of("collections.OrderedDict") + b"]R.",
+    "text instead of a function": b"\x80\x02" + push("os") + b")R.",
+    "list of arguments": b"\x80\x02" + push_name("collections.OrderedDict") + b"]R.",
     "identity of a storage": b"\x80\x02K\x01Q.",
     "many marks": b"\x80\x02" + b"(" * ENDLESS + b".",
     "endless list": b"\x80\x02]q\0h\0aq\1}h\1K\1s.",
     "doubled name": b"\x80\x02}" + DOUBLED + b"K\1s.",
     "doubled function": b"\x80\x04" + DOUBLED + DOUBLED + b"\x93.",
     "doubled identity": b"\x80\x04" + DOUBLED + b"Q.",
-    "long name of a function": b"\x80\x04" + plain("a" * 2000) + plain("b") + b"\x93.",
-    "long name": b"\x80\x02}" + plain("a" * 2000) + tensor() + b"s.",
-    "code as a name": b"\x80\x02}" + name_of("os.system") + tensor() + b"s.",
-    "arguments": state(call(f"{REBUILD}_v2", plain(1))),
-    "no storage": state(tensor(plain("0"))),
+    "long name of a function": b"\x80\x04" + push("a" * 2000) + push("b") + b"\x93.",
+    "long name": b"\x80\x02}" + push("a" * 2000) + tensor() + b"s.",
+    "code as a name": b"\x80\x02}" + push_name("os.system") + tensor() + b"s.",
+    "arguments": state(call(f"{REBUILD}_v2", push(1))),
+    "no storage": state(tensor(push("0"))),
     "doubled offset": state(tensor(offset=DOUBLED)),
     "doubled shape": state(tensor(shape=DOUBLED, strides=DOUBLED)),
 }
@@ -266,58 +267,58 @@ MALFORMED_PICKLES = {
 @pytest.mark.parametrize("case", MALFORMED_PICKLES)
 def test_malformed_pickles(case, write, tmp_path):
     write(tmp_path / "x.pt", MALFORMED_PICKLES[case])
-    assert "damaged" in cheap_refusal(tmp_path / "x.pt")
+    assert "damaged" in cheap_error_of(tmp_path / "x.pt")
 
 
-def mention(function):
-    """A pickle that calls a function beside a tensor."""
-    return state(tensor(), call(function, plain(1)))
+def state_calling(function):
+    """Return a pickle that calls a function beside a tensor."""
+    return state(tensor(), call(function, push(1)))
 
 
 @WRITERS
-def test_only_what_makes_tensors_is_called(write, tmp_path):
+def test_calls_that_make_no_tensors_are_refused(write, tmp_path):
     path = tmp_path / "x.pt"
     for function in ("os.system", "builtins.eval", "torch.load", "torch._utils.x"):
-        write(path, mention(function))
-        assert "would run code" in refusal(path)
-    linear = name_of("torch.nn.Linear")
+        write(path, state_calling(function))
+        assert "run code" in error_of(path)
+    linear = push_name("torch.nn.Linear")
     for objects in (
         b"\x80\x02" + linear + b")\x81.",  # a new object
         b"\x80\x02(ios\nsystem\n.",
         b"\x80\x02(" + linear + b"o.",
-        b"\x80\x02\x82\x01.",  # of copyreg's registry
+        b"\x80\x02\x82\x01.",  # a class of copyreg's registry
         state(tensor() + b"}b"),  # attributes
-        b"\x80\x02(" + plain("module") + linear + plain("x.py") + plain("") + b"tQ.",
+        b"\x80\x02(" + push("module") + linear + push("x.py") + push("") + b"tQ.",
     ):
         write(path, objects)
-        assert "would run code" in refusal(path)
+        assert "run code" in error_of(path)
 
 
 @WRITERS
-def test_what_is_not_called_does_no_harm(write, tmp_path):
+def test_uncalled_functions_are_harmless(write, tmp_path):
     path = tmp_path / "x.pt"
     for value in (
-        name_of("os.system"),
-        call("torch.Size", plain((1,))),
-        call("torch.device", plain("cpu")),
+        push_name("os.system"),
+        call("torch.Size", push((1,))),
+        call("torch.device", push("cpu")),
         storage(),
         DOUBLED,
     ):
         write(path, state(tensor(), value))
-        assert "other things than tensors, t1," in cheap_refusal(path)
+        assert "(t1)" in cheap_error_of(path)
     for objects, content in (
-        (name_of("os.system"), "a Global"),
+        (push_name("os.system"), "a Global"),
         (DOUBLED, "a tuple"),
         (tensor(), "a Tensor"),
     ):
         write(path, b"\x80\x02" + objects + b".")
-        assert f"holds {content}, not" in cheap_refusal(path)
+        assert content in cheap_error_of(path)
 
 
-def test_nesting_overflows_no_stack(tmp_path):
+def test_deep_nesting_does_not_overflow_the_stack(tmp_path):
     path = tmp_path / "x.pt"
     write_zip(path, state(b"]" * ENDLESS + b"a" * (ENDLESS - 1)))
-    assert "other things than tensors, t0," in refusal(path)
+    assert "(t0)" in error_of(path)
     nested = b")" + b"\x85" * ENDLESS
     for objects in (
         b"\x80\x02}" + nested + tensor() + b"s.",
@@ -325,9 +326,9 @@ def test_nesting_overflows_no_stack(tmp_path):
         state(tensor(more=nested, version=3)),
     ):
         write_zip(path, objects)
-        assert "damaged" in refusal(path)
-    write_row(path, state(tensor()), keys=b"](" + nested + b"e")
-    assert "damaged" in refusal(path)
+        assert "damaged" in error_of(path)
+    write_legacy(path, state(tensor()), keys=b"](" + nested + b"e")
+    assert "damaged" in error_of(path)
 
 
 BEYOND = {
@@ -339,9 +340,9 @@ BEYOND = {
     "overflow of strides": {"shape": (2, 2), "strides": (2**63, 2**63)},
     "overflow of the shape": {"shape": (2**32, 2**32), "strides": (0, 0)},
     "expanded": {"shape": (7,), "strides": (0,)},
-    "empty storage": {"held": storage(count=0), "shape": (1,)},
+    "empty storage": {"memory": storage(count=0), "shape": (1,)},
     "scalar of an empty storage": {
-        "held": storage(count=0),
+        "memory": storage(count=0),
         "shape": (),
         "strides": (),
     },
@@ -357,16 +358,16 @@ MALFORMED_VIEWS = {
     "fraction": {"shape": (6.0,)},
     "truth": {"shape": (True,)},
     "text": {"shape": "6"},
-    "more than the storage": {"held": storage(count=7)},
-    "less than the storage": {"held": storage(count=5), "shape": (5,)},
-    "other type": {"held": storage(kind="torch.HalfStorage")},
-    "endless storage": {"held": storage(count=2**62), "shape": (2**62,)},
-    "negative storage": {"held": storage(count=-6)},
-    "absent storage": {"held": storage(key="1")},
-    "storage out of the archive": {"held": storage(key="../../0")},
-    "storage elsewhere": {"held": storage(key="/etc/passwd")},
-    "view of a storage": {"held": storage().replace(b"tQ", plain((0, 1)) + b"tQ")},
-    "pickle as a storage": {"held": storage(key="../data.pkl")},
+    "more than the storage": {"memory": storage(count=7)},
+    "less than the storage": {"memory": storage(count=5), "shape": (5,)},
+    "other type": {"memory": storage(kind="torch.HalfStorage")},
+    "endless storage": {"memory": storage(count=2**62), "shape": (2**62,)},
+    "negative storage": {"memory": storage(count=-6)},
+    "absent storage": {"memory": storage(key="1")},
+    "storage out of the archive": {"memory": storage(key="../../0")},
+    "storage elsewhere": {"memory": storage(key="/etc/passwd")},
+    "view of a storage": {"memory": storage().replace(b"tQ", push((0, 1)) + b"tQ")},
+    "pickle as a storage": {"memory": storage(key="../data.pkl")},
 }
 
 
@@ -374,32 +375,32 @@ MALFORMED_VIEWS = {
 @pytest.mark.parametrize("case", BEYOND)
 def test_views_beyond_the_storage(case, write, tmp_path):
     write(tmp_path / "x.pt", state(tensor(**BEYOND[case])))
-    assert "t0 in it is not a plain tensor" in cheap_refusal(tmp_path / "x.pt")
+    assert "t0 is not a plain tensor" in cheap_error_of(tmp_path / "x.pt")
 
 
 @WRITERS
 @pytest.mark.parametrize("case", MALFORMED_VIEWS)
 def test_malformed_views(case, write, tmp_path):
     write(tmp_path / "x.pt", state(tensor(**MALFORMED_VIEWS[case])))
-    assert "damaged" in cheap_refusal(tmp_path / "x.pt")
+    assert "damaged" in cheap_error_of(tmp_path / "x.pt")
 
 
 @WRITERS
-def test_types_that_are_not_known(write, tmp_path):
+def test_unknown_types(write, tmp_path):
     path = tmp_path / "x.pt"
     write(path, state(tensor(storage(kind="torch.QInt8Storage"))))
-    assert "its type is torch.QInt8Storage" in refusal(path)
-    write(path, state(tensor(more=plain({"neg": True}))))
-    assert "conjugated or negated" in refusal(path)
+    assert "torch.QInt8Storage" in error_of(path)
+    write(path, state(tensor(more=push({"neg": True}))))
+    assert "negated" in error_of(path)
     write(path, state(tensor(), tensor(storage(kind="torch.IntStorage"))))
-    assert "storage 0 has two types" in refusal(path)
+    assert "storage 0 has two types" in error_of(path)
 
 
 @WRITERS
-def test_sharing_does_not_multiply_memory(write, tmp_path):
-    held = storage(count=2**17, kind="torch.HalfStorage")
-    views = [tensor(held, offset=n, shape=(2**17 - n,)) for n in range(300)]
-    size = {"size": 2} if write is write_row else {}
+def test_shared_storages_share_memory(write, tmp_path):
+    memory = storage(count=2**17, kind="torch.HalfStorage")
+    views = [tensor(memory, offset=n, shape=(2**17 - n,)) for n in range(300)]
+    size = {"size": 2} if write is write_legacy else {}
     write(tmp_path / "x.pt", state(*views), {"0": bytes(2**18)}, **size)
     tracemalloc.start()
     arrays = read_tensors(tmp_path / "x.pt")
@@ -408,7 +409,7 @@ def test_sharing_does_not_multiply_memory(write, tmp_path):
     assert arrays["t299"].shape == (2**17 - 299,)
 
 
-# Traps of the zip.
+# Traps of zips.
 
 
 def test_compressed_zips(tmp_path):
@@ -416,54 +417,54 @@ def test_compressed_zips(tmp_path):
     endless = storage(count=2**24)
     objects = state(tensor(endless, shape=(2**24,)))
     write_zip(path, objects, {"0": bytes(2**26)}, zipfile.ZIP_DEFLATED)
-    assert "is compressed" in cheap_refusal(path)
+    assert "compressed" in cheap_error_of(path)
 
 
-def test_zips_that_hold_something_twice(tmp_path):
+def test_zips_with_repeated_data(tmp_path):
     path = tmp_path / "x.pt"
     with pytest.warns(UserWarning, match="Duplicate"):
         with zipfile.ZipFile(path, "w") as archive:
-            for content in (state(tensor()), mention("os.system")):
+            for content in (state(tensor()), state_calling("os.system")):
                 archive.writestr("x/data.pkl", content)
-    assert "something twice" in refusal(path)
+    assert "twice" in error_of(path)
     views = [tensor(storage(key, 2**18), shape=(2**18,)) for key in "01"]
     write_zip(path, state(*views), {"0": bytes(2**20), "1": b"to be the same"})
     content = bytearray(path.read_bytes())
     first, second = (content.rindex(b"x/data/%d" % n) - 46 for n in (0, 1))
-    for field in (slice(16, 28), slice(42, 46)):  # checksum and sizes, and the place
+    for field in (slice(16, 28), slice(42, 46)):  # checksum, sizes and offset
         part = content[first + field.start : first + field.stop]
         content[second + field.start : second + field.stop] = part
     path.write_bytes(content)
-    assert "something twice" in cheap_refusal(path)
+    assert "twice" in cheap_error_of(path)
 
 
-def test_bytes_that_changed(tmp_path):
+def test_changed_bytes(tmp_path):
     path = tmp_path / "x.pt"
     write_zip(path, state(tensor()))
     content = path.read_bytes()
     path.write_bytes(content.replace(SIX, SIX[::-1]))
-    assert "some of its bytes have changed" in refusal(path)
+    assert "checksum" in error_of(path)
 
 
-def test_zips_of_another_content(tmp_path):
+def test_zips_with_other_content(tmp_path):
     path = tmp_path / "x.pt"
     write_zip(path, state(tensor()), **{"x/byteorder": b"big"})
-    assert "big-endian" in refusal(path)
+    assert "big-endian" in error_of(path)
     write_zip(path, state(tensor()), **{"x/constants.pkl": b""})
-    assert "would run code" in refusal(path)
+    assert "run code" in error_of(path)
     write_zip(path, b"\x80\x02" + b"0" * 2**22)
-    assert "too many objects" in refusal(path)
+    assert "too many" in error_of(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/y", "")
-    assert "data.pkl" in refusal(path)
+    assert "data.pkl" in error_of(path)
     zipfile.ZipFile(path, "w").close()
-    assert "damaged" in refusal(path)
+    assert "damaged" in error_of(path)
 
 
-# Traps of the older format.
+# Traps of the legacy format.
 
 
-LYING_ROWS = {
+LYING_LEGACY_FILES = {
     "fewer": {"counts": [5]},
     "more": {"counts": [7]},
     "endless": {"counts": [2**62]},
@@ -479,24 +480,24 @@ LYING_ROWS = {
 }
 
 
-@pytest.mark.parametrize("case", LYING_ROWS)
+@pytest.mark.parametrize("case", LYING_LEGACY_FILES)
 def test_lying_counts_and_keys(case, tmp_path):
-    write_row(tmp_path / "x.pt", state(tensor()), **LYING_ROWS[case])
-    assert "damaged" in cheap_refusal(tmp_path / "x.pt")
+    write_legacy(tmp_path / "x.pt", state(tensor()), **LYING_LEGACY_FILES[case])
+    assert "damaged" in cheap_error_of(tmp_path / "x.pt")
 
 
-def test_counts_that_the_pickle_confirms(tmp_path):
+def test_false_counts_that_the_pickle_repeats(tmp_path):
     endless = tensor(storage(count=2**61), shape=(2**61,))
-    write_row(tmp_path / "x.pt", state(endless), counts=[2**61])
-    assert "damaged" in cheap_refusal(tmp_path / "x.pt")
+    write_legacy(tmp_path / "x.pt", state(endless), counts=[2**61])
+    assert "damaged" in cheap_error_of(tmp_path / "x.pt")
 
 
-def test_rows_of_another_kind(tmp_path):
+def test_other_legacy_files(tmp_path):
     path = tmp_path / "x.pt"
-    write_row(path, b"\x80\x02" + b"N" * 2**21 + b".")
-    assert "exhausted" in refusal(path)
-    write_row(path, state(tensor()))
+    write_legacy(path, b"\x80\x02" + b"N" * 2**21 + b".")
+    assert "exhausted" in error_of(path)
+    write_legacy(path, state(tensor()))
     content = path.read_bytes()
     for part in (pickle.dumps(0x1950A86A20F9469CFC6C, 2), pickle.dumps(1001, 2)):
         path.write_bytes(content.replace(part, pickle.dumps(1, 2), 1))
-        assert "does not start as PyTorch's files do" in refusal(path)
+        assert "header" in error_of(path)

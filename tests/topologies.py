@@ -1,4 +1,4 @@
-"""Compiling for a TPU topology, without a TPU."""
+"""Compile for a TPU topology without a TPU."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from jax.experimental.topologies import get_topology_desc
 
 
 def tpu_devices(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """The four devices of a v5e, to be compiled for; skips without libtpu."""
+    """Return four v5e devices to compile for; skip the test without libtpu."""
     pytest.importorskip("libtpu")
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -23,7 +23,7 @@ def tpu_devices(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
 
 
 def all_reduces(program: str) -> Iterator[tuple[str, int]]:
-    """(dtype, elements) of everything that is summed over devices."""
+    """Yield (dtype, elements) of every all-reduce in a program."""
     for line in program.splitlines():
         if found := re.search(r"= (.*?) all-reduce(?:-start)?\(", line):
             for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", found.group(1)):

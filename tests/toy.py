@@ -1,9 +1,9 @@
-"""A family that moves in by `docs/add_a_family.md`: small, and of everything at once.
+"""A small family, added as in `docs/add_a_family.md`, that uses all features at once.
 
-Two painters, the second on the first one's picture, and both are shipped. A critic with
-spectral norm learns beside them from the same parameters. What the painters minimise is
-weighed by a network of its own, which learns by how well they do after two more steps.
-They begin with small pictures, into which the sharp ones fade.
+There are two exported painters, and the second refines the first one's output. A critic
+with spectral norm trains beside them, at the same parameters. A weigher weights the
+painters' loss, and learns from their progress after two more steps. Training starts
+with small images, from blurred to sharp ones.
 """
 
 import dataclasses
@@ -23,24 +23,24 @@ from migan_jax.errors import UserError
 from migan_jax.families import FAMILIES, Family, Panel
 from migan_jax.losses import gan
 from migan_jax.losses.reconstruction import l1_in_hole
-from migan_jax.models.costs import Cost, size_of
+from migan_jax.models.costs import Cost, num_elements
 from migan_jax.systems import images
 from migan_jax.systems.base import Frozen, Optimizer, Stage, Turn, apply_gradient
 from migan_jax.systems.optimizers import adam
 from migan_jax.weights.kinds import Kind
 
-UNROLLED = 2  # steps of the painters that the weights look ahead
-GROWN_KIMG = 0.048  # four steps of twelve images
+UNROLLED = 2  # steps of the painters that the weigher looks ahead
+SMALL_KIMG = 0.048  # the first stage: four steps of twelve images
 
 
 # models/toy.py
 
 
 class Painter(nn.Module):
-    """A picture from a picture, of any size."""
+    """A convolutional network for images of any size."""
 
     resolution: int
-    sizes: tuple[int, ...] = (3, 3)  # of its kernels
+    sizes: tuple[int, ...] = (3, 3)  # of the kernels
 
     @nn.nowrap
     def inputs(self):
@@ -63,7 +63,7 @@ class Fine(Painter):
 
 
 class Critic(nn.Module):
-    """A score for each pixel, by a matrix divided by its largest singular value."""
+    """A score per pixel, from a matrix divided by its largest singular value."""
 
     features: int = 5
 
@@ -73,24 +73,24 @@ class Critic(nn.Module):
 
     @nn.nowrap
     def cost(self, args, out):
-        return Cost(args[0].shape[-1] * size_of(out))
+        return Cost(args[0].shape[-1] * num_elements(out))
 
     @nn.compact
     def __call__(self, x):
-        made = nn.initializers.normal(1.0)
-        weight = self.param("weight", made, (x.shape[-1], self.features), x.dtype)
+        init = nn.initializers.normal(1.0)
+        weight = self.param("weight", init, (x.shape[-1], self.features), x.dtype)
         key = jax.random.key(0)
         vector = self.variable(
             "stats", "vector", jax.random.normal, key, (self.features,), x.dtype
         )
-        u, v = refreshed(weight, vector.value)
+        u, v = power_iteration(weight, vector.value)
         if self.is_mutable_collection("stats") and not self.is_initializing():
             vector.value = u
         return x @ (weight / (v @ weight @ u))
 
 
-def refreshed(weight, vector):
-    """A power iteration: right and left singular vectors, taken as constants."""
+def power_iteration(weight, vector):
+    """Return the right and left singular vectors after one iteration, as constants."""
     left = jax.lax.stop_gradient(weight @ vector)
     left /= jnp.linalg.norm(left)
     right = jax.lax.stop_gradient(left @ weight)
@@ -98,7 +98,7 @@ def refreshed(weight, vector):
 
 
 class Weigher(nn.Module):
-    """How much the hole counts, and how much what is around it."""
+    """The loss weights of the hole and of its surroundings."""
 
     @nn.nowrap
     def inputs(self):
@@ -113,12 +113,12 @@ class Weigher(nn.Module):
         return nn.softplus(self.param("weights", nn.initializers.ones, (2,)))
 
 
-# A network that is used as it is.
+# A frozen network.
 GUIDE = nn.Dense(2, use_bias=False)
 
 
-def guide_of(name):
-    """As if it were read from a file of this name."""
+def load_guide(name):
+    """Make the network that a file of this name would hold."""
     rng = np.random.default_rng(int(name))
     kernel = jnp.asarray(rng.standard_normal((3, 2)) / 9, jnp.float32)
     return Frozen.of(GUIDE, {"params": {"kernel": kernel}})
@@ -134,9 +134,9 @@ class Toy:
     critic: Critic
     weigher: Weigher
     guide: nn.Dense  # frozen
-    painting: optax.GradientTransformation
-    judging: optax.GradientTransformation
-    weighing: optax.GradientTransformation
+    painter_adam: optax.GradientTransformation
+    critic_sgd: optax.GradientTransformation
+    weigher_sgd: optax.GradientTransformation
 
     exported: ClassVar = ("coarse", "fine")
     batch_multiple: ClassVar = 1
@@ -150,9 +150,9 @@ class Toy:
             Critic(),
             Weigher(),
             GUIDE,
-            painting=adam(rate, 0.5, 0.9),
-            judging=optax.sgd(rate),
-            weighing=optax.sgd(100 * rate),
+            painter_adam=adam(rate, 0.5, 0.9),
+            critic_sgd=optax.sgd(rate),
+            weigher_sgd=optax.sgd(100 * rate),
         )
 
     @property
@@ -161,105 +161,105 @@ class Toy:
         return {name: getattr(self, name) for name in names}
 
     def init(self, key):
-        made = {
+        variables = {
             name: network.init(key, *(jnp.zeros(x.shape) for x in network.inputs()))
             for name, network in self.networks.items()
         }
-        params = {name: variables["params"] for name, variables in made.items()}
-        return params, {name: v.get("stats", {}) for name, v in made.items()}
+        params = {name: v["params"] for name, v in variables.items()}
+        return params, {name: v.get("stats", {}) for name, v in variables.items()}
 
     def stages(self):
         optimizers = {
-            "painting": Optimizer(("coarse", "fine"), self.painting),
-            "judging": Optimizer(("critic",), self.judging),
-            "weighing": Optimizer(("weigher",), self.weighing),
+            "painters": Optimizer(("coarse", "fine"), self.painter_adam),
+            "critic": Optimizer(("critic",), self.critic_sgd),
+            "weigher": Optimizer(("weigher",), self.weigher_sgd),
         }
-        paint = Turn("paint", self.painters_loss, ("painting",), stream=1)
-        judge = Turn("judge", self.critic_loss, ("judging",), stream=2)
-        slope = Turn("slope", self.slope_loss, ("judging",), stream=3, every=3)
+        paint = Turn("paint", self.painter_loss, ("painters",), stream=1)
+        critic = Turn("critic", self.critic_loss, ("critic",), stream=2)
+        penalty = Turn("penalty", self.penalty_loss, ("critic",), stream=3, every=3)
         weigh = Turn(
             "weigh",
             self.outer_loss,
-            ("painting", "weighing"),
+            ("painters", "weigher"),
             stream=4,
             update=functools.partial(bilevel_update, inner_loss=self.inner_loss),
         )
-        growing = Stage(
-            "growing", ((paint,),), optimizers, GROWN_KIMG, batch_size=12, resolution=8
+        small = Stage(
+            "small", ((paint,),), optimizers, SMALL_KIMG, batch_size=12, resolution=8
         )
-        main = Stage("main", ((paint, judge), (weigh,), (slope,)), optimizers)
-        return [growing, main]
+        main = Stage("main", ((paint, critic), (weigh,), (penalty,)), optimizers)
+        return [small, main]
 
     def prepare(self, batch, key, progress):
         return images.prepare(batch, key, SAMPLERS["box"])
 
-    def painters_loss(self, params, stats, inputs):
-        """What they paint: first a blur of the truth, then more and more of itself."""
+    def painter_loss(self, params, stats, inputs):
+        """The painters' loss; the target changes from a blurred to the sharp image."""
         image, mask = inputs.batch["image"], inputs.batch["mask"]
         blurred = nn.avg_pool(image, (3, 3), padding="SAME")
-        truth = image + (1 - inputs.progress) * (blurred - image)
-        made = paint(self, params, image, mask)
-        guide = self.guide.apply(inputs.frozen["guide"], truth - made)
-        distance = jnp.mean(l1_in_hole(made, truth, mask)) + jnp.mean(guide**2)
-        score, stats = self.judged(params, stats, made, mask)
-        taken = jnp.mean(gan.hinge_generator_loss(score))
+        target = image + (1 - inputs.progress) * (blurred - image)
+        output = paint(self, params, image, mask)
+        guide = self.guide.apply(inputs.frozen["guide"], target - output)
+        distance = jnp.mean(l1_in_hole(output, target, mask)) + jnp.mean(guide**2)
+        score, stats = self.score(params, stats, output, mask)
+        adversarial = jnp.mean(gan.hinge_generator_loss(score))
         metrics = {"paint/l1": distance, "paint/progress": inputs.progress}
         metrics["paint/vector"] = jnp.sum(stats["critic"]["vector"])
-        return distance + 1e-3 * taken, (stats, metrics)
+        return distance + 1e-3 * adversarial, (stats, metrics)
 
     def critic_loss(self, params, stats, inputs):
         image, mask = inputs.batch["image"], inputs.batch["mask"]
-        made = paint(self, params, image, mask)
-        fake, stats = self.judged(params, stats, made, mask)
-        real, stats = self.judged(params, stats, image, mask)
+        output = paint(self, params, image, mask)
+        fake, stats = self.score(params, stats, output, mask)
+        real, stats = self.score(params, stats, image, mask)
         loss = jnp.mean(gan.hinge_discriminator_loss(real, fake))
-        return loss, (stats, {"judge/loss": loss})
+        return loss, (stats, {"critic/loss": loss})
 
-    def slope_loss(self, params, stats, inputs):
-        """At random points, with the vectors as they are."""
+    def penalty_loss(self, params, stats, inputs):
+        """A gradient penalty at random points, with fixed singular vectors."""
         image, mask = inputs.batch["image"], inputs.batch["mask"]
-        made = paint(self, params, image, mask)
+        output = paint(self, params, image, mask)
         keys = sample_keys(inputs.key, 0, inputs.batch["sample"])
-        share = jax.vmap(jax.random.uniform)(keys)
+        fraction = jax.vmap(jax.random.uniform)(keys)
         norm = gan.gradient_norm(
-            lambda x: self.judged(params, stats, x, mask)[0],
-            gan.between(image, made, share),
+            lambda x: self.score(params, stats, x, mask)[0],
+            gan.interpolate(image, output, fraction),
             1 - mask,
         )
         loss = jnp.mean(gan.one_sided_penalty(norm))
-        return loss, (stats, {"slope/share": jnp.mean(share)})
+        return loss, (stats, {"penalty/fraction": jnp.mean(fraction)})
 
     def inner_loss(self, params, inputs):
-        """What the painters minimise as the weigher has it."""
+        """The painters' loss with the weigher's weights."""
         image, mask = inputs.batch["image"], inputs.batch["mask"]
-        made = paint(self, params, image, mask)
+        output = paint(self, params, image, mask)
         hole, around = self.weigher.apply({"params": params["weigher"]})
-        squares = (made - image) ** 2
+        squares = (output - image) ** 2
         return jnp.mean(squares * (hole * (1 - mask) + around * mask))
 
     def outer_loss(self, params, stats, inputs):
-        """What the weigher minimises, in which it has no part itself."""
+        """The weigher's loss, which depends on it only through the painters' steps."""
         image, mask = inputs.batch["image"], inputs.batch["mask"]
-        made = paint(self, params, image, mask)
-        loss = jnp.mean((made - image) ** 2 * (1 - mask))
+        output = paint(self, params, image, mask)
+        loss = jnp.mean((output - image) ** 2 * (1 - mask))
         return loss, (stats, {"weigh/loss": loss})
 
-    def judged(self, params, stats, image, mask):
+    def score(self, params, stats, image, mask):
         variables = {"params": params["critic"], "stats": stats["critic"]}
         x = images.discriminator_input(image, mask)
         score, changed = self.critic.apply(variables, x, mutable=["stats"])
         return score, {**stats, "critic": changed["stats"]}
 
     def inpaint(self, params, stats, image, mask, key):
-        made = paint(self, params, image, mask)
-        return images.composite(image, jnp.clip(made, -1, 1), mask)
+        output = paint(self, params, image, mask)
+        return images.composite(image, jnp.clip(output, -1, 1), mask)
 
     def references(self, frozen, image, mask, key):
         return {}
 
 
 def paint(networks, params, image, mask):
-    """The second painter's picture."""
+    """Return the second painter's output."""
     rgb, _ = predict(
         {"coarse": networks.coarse, "fine": networks.fine},
         {name: {"params": params[name]} for name in ("coarse", "fine")},
@@ -271,7 +271,7 @@ def paint(networks, params, image, mask):
 
 
 def bilevel_update(turn, optimizers, state, inputs, inner_loss):
-    """Unroll steps of the painters, and send the weigher down their gradient."""
+    """Unroll steps of the painters, and update the weigher with their gradient."""
     inner, outer = turn.optimizers
     whole = inputs._replace(batch=jax.tree.map(lambda x: x[0], inputs.batch))
 
@@ -295,8 +295,8 @@ def bilevel_update(turn, optimizers, state, inputs, inner_loss):
 
 
 def check_settings(config):
-    if config.parts > 1:
-        raise UserError("parts must be 1: the weigher sees a whole batch.")
+    if config.microbatches > 1:
+        raise UserError("microbatches must be 1: the weigher needs the whole batch.")
 
 
 # configs/toy.py
@@ -319,7 +319,7 @@ def get_config():
     return config
 
 
-# The line in the table.
+# The record in the table.
 
 
 def predict(networks, variables, image, mask, latents):
@@ -329,13 +329,13 @@ def predict(networks, variables, image, mask, latents):
     return networks["fine"].apply(variables["fine"], second), {"coarse": first}
 
 
-def kind_of(network):
+def make_kind(network):
     role = network.__name__.lower()
     return Kind(
         name=f"toy_{role}",
         role=role,
         module=network,
-        sign=rf"toy\.{role}\..*",
+        signature=rf"toy\.{role}\..*",
         infer=lambda tensors: network(16),
         rules=lambda network: [("^/", f"/toy/{role}/")],
         constants=lambda network: {},
@@ -345,20 +345,20 @@ def kind_of(network):
 TOY = Family(
     name="toy",
     title="Toy",
-    kinds=tuple(kind_of(network) for network in (Coarse, Fine)),
+    kinds=tuple(make_kind(network) for network in (Coarse, Fine)),
     exported=Toy.exported,
     system=Toy.from_config,
     check_settings=check_settings,
-    check_start=lambda config, brought: None,
+    check_init=lambda config, roles: None,
     predict=predict,
     draw=lambda networks, key, count: {},
     frozen={"guide": "teacher"},
-    load_frozen=lambda config: {"guide": guide_of(config.teacher)},
+    load_frozen=lambda config: {"guide": load_guide(config.teacher)},
     architecture=("resolution",),
     labels={"paint/l1": "L1"},
     panels=(Panel("painters", (("paint/l1", "L1", "-"),)),),
 )
 
 
-def move_in():
+def register():
     FAMILIES["toy"] = TOY

@@ -1,5 +1,4 @@
-"""Networks of few channels, random weights without compiling an initialiser; saving and
-comparing weights."""
+"""Small networks, random weights without initialisers, saving and comparing weights."""
 
 import functools
 
@@ -13,28 +12,28 @@ from migan_jax.weights.checkpoint import Checkpoint
 from migan_jax.weights.kinds import kind_of
 from migan_jax.weights.names import abstract_variables
 
-# Sizes of networks in tests. Three levels, which differ in width:
+# Network sizes. Three levels of different widths:
 NARROW = {"resolution": 16, "channel_base": 256, "channel_max": 24}
-# two, which have everything a network has, where every compiled operation counts;
+# Two levels, the minimum with all kinds of layers, to compile fast:
 TINY = {"resolution": 8, "channel_base": 128, "channel_max": 20}
-# and widths for any resolution, where only the way in and out matters.
+# Small widths for any resolution, for tests of inputs and outputs:
 SLIM = {"channel_base": 128, "channel_max": 8}
-# All different, so that none can stand for another.
+# All different, to notice if they are swapped.
 CODES = {"z_dim": 12, "w_dim": 10, "encoder_dim": 14}
 
 
 def entries(network):
-    """Every leaf of the network with its names in a file."""
+    """The network's leaves with their names in a file."""
     return names.entries(network, kind_of(network, all_kinds()))
 
 
 def constants(network):
-    """What files of the network hold besides."""
+    """Constants in files of the network."""
     return kind_of(network, all_kinds()).constants(network)
 
 
 def random_variables(network, seed=0, dtype=np.float32):
-    """Parameters and stats of a network, all N(0, 1), biases and strengths too."""
+    """Draw all parameters and stats of a network from N(0, 1), even biases."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: rng.standard_normal(leaf.shape).astype(dtype),
@@ -44,10 +43,10 @@ def random_variables(network, seed=0, dtype=np.float32):
 
 @functools.cache
 def randomised(network, seed=1):
-    """The network with random variables at which everything in it has an effect."""
+    """Return the network with random variables such that every parameter matters."""
 
     def scaled(path, leaf):
-        keys = [part.key for part in path]
+        keys = [key.key for key in path]
         scale = 0.5 if keys[-1] in ("bias", "strength") else 1
         if "mapping" in keys and "params" in keys:
             scale *= 100  # divided by the multiplier of the learning rate
@@ -65,13 +64,13 @@ def relative_l2(actual, expected):
 
 
 def assert_same_trees(actual, expected):
-    """Two checkpoints hold the same network and the same weights."""
+    """Assert that two checkpoints have the same network and weights."""
     assert actual.network == expected.network
     jax.tree.map(np.testing.assert_array_equal, actual.variables, expected.variables)
 
 
 def saved_network(network, path, seed=0):
-    """A workdir of random weights."""
+    """Save random weights as a workdir; return its path."""
     variables = random_variables(network, seed)
     checkpoint = Checkpoint(network, variables["params"], variables["stats"])
     save_checkpoint(checkpoint, path, "training")

@@ -1,1 +1,1 @@
-"""What goes in: photos, masks."""
+"""Training and evaluation data: images, masks and batches."""

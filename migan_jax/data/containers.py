@@ -1,7 +1,7 @@
-"""Where image files lie: in a folder with its subfolders, or in a zip.
+"""Image files in a folder (recursively) or a zip archive.
 
-Both list their files once, sorted by name, and read one whole at random. Names are
-relative, with slashes. Objects travel to worker processes, which open what they need.
+Files are listed once, sorted by name, and read in any order. Names are relative paths
+with slashes. Objects are pickled to worker processes, which open archives themselves.
 """
 
 import functools
@@ -14,32 +14,31 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from migan_jax.data.decoding import READABLE_ENDINGS, unreadable
+from migan_jax.data.image_files import READABLE_SUFFIXES, unreadable_error
 from migan_jax.errors import UserError
 from migan_jax.files import reason
 
-# No picture that may be decoded has so large a file.
-LARGEST_FILE = 1 << 29
-# How a zip's entry may be compressed; what bzip2 and LZMA unpack to has no bound.
-UNPACKED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
-# A folder up to this size is known by its files' contents, a larger one by their names
-# and sizes: reading it would take minutes each time.
-HASHED_BYTES = 1 << 30
+MAX_FILE_BYTES = 1 << 29  # more than any image within Pillow's limit of pixels
+# bzip2 and LZMA are refused: a small entry may unpack to any size.
+ZIP_COMPRESSIONS = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+# Larger folders are fingerprinted by names and sizes only: reading all files would take
+# minutes each time.
+MAX_HASHED_BYTES = 1 << 30
 
 
 class Files:
-    """Image files by name: `sizes`, in the names' order, and how to read one."""
+    """Image files by name."""
 
     location: Path
-    sizes: dict[str, int]
-    others: tuple[str, ...]  # what is there but no image by its ending
+    sizes: dict[str, int]  # in bytes, sorted by name
+    non_images: tuple[str, ...]  # other files, by their suffix
 
     def read(self, name: str) -> bytes:
-        """All of a file's bytes."""
+        """Read a whole file."""
         raise NotImplementedError
 
     def content_digests(self) -> Iterable[bytes]:
-        """Something that changes with a file's content, for each file; maybe less."""
+        """Yield a hash or checksum per file, or nothing if that takes too long."""
         raise NotImplementedError
 
     @functools.cached_property
@@ -51,7 +50,7 @@ class Files:
         return sum(self.sizes.values())
 
     def digest(self) -> str:
-        """A hash of names, sizes and `content_digests`; not of where the files lie."""
+        """Hash names, sizes and `content_digests`, but not the location."""
         digest = hashlib.sha256()
         for name, size in self.sizes.items():
             digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
@@ -59,48 +58,48 @@ class Files:
             digest.update(content)
         return digest.hexdigest()
 
-    def _keep(self, found: Iterable[tuple[str, int]]) -> None:
-        """Sort what was found into images and others; hidden files count as neither."""
-        sizes, others = {}, []
-        for name, size in sorted(found):
+    def _set_files(self, files: Iterable[tuple[str, int]]) -> None:
+        """Split names with sizes into images and others; skip hidden files."""
+        sizes, non_images = {}, []
+        for name, size in sorted(files):
             parts = PurePosixPath(name).parts
             hidden = (part.startswith(".") or part == "__MACOSX" for part in parts)
             if not parts or any(hidden):
                 continue
-            if name.lower().endswith(READABLE_ENDINGS):
+            if name.lower().endswith(READABLE_SUFFIXES):
                 sizes[name] = size
             else:
-                others.append(name)
-        self.sizes, self.others = sizes, tuple(others)
+                non_images.append(name)
+        self.sizes, self.non_images = sizes, tuple(non_images)
 
     def _check_size(self, name: str) -> None:
-        if self.sizes[name] > LARGEST_FILE:
-            raise UserError(f"{name} has more than {LARGEST_FILE >> 20} megabytes.")
+        if self.sizes[name] > MAX_FILE_BYTES:
+            raise UserError(f"{name} has more than {MAX_FILE_BYTES >> 20} megabytes.")
         if self.sizes[name] == 0:
             raise UserError(f"{name} is empty.")
 
 
 class Folder(Files):
-    """A folder's files, subfolders included; links to folders are not followed."""
+    """A folder's files, recursively; links to folders are not followed."""
 
-    def __init__(self, location: Path, without: Path | None = None):
-        """`without`: a folder inside, for something else."""
+    def __init__(self, location: Path, exclude: Path | None = None):
+        """List the files, except those in the folder `exclude`."""
         self.location = location
-        self._without = without and os.path.realpath(without)
-        self._keep(self._walk())
+        self._exclude = exclude and os.path.realpath(exclude)
+        self._set_files(self._walk())
 
     def _walk(self) -> Iterator[tuple[str, int]]:
-        """Names with sizes; what is no file or cannot be looked at ends in a slash."""
+        """Yield names with sizes; non-files and unreadable folders end in a slash."""
         folders = [(str(self.location), "")]
         while folders:
             folder, prefix = folders.pop()
-            if os.path.realpath(folder) == self._without:
+            if os.path.realpath(folder) == self._exclude:
                 continue
             try:
                 entries = list(os.scandir(folder))
             except OSError as error:
                 if not prefix:
-                    raise unreadable(folder, error) from error
+                    raise unreadable_error(folder, error) from error
                 yield prefix, 0
                 continue
             for entry in entries:
@@ -111,7 +110,7 @@ class Folder(Files):
                             folders.append((entry.path, f"{name}/"))
                         continue
                     size = entry.stat().st_size if entry.is_file() else None
-                except OSError:  # a loop of links, a folder that may not be entered
+                except OSError:  # a loop of links, or no permission
                     size = None
                 yield (f"{name}/", 0) if size is None else (name, size)
 
@@ -120,34 +119,38 @@ class Folder(Files):
         try:
             return (self.location / name).read_bytes()
         except OSError as error:
-            raise unreadable(name, error) from error
+            raise unreadable_error(name, error) from error
 
     def content_digests(self) -> Iterator[bytes]:
-        if self.total_bytes > HASHED_BYTES:
+        if self.total_bytes > MAX_HASHED_BYTES:
             return
         for name in self.names:
             try:
                 yield hashlib.sha256(self.read(name)).digest()
-            except UserError:  # will be rejected wherever it is used
+            except UserError:  # is rejected when it is loaded
                 yield b"unreadable"
 
 
 class Zip(Files):
-    """A zip's files, read without unpacking it."""
+    """The files of a zip, which is not unpacked."""
 
     def __init__(self, location: Path):
         self.location = location
         self._lock = threading.Lock()
         self._open: zipfile.ZipFile | None = None
-        found = {entry.filename: entry for entry in self._zip.infolist()}
-        for name in found:
+        entries = {entry.filename: entry for entry in self._zip.infolist()}
+        for name in entries:
             if name.startswith("/") or ".." in re.split(r"[/\\]", name):
                 raise UserError(
-                    f"{location} has an entry outside itself ({name}): it was made to "
-                    f"do harm, or damaged; zip its pictures again."
+                    f"{location} has an entry outside the archive ({name}), so it is "
+                    f"malicious or damaged. Zip the images again."
                 )
-        self._keep((name, e.file_size) for name, e in found.items() if name[-1:] != "/")
-        self._checksums = {name: found[name].CRC for name in self.sizes}
+        self._set_files(
+            (name, entry.file_size)
+            for name, entry in entries.items()
+            if not name.endswith("/")
+        )
+        self._checksums = {name: entries[name].CRC for name in self.sizes}
 
     @property
     def _zip(self) -> zipfile.ZipFile:
@@ -155,10 +158,10 @@ class Zip(Files):
             if self._open is None:
                 try:
                     self._open = zipfile.ZipFile(self.location)
-                except Exception as error:  # damage may surface as anything
+                except Exception as error:  # damaged files raise anything
                     raise UserError(
-                        f"{self.location} cannot be read as a zip ({reason(error)}): "
-                        f"name a folder or a zip."
+                        f"{self.location} cannot be read as a zip ({reason(error)}). "
+                        f"Give a folder or a zip."
                     ) from error
             return self._open
 
@@ -172,13 +175,13 @@ class Zip(Files):
         self._check_size(name)
         try:
             entry = self._zip.getinfo(name)
-            if entry.compress_type not in UNPACKED:
+            if entry.compress_type not in ZIP_COMPRESSIONS:
                 raise UserError(f"{name} is neither stored nor deflated in its zip.")
             with self._zip.open(entry) as file:
                 return file.read(self.sizes[name])
         except UserError:
             raise
-        except Exception as error:  # damage may surface as anything
+        except Exception as error:  # damaged files raise anything
             raise UserError(f"{name} cannot be unpacked ({reason(error)}).") from error
 
     def content_digests(self) -> Iterator[bytes]:
@@ -186,15 +189,15 @@ class Zip(Files):
             yield self._checksums[name].to_bytes(4, "little")
 
 
-def open_files(location: Path, without: Path | None = None) -> Files:
-    """The images in a folder or a zip."""
+def open_files(location: Path, exclude: Path | None = None) -> Files:
+    """List the images of a folder or zip; `exclude` is a folder to skip."""
     if os.path.isdir(location):
-        files = Folder(location, without)
+        files = Folder(location, exclude)
     elif os.path.isfile(location):
         files = Zip(location)
     else:
-        raise UserError(f"There is no folder or zip at {location}: check the name.")
+        raise UserError(f"{location} is not a folder or zip. Check the path.")
     if not files.sizes:
-        kinds = ", ".join(ending[1:] for ending in READABLE_ENDINGS)
-        raise UserError(f"{location} holds no images (looked for {kinds}).")
+        suffixes = ", ".join(suffix[1:] for suffix in READABLE_SUFFIXES)
+        raise UserError(f"{location} contains no images (looked for {suffixes}).")
     return files

@@ -1,9 +1,8 @@
-"""Random masks of the papers, drawn on a device from keys, on a host from a generator.
+"""The papers' random masks, drawn on a device with JAX or on the host with Pillow.
 
-Both draw from the same distributions, though not the same masks: the host paints with
-Pillow as the reference does, the device computes which pixels a stroke reaches. A mask
-is 1 where the picture is known and 0 in the hole. Masks without a hole, or with nothing
-else, are drawn again; on the device without shapes that depend on data.
+Both have the same distribution, but draw different masks: the host paints strokes as
+the references do, the device computes which pixels a stroke covers. A mask is 1 where
+the image is known, 0 in the hole. Masks that are all hole or all known are redrawn.
 """
 
 import dataclasses
@@ -17,55 +16,58 @@ from PIL import Image, ImageDraw
 
 from migan_jax.errors import UserError
 
-# Of DeepFillv2's brush: a stroke turns by about this angle, to and fro, and as many of
-# its segments as these make the picture's diagonal.
-TURN, TURN_RANGE = 2 * math.pi / 5, 2 * math.pi / 15
+# DeepFillv2's brush: strokes zigzag with about this angle between segments, whose mean
+# length is an eighth of the image's diagonal.
+ANGLE, ANGLE_RANGE = 2 * math.pi / 5, 2 * math.pi / 15
 SEGMENTS_PER_DIAGONAL = 8
-# Of a mask in each direction.
-SMALLEST, LARGEST = 8, 1 << 14
-# How Pillow's lines and discs differ from w wide and w // 2 in radius, in pixels.
-LINE_MARGIN, DISC_MARGIN = 0.15, 0.45
+# Smaller masks could be all hole or all known for ever; larger ones exhaust memory.
+MIN_MASK_SIZE, MAX_MASK_SIZE = 8, 1 << 14
+# Pillow's lines are narrower than their width, its discs larger than width // 2.
+LINE_MARGIN, DISC_MARGIN = 0.15, 0.45  # pixels
 
 
 class Sampler(Protocol):
     """A distribution of holes."""
 
     def hole_on_device(self, key: jax.Array, size: int) -> jax.Array:
-        """True in the hole, [size, size]."""
+        """Draw a hole, bool [size, size]."""
 
     def hole_on_host(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        """True in the hole, [size, size]."""
+        """Draw a hole, bool [size, size]."""
 
 
 def check_size(size: int) -> None:
-    """Smaller masks could be all hole or none for ever, larger ones fill the memory."""
-    if not SMALLEST <= size <= LARGEST:
-        raise UserError(f"Masks have {SMALLEST} to {LARGEST:,} pixels, not {size:,}.")
+    """Raise UserError if masks cannot have this size."""
+    if not MIN_MASK_SIZE <= size <= MAX_MASK_SIZE:
+        raise UserError(
+            f"Masks must have {MIN_MASK_SIZE} to {MAX_MASK_SIZE:,} pixels a side, not "
+            f"{size:,}."
+        )
 
 
 def masks_on_device(sampler: Sampler, keys: jax.Array, size: int) -> jax.Array:
-    """One mask for each key: float32 [N, size, size, 1]."""
+    """Draw a mask for each key: float32 [N, size, size, 1], 1 where known."""
     check_size(size)
 
     def draw(key: jax.Array) -> jax.Array:
         def attempt(state):
             key, _ = state
-            key, now = jax.random.split(key)
-            return key, sampler.hole_on_device(now, size)
+            key, hole_key = jax.random.split(key)
+            return key, sampler.hole_on_device(hole_key, size)
 
-        def is_useless(state):
+        def is_uniform(state):
             _, hole = state
             return hole.all() | ~hole.any()
 
         state = attempt((key, jnp.zeros((size, size), jnp.bool_)))
-        _, hole = jax.lax.while_loop(is_useless, attempt, state)
+        _, hole = jax.lax.while_loop(is_uniform, attempt, state)
         return 1.0 - hole[..., None].astype(jnp.float32)
 
     return jax.vmap(draw)(keys)
 
 
 def mask_on_host(sampler: Sampler, rng: np.random.Generator, size: int) -> np.ndarray:
-    """One mask: uint8 [size, size], 1 where known."""
+    """Draw a mask: uint8 [size, size], 1 where known."""
     check_size(size)
     while True:
         hole = sampler.hole_on_host(rng, size)
@@ -75,25 +77,25 @@ def mask_on_host(sampler: Sampler, rng: np.random.Generator, size: int) -> np.nd
 
 @dataclasses.dataclass(frozen=True)
 class Brush:
-    """Broad zigzag strokes: DeepFillv2's, whose widths are those of 256 pixels."""
+    """Broad zigzag strokes, by default DeepFillv2's. Integer ranges exclude the end."""
 
-    strokes: tuple[int, int] = (1, 4)  # at least, and less than
-    segments: tuple[int, int] = (4, 12)
-    widths: tuple[float, float] = (12, 40)
-    width_scales: bool = True  # with the picture's size
-    flips: bool = False
+    strokes: tuple[int, int] = (1, 4)
+    segments: tuple[int, int] = (4, 12)  # per stroke
+    widths: tuple[float, float] = (12, 40)  # pixels
+    width_scales: bool = True  # widths are those at size 256, and scale with the size
+    flips: bool = False  # flip the mask randomly
 
     def hole_on_device(self, key: jax.Array, size: int) -> jax.Array:
         count_key, flip_key, key = jax.random.split(key, 3)
         count = jax.random.randint(count_key, (), *self.strokes)
-        most = self.strokes[1] - 1
+        max_count = self.strokes[1] - 1
 
         def add(hole, index):
             stroke = self._stroke_on_device(jax.random.fold_in(key, index), size)
             return hole | (stroke & (index < count)), None
 
         empty = jnp.zeros((size, size), jnp.bool_)
-        hole, _ = jax.lax.scan(add, empty, jnp.arange(most))
+        hole, _ = jax.lax.scan(add, empty, jnp.arange(max_count))
         if self.flips:
             down, right = jax.random.bernoulli(flip_key, 0.5, (2,))
             hole = jnp.where(down, hole[::-1], hole)
@@ -102,13 +104,16 @@ class Brush:
 
     def _stroke_on_device(self, key: jax.Array, size: int) -> jax.Array:
         keys = jax.random.split(key, 6)
-        most = self.segments[1] - 1
+        max_segments = self.segments[1] - 1
         segments = jax.random.randint(keys[0], (), *self.segments)
-        low, high = jax.random.uniform(keys[1], (2,)) * TURN_RANGE
-        angles = TURN - low + (low + high) * jax.random.uniform(keys[2], (most,))
-        angles = jnp.where(jnp.arange(most) % 2 == 0, 2 * math.pi - angles, angles)
+        low, high = jax.random.uniform(keys[1], (2,)) * ANGLE_RANGE
+        angles = (
+            ANGLE - low + (low + high) * jax.random.uniform(keys[2], (max_segments,))
+        )
+        is_even = jnp.arange(max_segments) % 2 == 0
+        angles = jnp.where(is_even, 2 * math.pi - angles, angles)
         length = math.sqrt(2) * size / SEGMENTS_PER_DIAGONAL
-        lengths = length + length // 2 * jax.random.normal(keys[3], (most,))
+        lengths = length + length // 2 * jax.random.normal(keys[3], (max_segments,))
         lengths = jnp.clip(lengths, 0, 2 * length)
         steps = lengths[:, None] * jnp.stack([jnp.cos(angles), jnp.sin(angles)], -1)
         start = jax.random.randint(keys[4], (2,), 0, size).astype(jnp.float32)
@@ -121,16 +126,16 @@ class Brush:
         low, high = self.widths
         width = low + (high - low) * jax.random.uniform(keys[5])
         width = jnp.trunc(width * (size / 256 if self.width_scales else 1))
-        width = jnp.maximum(width, 1)  # or there would never be a hole
+        width = jnp.maximum(width, 1)  # or the hole would always be empty
         points = jnp.concatenate([start[None], points])
-        return _near_path(points, segments, width, size)
+        return _paint_path(points, segments, width, size)
 
     def hole_on_host(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        picture = Image.new("1", (size, size))
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("1", (size, size))
+        draw = ImageDraw.Draw(image)
         for _ in range(rng.integers(*self.strokes)):
             self._stroke_on_host(draw, rng, size)
-        hole = np.asarray(picture)
+        hole = np.asarray(image)
         if self.flips:
             hole = hole[:: rng.choice((1, -1)), :: rng.choice((1, -1))]
         return hole
@@ -139,8 +144,8 @@ class Brush:
         self, draw: ImageDraw.ImageDraw, rng: np.random.Generator, size: int
     ) -> None:
         segments = rng.integers(*self.segments)
-        low, high = rng.uniform(0, TURN_RANGE, 2)
-        angles = rng.uniform(TURN - low, TURN + high, segments)
+        low, high = rng.uniform(0, ANGLE_RANGE, 2)
+        angles = rng.uniform(ANGLE - low, ANGLE + high, segments)
         angles[::2] = 2 * math.pi - angles[::2]
         length = math.sqrt(2) * size / SEGMENTS_PER_DIAGONAL
         lengths = np.clip(rng.normal(length, length // 2, segments), 0, 2 * length)
@@ -159,22 +164,23 @@ class Brush:
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1)
 
 
-def _near_path(points: jax.Array, last: jax.Array, width: jax.Array, size: int):
-    """Pixels on a path of lines with discs at its points, [size, size]; x comes first.
+def _paint_path(points: jax.Array, last: jax.Array, width: jax.Array, size: int):
+    """Paint lines with discs at their ends: bool [size, size].
 
-    Along a line, across it, and to a disc's middle (squared): all distances are sums of
-    what row and column contribute, so that a pixel costs a few additions.
+    All distances (along a line, across it, squared from a disc's centre) are sums of a
+    term per row and a term per column, so a pixel costs a few additions. Of `points`,
+    (x, y), only those up to index `last` are used.
     """
     exists = (jnp.arange(len(points)) <= last)[None, None]
-    place = jnp.arange(size, dtype=jnp.float32)[:, None]
-    x, y = place - points[None, :, 0], place - points[None, :, 1]  # [size, points]
+    pixel = jnp.arange(size, dtype=jnp.float32)[:, None]
+    x, y = pixel - points[None, :, 0], pixel - points[None, :, 1]  # [size, points]
 
-    def total(columns: jax.Array, rows: jax.Array) -> jax.Array:
+    def add(columns: jax.Array, rows: jax.Array) -> jax.Array:
         return rows[:, None] + columns[None]  # [size, size, points]
 
-    disc = total(x**2, y**2) <= (width // 2 + DISC_MARGIN) ** 2
+    disc = add(x**2, y**2) <= (width // 2 + DISC_MARGIN) ** 2
     (dx, dy), x, y = (points[1:] - points[:-1]).T[:, None], x[:, :-1], y[:, :-1]
-    along, across = total(x * dx, y * dy), total(x * dy, -y * dx)
+    along, across = add(x * dx, y * dy), add(x * dy, -y * dx)
     square = (dx**2 + dy**2)[None]
     line = (along >= 0) & (along <= square) & (square > 0)
     line &= jnp.abs(across) <= (width / 2 - LINE_MARGIN) * jnp.sqrt(square)
@@ -183,28 +189,28 @@ def _near_path(points: jax.Array, last: jax.Array, width: jax.Array, size: int):
 
 @dataclasses.dataclass(frozen=True)
 class Rectangles:
-    """Up to `most` rectangles; half of one may lie beyond the border."""
+    """Random rectangles, which may lie half outside the image."""
 
-    most: int
-    sides: float  # less than this share of the size
+    max_count: int
+    max_side: float  # fraction of the size, exclusive
 
     def hole_on_device(self, key: jax.Array, size: int) -> jax.Array:
         keys = jax.random.split(key, 3)
-        count = jax.random.randint(keys[0], (), 0, self.most + 1)
-        side = int(self.sides * size)
-        extent = jax.random.randint(keys[1], (self.most, 2), 0, side)
+        count = jax.random.randint(keys[0], (), 0, self.max_count + 1)
+        side = int(self.max_side * size)
+        extent = jax.random.randint(keys[1], (self.max_count, 2), 0, side)
         low, high = -extent // 2, size - extent + extent // 2
-        first = jax.random.randint(keys[2], (self.most, 2), low, high)
+        first = jax.random.randint(keys[2], (self.max_count, 2), low, high)
         position = jnp.arange(size)[None, :, None]
         inside = (position >= first[:, None]) & (position < (first + extent)[:, None])
-        exists = (jnp.arange(self.most) < count)[:, None]
+        exists = (jnp.arange(self.max_count) < count)[:, None]
         rows, columns = inside[..., 0] & exists, inside[..., 1]
         return jnp.any(rows[:, :, None] & columns[:, None, :], axis=0)
 
     def hole_on_host(self, rng: np.random.Generator, size: int) -> np.ndarray:
         hole = np.zeros((size, size), np.bool_)
-        for _ in range(rng.integers(self.most + 1)):
-            extent = rng.integers(0, int(self.sides * size), 2)
+        for _ in range(rng.integers(self.max_count + 1)):
+            extent = rng.integers(0, int(self.max_side * size), 2)
             first = rng.integers(-extent // 2, size - extent + extent // 2)
             (top, left), (bottom, right) = np.maximum(first, 0), first + extent
             hole[top : max(bottom, 0), left : max(right, 0)] = True
@@ -213,10 +219,10 @@ class Rectangles:
 
 @dataclasses.dataclass(frozen=True)
 class FreeForm:
-    """Co-Mod-GAN's and MI-GAN's, to train and to evaluate with: all of the above."""
+    """Co-Mod-GAN's and MI-GAN's masks for training and evaluation: all of the above."""
 
-    small: Rectangles = Rectangles(most=9, sides=0.5)
-    large: Rectangles = Rectangles(most=4, sides=1.0)
+    small: Rectangles = Rectangles(max_count=9, max_side=0.5)
+    large: Rectangles = Rectangles(max_count=4, max_side=1.0)
     brush: Brush = Brush((0, 20), (4, 18), (12, 48), width_scales=False, flips=True)
 
     def hole_on_device(self, key: jax.Array, size: int) -> jax.Array:
@@ -232,25 +238,25 @@ class FreeForm:
 
 
 @dataclasses.dataclass(frozen=True)
-class Box:
-    """One box of .3 to .7 of the size in either direction, inside the picture."""
+class BoxMask:
+    """One box inside the image."""
 
-    shares: tuple[float, float] = (0.3, 0.7)
+    sides: tuple[float, float] = (0.3, 0.7)  # fractions of the size
 
-    def _sides(self, size: int) -> tuple[int, int]:
-        low, high = (int(share * size) for share in self.shares)
+    def _side_range(self, size: int) -> tuple[int, int]:
+        low, high = (int(fraction * size) for fraction in self.sides)
         return low, high + 1
 
     def hole_on_device(self, key: jax.Array, size: int) -> jax.Array:
         keys = jax.random.split(key)
-        extent = jax.random.randint(keys[0], (2,), *self._sides(size))
+        extent = jax.random.randint(keys[0], (2,), *self._side_range(size))
         first = jax.random.randint(keys[1], (2,), 0, size - extent + 1)
         position = jnp.arange(size)[:, None]
         inside = (position >= first[None]) & (position < (first + extent)[None])
         return inside[:, 0][:, None] & inside[:, 1][None, :]
 
     def hole_on_host(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        extent = rng.integers(*self._sides(size), 2)
+        extent = rng.integers(*self._side_range(size), 2)
         (top, left) = first = rng.integers(0, size - extent + 1)
         bottom, right = first + extent
         hole = np.zeros((size, size), np.bool_)
@@ -260,48 +266,45 @@ class Box:
 
 @dataclasses.dataclass(frozen=True)
 class CellularAutomaton:
-    """Noise that grows together: a majority vote of neighbours, some times over.
+    """Noise, smoothed by repeated majority votes of neighbouring cells."""
 
-    At a scale of 1, 2, 4 or 8; larger cells are dilated by one pixel.
-    """
-
-    scales: tuple[int, ...] = (1, 2, 4, 8)
-    votes: tuple[int, int] = (2, 7)  # at least, and less than
+    scales: tuple[int, ...] = (1, 2, 4, 8)  # pixels per cell
+    votes: tuple[int, int] = (2, 7)  # the end is excluded
 
     def hole_on_device(self, key: jax.Array, size: int) -> jax.Array:
         keys = jax.random.split(key, 3)
         votes = jax.random.randint(keys[1], (), *self.votes)
 
-        def at(scale: int) -> jax.Array:
+        def draw(scale: int) -> jax.Array:
             shape = size // scale, size // scale
             bits = jax.random.bernoulli(keys[2], 0.5, shape)
 
-            def vote(index, bits):
-                return jnp.where(index < votes, _majority(bits, jnp), bits)
+            def step(index, bits):
+                return jnp.where(index < votes, _majority_vote(bits, jnp), bits)
 
-            bits = jax.lax.fori_loop(0, self.votes[1] - 1, vote, bits)
-            return _grown(bits, scale, jnp)
+            bits = jax.lax.fori_loop(0, self.votes[1] - 1, step, bits)
+            return _enlarge(bits, scale, jnp)
 
-        holes = jnp.stack([at(scale) for scale in self.scales])
+        holes = jnp.stack([draw(scale) for scale in self.scales])
         return holes[jax.random.randint(keys[0], (), 0, len(self.scales))]
 
     def hole_on_host(self, rng: np.random.Generator, size: int) -> np.ndarray:
         scale = rng.choice(self.scales)
         bits = rng.random((size // scale, size // scale)) < 0.5
         for _ in range(rng.integers(*self.votes)):
-            bits = _majority(bits, np)
-        return _grown(bits, int(scale), np)
+            bits = _majority_vote(bits, np)
+        return _enlarge(bits, int(scale), np)
 
 
-def _majority(bits, xp):
-    """Whether at least five of the nine in a pixel's neighbourhood are set."""
+def _majority_vote(bits, xp):
+    """Set the cells that have at least five of nine set in their neighbourhood."""
     counts = xp.pad(bits.astype(xp.uint8), 1)
     counts = counts[:-2] + counts[1:-1] + counts[2:]
     return counts[:, :-2] + counts[:, 1:-1] + counts[:, 2:] >= 5
 
 
-def _grown(bits, scale: int, xp):
-    """Cells of `scale` pixels, with their neighbours up, down, left and right."""
+def _enlarge(bits, scale: int, xp):
+    """Enlarge cells to `scale` pixels; above 1, dilate them by a cross of 3 pixels."""
     bits = xp.repeat(xp.repeat(bits, scale, axis=0), scale, axis=1)
     if scale == 1:
         return bits
@@ -313,7 +316,7 @@ def _grown(bits, scale: int, xp):
 SAMPLERS: dict[str, Sampler] = {
     "free_form": FreeForm(),
     "brush": Brush(),
-    "thin_brush": Brush(widths=(8, 24)),  # leaves more to go by in small pictures
-    "box": Box(),
+    "thin_brush": Brush(widths=(8, 24)),  # for small images
+    "box": BoxMask(),
     "cellular_automaton": CellularAutomaton(),
 }

@@ -1,7 +1,6 @@
-"""What a mask given by a user means: which pixels are the hole.
+"""The hole of a user's mask, which may have either polarity and any values.
 
-Masks come with either polarity and any values; inside the package a hole is a boolean
-array, True where the picture is to be made up.
+Inside the package, a hole is a boolean array, True where the image is to be filled.
 """
 
 from typing import Literal, get_args
@@ -12,21 +11,21 @@ from migan_jax.errors import UserError
 
 MaskHole = Literal["white", "black"]
 
-# More hole than this is rarely meant: masks with holes in the other colour look so.
-DOUBTFUL_SHARE = 0.7
-# As is a hole of more than half the picture that takes in most of its border.
-DOUBTFUL_SHARE_WITH_BORDER = 0.5
+# A mask looks inverted if more than this fraction is hole.
+INVERTED_FRACTION = 0.7
+# The same if the hole includes most of the border.
+INVERTED_FRACTION_WITH_BORDER = 0.5
 
 
 def hole_of(mask: np.ndarray, mask_hole: MaskHole = "white") -> np.ndarray:
-    """The hole [H, W] of a mask [H, W] or [H, W, 1] of booleans or numbers.
+    """Return the hole [H, W] of a mask [H, W] or [H, W, 1] of booleans or numbers.
 
-    A pixel is white when twice its value reaches the mask's own maximum, so that 0/1,
-    0/254, 0/255, booleans and soft masks all mean what they look like; a mask that is
-    zero everywhere is all black. The white pixels are the hole, or the black ones.
+    A pixel is white if twice its value is at least the mask's maximum, so 0/1, 0/254,
+    0/255, boolean and soft masks work alike. A mask of zeros is black. `mask_hole` is
+    the colour of the hole.
     """
     if mask_hole not in get_args(MaskHole):
-        raise UserError(f"mask_hole is 'white' or 'black', not {mask_hole!r}.")
+        raise UserError(f"mask_hole is {mask_hole!r}, but must be 'white' or 'black'.")
     mask = np.asarray(mask)
     if mask.ndim == 3 and mask.shape[2] == 1:
         mask = mask[..., 0]
@@ -43,30 +42,30 @@ def _is_high(mask: np.ndarray) -> np.ndarray:
         raise UserError(f"A mask holds booleans or numbers, not {mask.dtype}.")
     if mask.dtype.kind != "u" and not (np.isfinite(mask).all() and mask.min() >= 0):
         raise UserError("A mask holds no negative values, no NaN and no infinity.")
-    largest = mask.max()
-    if largest == 0:
+    maximum = mask.max()
+    if maximum == 0:
         return np.zeros(mask.shape, np.bool_)
     if mask.dtype.kind == "f":
-        return mask / largest >= 0.5  # half of the smallest number would be zero
-    return mask >= largest // 2 + largest % 2
+        return mask / maximum >= 0.5  # half the smallest float is zero
+    return mask >= maximum // 2 + maximum % 2
 
 
-def doubt_about(hole: np.ndarray, remedy: str) -> str | None:
-    """A sentence on a hole that is probably not what was meant, else None.
+def polarity_warning(hole: np.ndarray, hint: str) -> str | None:
+    """Return a warning if the mask looks inverted or is all hole, else None.
 
     Args:
       hole: True in the hole.
-      remedy: what helps if the polarity is wrong, for the end of the sentence.
+      hint: what inverts the mask, to end the message.
     """
-    share = np.count_nonzero(hole) / hole.size
-    if share == 1:
-        return "The mask leaves nothing known, so the whole picture is made up."
+    fraction = np.count_nonzero(hole) / hole.size
+    if fraction == 1:
+        return "The mask's hole is the whole image, so all of it is generated."
     border = np.concatenate([hole[0], hole[-1], hole[:, 0], hole[:, -1]]).mean()
-    inverted = share > DOUBTFUL_SHARE_WITH_BORDER and border > 0.5
-    if share <= DOUBTFUL_SHARE and not inverted:
+    has_border = fraction > INVERTED_FRACTION_WITH_BORDER and border > 0.5
+    if fraction <= INVERTED_FRACTION and not has_border:
         return None
-    including = ", most of its border included" if inverted else ""
+    including = ", including most of its border" if has_border else ""
     return (
-        f"The mask makes {share:.0%} of the picture a hole{including}: if that is the "
-        f"wrong way round, then {remedy}."
+        f"The mask's hole is {fraction:.0%} of the image{including}. If the mask is "
+        f"inverted, try: {hint}."
     )

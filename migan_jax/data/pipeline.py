@@ -1,13 +1,12 @@
-"""Batches of pictures from a source: the same for any number of processes and workers.
+"""Batches of a source's images, the same for any number of processes and workers.
 
-All records of all epochs stand in one order, which the seed decides, and batch number
-`step` is `batch_size` of them, in order. A process loads rows of it. So the position
-in the data is the number of images before: a run that resumes, with as many processes
-or others, goes on exactly. Each place in the order has its own random numbers, for its
-crop.
+The seed determines one order of the records of all epochs. Batch `step` is the next
+`batch_size` records in this order, and each process loads some of its rows. A position
+in the order is thus a number of images, at which a run can resume with any number of
+processes. Each position has its own random numbers, for the crop.
 
-A record that cannot be used is replaced by another, which its place decides too, and is
-reported; too many of them end the run.
+An unusable record is reported and replaced by another one, which also depends on the
+position only. Too many of them end the run.
 """
 
 import dataclasses
@@ -27,7 +26,7 @@ import numpy as np
 from absl import flags
 
 from migan_jax.config import available_cores
-from migan_jax.data.examples import Crop, Example, decode_crop
+from migan_jax.data.examples import CropSettings, Example, decode_crop
 from migan_jax.data.mask_samplers import SAMPLERS, Sampler, mask_on_host
 from migan_jax.data.rejects import Rejects
 from migan_jax.data.sources import Source
@@ -36,89 +35,86 @@ from migan_jax.errors import UserError
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-Batch = dict[str, np.ndarray]
+HostBatch = dict[str, np.ndarray]
 
-# Other records tried in the place of one that cannot be used.
-REPLACEMENTS = 100
-# Batches that each worker, or each thread without workers, holds ready.
-BATCHES_AHEAD = 2
-LAST_STEP = 1 << 40
+MAX_REPLACEMENTS = 100  # records to try instead of an unusable one
+BATCHES_AHEAD = 2  # to load in advance, per worker, or per thread without workers
+END_STEP = 1 << 40  # never reached
 
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """What a batch is made of; travels to worker processes."""
+    """Loads batches; is pickled to worker processes."""
 
     source: Source
-    crop: Crop
+    crop: CropSettings
     seed: int
     batch_size: int
-    rows: range  # of each batch, that are loaded here
-    sampler: Sampler | None = None  # of masks for pictures without their own
-    offset: int = 0  # of batch 0 in the order: of a stage after batches of other sizes
+    rows: range  # of each batch, to load in this process
+    sampler: Sampler | None = None  # of masks, for images without their own
+    offset: int = 0  # position of batch 0, after stages with other batch sizes
 
     def __post_init__(self) -> None:
         if not 0 <= self.rows.start < self.rows.stop <= self.batch_size:
-            raise ValueError(f"{self.rows} are not rows of {self.batch_size}")
+            raise ValueError(f"rows {self.rows} of a batch of {self.batch_size}")
 
-    def __call__(self, step: int) -> Batch:
-        """Batch number `step`, from 0.
+    def __call__(self, step: int) -> HostBatch:
+        """Load this process's rows of a batch.
 
-        Returns "image", uint8 [rows, R, R, 3]; with own or drawn masks "mask", uint8
-        [rows, R, R, 1], 1 where known; and the record that was "wanted" and the one
-        that was "used" in each row.
+        Returns "image", uint8 [rows, R, R, 3]; if the source has masks, or if they are
+        drawn here, "mask", uint8 [rows, R, R, 1], 1 where known; for each row the
+        "planned" record of the order, and the "used" one.
         """
-        places = [self.place(step, row) for row in self.rows]
-        wanted = [self.record_at(place) for place in places]
-        found = [self._first_usable(*pair) for pair in zip(places, wanted, strict=True)]
-        used, examples = zip(*found, strict=True)
+        positions = [self.position(step, row) for row in self.rows]
+        planned = [self.record_at(position) for position in positions]
+        used, examples = zip(*map(self._load_usable, positions, planned), strict=True)
         batch = {
             "image": np.stack([example.image for example in examples]),
-            "wanted": np.array(wanted),
+            "planned": np.array(planned),
             "used": np.array(used),
         }
         if examples[0].hole is not None:
             holes = np.stack([example.hole for example in examples])
             batch["mask"] = 1 - holes[..., None].astype(np.uint8)
         elif self.sampler is not None:
-            masks = [self._drawn_mask(place) for place in places]
+            masks = [self._draw_mask(position) for position in positions]
             batch["mask"] = np.stack(masks)[..., None]
         return batch
 
-    def place(self, step: int, row: int) -> int:
-        """Where a row of a batch stands in the order of all epochs."""
+    def position(self, step: int, row: int) -> int:
+        """Return the position of a batch's row in the order of all epochs."""
         return self.offset + step * self.batch_size + row
 
-    def _drawn_mask(self, place: int) -> np.ndarray:
-        rng = np.random.default_rng((self.seed, place, 5))
+    def _draw_mask(self, position: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, position, 5))
         return mask_on_host(self.sampler, rng, self.crop.resolution)
 
-    def record_at(self, place: int) -> int:
-        """The record at a place in the order of all epochs."""
-        epoch, index = divmod(place, len(self.source))
-        return int(_order(self.seed, epoch, len(self.source))[index])
+    def record_at(self, position: int) -> int:
+        """Return the record at a position in the order of all epochs."""
+        epoch, index = divmod(position, len(self.source))
+        return int(_permutation(self.seed, epoch, len(self.source))[index])
 
-    def candidates(self, place: int, wanted: int) -> Iterator[int]:
-        """The records for a place, in the order in which they are tried."""
-        yield wanted
-        rng = np.random.default_rng((self.seed, place, 1))
-        for _ in range(REPLACEMENTS):
+    def candidates(self, position: int, planned: int) -> Iterator[int]:
+        """Yield the records to try at a position."""
+        yield planned
+        rng = np.random.default_rng((self.seed, position, 1))
+        for _ in range(MAX_REPLACEMENTS):
             yield int(rng.integers(len(self.source)))
 
-    def _first_usable(self, place: int, wanted: int) -> tuple[int, Example]:
-        for record in self.candidates(place, wanted):
+    def _load_usable(self, position: int, planned: int) -> tuple[int, Example]:
+        for record in self.candidates(position, planned):
             try:
-                return record, self.load(record, place)
+                return record, self.load(record, position)
             except UserError as error:
                 last = error
         raise UserError(
-            f"No picture of {self.source.fingerprint.source} was found that can be "
-            f"used, in {REPLACEMENTS + 1} tries; the last: {last}"
+            f"Found no usable image in {self.source.fingerprint.source} in "
+            f"{MAX_REPLACEMENTS + 1} tries. The last: {last}"
         )
 
-    def load(self, record: int, place: int) -> Example:
-        """A record's random crop at a place in the order."""
-        rng = np.random.default_rng((self.seed, place))
+    def load(self, record: int, position: int) -> Example:
+        """Load a record's random crop at a position in the order."""
+        rng = np.random.default_rng((self.seed, position))
         source = self.source
         return decode_crop(
             source.encoded(record),
@@ -130,13 +126,13 @@ class Loader:
 
 
 @functools.lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, records: int) -> np.ndarray:
-    """An epoch's permutation; of a million records, megabytes and milliseconds."""
+def _permutation(seed: int, epoch: int, records: int) -> np.ndarray:
+    """Return an epoch's order; a million records take megabytes and milliseconds."""
     rng = np.random.default_rng((seed, epoch, 2))
     return rng.permutation(np.arange(records, dtype=np.uint32))
 
 
-def loader_of(
+def make_loader(
     config: "ConfigDict",
     source: Source,
     rows: range | None = None,
@@ -145,41 +141,40 @@ def loader_of(
     resolution: int | None = None,
     offset: int = 0,
 ) -> Loader:
-    """Batches of a source as `config` describes them; of each, only some rows.
+    """Make the loader that a configuration describes.
 
     Args:
-      batch_size, resolution: of a stage with its own.
-      offset: of its batch 0 in the order of all epochs.
+      rows: of each batch, to load in this process; default: all.
+      batch_size, resolution: of the stage; default: the configuration's.
+      offset: position of the stage's batch 0 in the order of all epochs.
     """
     data, resolution = config.data, resolution or config.resolution
     batch_size = batch_size or config.batch_size
-    smallest = data.smallest_side
-    if smallest is None:
-        smallest = resolution // 2
-    crop = Crop(resolution, data.crop, data.crop_scale, smallest)
+    min_side = resolution // 2 if data.smallest_side is None else data.smallest_side
+    crop = CropSettings(resolution, data.crop, data.crop_scale, min_side)
     rows = range(batch_size) if rows is None else rows
     sampler = SAMPLERS[data.mask_kind] if data.draw_masks_on == "host" else None
     return Loader(source, crop, config.seed, batch_size, rows, sampler, offset)
 
 
 class Batches:
-    """Batches from `first_step` on, for ever, loaded ahead in the background.
+    """An endless iterator of batches, loaded ahead in the background.
 
-    To be closed, or used in a `with`; workers also end when this process dies.
+    A context manager. Workers also end when this process dies.
     """
 
     def __init__(
         self, loader: Loader, rejects: Rejects, *, first_step: int = 0, workers: int = 0
     ):
-        """`workers`: processes that load; 0 means threads of this one."""
+        """Start `workers` loader processes, or threads if 0."""
         self.loader, self.rejects, self._step = loader, rejects, first_step
-        steps = grain.MapDataset.range(first_step, LAST_STEP)
+        steps = grain.MapDataset.range(first_step, END_STEP)
         threads = 1 if workers else available_cores()
         batches = steps.map(loader).to_iter_dataset(
             grain.ReadOptions(threads, prefetch_buffer_size=threads + BATCHES_AHEAD)
         )
         if workers:
-            if not flags.FLAGS.is_parsed():  # grain asks for them; we have none
+            if not flags.FLAGS.is_parsed():  # grain requires parsed flags
                 flags.FLAGS.mark_as_parsed()
             batches = batches.mp_prefetch(
                 grain.MultiprocessingOptions(workers, BATCHES_AHEAD), _start_worker
@@ -189,12 +184,12 @@ class Batches:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> HostBatch:
         loaded = self._load_next()
-        # Copied, because workers' arrays are in memory that is theirs to reuse.
+        # Copy, because workers reuse the memory of their arrays.
         batch = {name: np.array(array) for name, array in loaded.items()}
-        wanted, used = batch.pop("wanted"), batch.pop("used")
-        replaced = np.flatnonzero(wanted != used)
+        planned, used = batch.pop("planned"), batch.pop("used")
+        replaced = np.flatnonzero(planned != used)
         for row in replaced:
             self._report(int(row), int(used[row]))
         if replaced.size:
@@ -202,10 +197,10 @@ class Batches:
         self._step += 1
         return batch
 
-    def _load_next(self) -> Batch:
+    def _load_next(self) -> HostBatch:
         try:
             return next(self._iterator)
-        except UserError:  # no picture was found that can be used
+        except UserError:  # found no usable image
             self._report(0, None)
             self.rejects.write()
             raise
@@ -213,30 +208,30 @@ class Batches:
             if "terminated unexpectedly" not in str(error):
                 raise
             raise UserError(
-                "A process that loads pictures was killed, for want of memory or by a "
-                "signal: use fewer data.workers, or 0."
+                "A loader process was killed, by a signal or for lack of memory. Use "
+                "fewer data.workers, or 0."
             ) from error
 
     def _report(self, row: int, used: int | None) -> None:
-        """Find out what was wrong with those that were tried before `used`."""
+        """Load the records tried before `used` again, to report their errors."""
         loader = self.loader
-        place = loader.place(self._step, loader.rows[row])
-        for record in loader.candidates(place, loader.record_at(place)):
+        position = loader.position(self._step, loader.rows[row])
+        for record in loader.candidates(position, loader.record_at(position)):
             if record == used:
                 return
             try:
-                loader.load(record, place)
+                loader.load(record, position)
             except UserError as error:
-                # By this process, of the images of all stages.
-                shown = loader.place(self._step + 1, 0)
-                seen = shown * len(loader.rows) // loader.batch_size
+                # Images that this process has loaded, in all stages.
+                end = loader.position(self._step + 1, 0)
+                seen = end * len(loader.rows) // loader.batch_size
                 self.rejects.add(loader.source.name(record), str(error), seen)
 
     def close(self) -> None:
-        """Stop loading, and the workers."""
+        """Stop loading and end the workers."""
         if self._iterator is not None:
             self._iterator.close()
-        self._iterator = None  # grain complains of those that outlive the interpreter
+        self._iterator = None  # grain complains if it outlives the interpreter
 
     def __enter__(self) -> Self:
         return self
@@ -250,7 +245,7 @@ class Batches:
         self.close()
 
 
-def batches_of(
+def open_batches(
     config: "ConfigDict",
     source: Source,
     *,
@@ -259,28 +254,29 @@ def batches_of(
     report: Path | None = None,
     **stage: int,
 ) -> Batches:
-    """A source's batches as `config` describes them; of each, only some rows.
+    """Open the batches that a configuration describes.
 
     Args:
-      report: a JSON file that names what cannot be used.
-      stage: what `loader_of` takes besides.
+      rows: of each batch, to load in this process; default: all.
+      report: a JSON file for the list of unusable images.
+      stage: further arguments of `make_loader`.
     """
     if first_step < 0:
         raise ValueError(f"first_step is {first_step}")
-    loader = loader_of(config, source, rows, **stage)
-    rejects = Rejects(loader.source, config.data.bad_share, report)
+    loader = make_loader(config, source, rows, **stage)
+    rejects = Rejects(loader.source, config.data.max_rejected_fraction, report)
     workers = config.data.workers
     return Batches(loader, rejects, first_step=first_step, workers=workers)
 
 
 def _start_worker(worker: int, workers: int) -> None:
-    """Let this worker end when the process that started it is gone, even if killed.
+    """End this worker when its parent process ends, even if that is killed.
 
-    Signals that go to both, Ctrl-C and a scheduler's, are that process's to handle.
+    Ctrl-C and schedulers signal both processes; the parent handles that.
     """
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # what it can do without
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of oddities in images
+    for interruption in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interruption, signal.SIG_IGN)
 
     def wait() -> None:
         parent_process().join()

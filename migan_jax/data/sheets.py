@@ -1,4 +1,4 @@
-"""Contact sheets: many small pictures in one, to look at what networks are shown."""
+"""Contact sheets: many small images in one, for inspection."""
 
 from collections.abc import Sequence
 
@@ -10,33 +10,30 @@ GAP, LABEL_HEIGHT = 2, 16
 
 
 def contact_sheet(
-    pictures: Sequence[np.ndarray],
-    side: int,
-    columns: int,
-    labels: Sequence[str] = (),
+    images: Sequence[np.ndarray], side: int, columns: int, labels: Sequence[str] = ()
 ) -> Image.Image:
-    """Pictures, uint8 [H, W, 3], fitted into squares of `side`, row by row."""
+    """Fit images, uint8 [H, W, 3], into squares of `side`, row by row."""
     top = LABEL_HEIGHT if labels else 0
     width, height = side + GAP, side + GAP + top
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * width - GAP, rows * height - GAP), "silver")
     draw = ImageDraw.Draw(sheet)
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         x, y = index % columns * width, index // columns * height
-        tile = Image.fromarray(picture)
+        tile = Image.fromarray(image)
         scale = side / max(tile.size)
         kernel = Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST
         extent = [max(round(scale * length), 1) for length in tile.size]
         tile = tile.resize(extent, kernel)
-        middle = (side - tile.width) // 2, (side - tile.height) // 2
-        sheet.paste(tile, (x + middle[0], y + top + middle[1]))
+        left, above = (side - tile.width) // 2, (side - tile.height) // 2
+        sheet.paste(tile, (x + left, y + top + above))
         if labels:
             draw.text((x + 4, y + 2), labels[index], fill="black")
     return sheet
 
 
-def with_hole(image: np.ndarray, hole: np.ndarray | None = None) -> np.ndarray:
-    """A picture with its hole in a colour that photographs do not have."""
+def paint_hole(image: np.ndarray, hole: np.ndarray | None = None) -> np.ndarray:
+    """Paint the hole in a colour that is rare in photos."""
     if hole is None:
         return image
     return np.where(hole[..., None], np.uint8(HOLE_COLOUR), image)

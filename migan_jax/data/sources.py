@@ -1,15 +1,15 @@
-"""What pictures are learned from: random access to encoded pictures, by number.
+"""Sources of images: random access to encoded images by index.
 
-  a folder       any formats, with subfolders      `photos`
+  a folder       any formats, recursively          `photos`
   a zip          likewise                          `photos.zip`
-  ArrayRecord    what the verb prepare has written, or records that are image files
+  ArrayRecord    written by `prepare`, or records that are image files
                                                    `prepared`, `images.array_record`
   TFDS           prepared as ArrayRecord; reading needs no TensorFlow
                                                    `tfds:places365_small[train]`
   scenes         drawn from a seed                 `scenes`, `scenes:leaves`
 
-Folders and zips may have own masks beside them, in a folder or zip of their own: every
-picture then has the mask of its name, whatever their endings.
+The images of a folder or zip may have masks in another folder or zip. They are matched
+by name, without the extension.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ import numpy as np
 
 from migan_jax.data.containers import Files, open_files
 from migan_jax.data.examples import Encoded, Example, decode
-from migan_jax.data.masks import MaskHole, doubt_about
-from migan_jax.data.scenes import FAMILIES, draw_scene
-from migan_jax.errors import UserError, missing_here
+from migan_jax.data.masks import MaskHole, polarity_warning
+from migan_jax.data.scenes import SCENE_FAMILIES, draw_scene
+from migan_jax.errors import UserError, missing_package
 from migan_jax.files import read_json, reason, refuse_address, refuse_undecodable
 
 if TYPE_CHECKING:
@@ -36,19 +36,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What the verb prepare leaves in its folder, beside the shards.
-INDEX, REPORT = "index.json", "rejected.json"
-PLAN = "plan.json"  # without an index: it was interrupted
-SHARD_ENDING = ".array_record"
-# Own masks that are looked at before a run, to see whether they are inverted.
-DOUBTED = 8
-# Scenes until they repeat.
-SCENES = 1_000_000
+# The files that `prepare` writes beside the shards.
+INDEX_FILE, REPORT_FILE = "index.json", "rejected.json"
+PLAN_FILE = "plan.json"  # without an index: `prepare` was interrupted
+SHARD_SUFFIX = ".array_record"
+MASKS_CHECKED = 8  # for inverted masks, before a run
+SCENE_COUNT = 1_000_000  # until scenes repeat
 
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
-    """What a source holds, so that a change between two runs is noticed."""
+    """Identifies a source's content, to detect changes between runs."""
 
     source: str
     records: int
@@ -56,22 +54,22 @@ class Fingerprint:
     digest: str
 
     @classmethod
-    def of_json(cls, content: dict[str, Any]) -> "Fingerprint":
-        """What `dataclasses.asdict` made of one, read from a file."""
+    def from_json(cls, content: dict[str, Any]) -> "Fingerprint":
+        """Make a fingerprint from the output of `dataclasses.asdict`."""
         return cls(**{key: content[key] for key in cls.__annotations__})
 
     def change_since(self, earlier: "Fingerprint") -> str | None:
-        """A sentence that names what changed, or None. A move alone is no change."""
+        """Describe what changed, or return None. A new location is no change."""
         if self.digest == earlier.digest:
             return None
         if (self.records, self.bytes) == (earlier.records, earlier.bytes):
-            what = f"its {self.records:,} pictures have other contents or names"
+            what = f"the contents or names of its {self.records:,} images differ"
         else:
             what = (
-                f"it had {earlier.records:,} pictures of {earlier.bytes:,} bytes, and "
+                f"it had {earlier.records:,} images of {earlier.bytes:,} bytes and now "
                 f"has {self.records:,} of {self.bytes:,}"
             )
-        moved = "" if self.source == earlier.source else f" (then {earlier.source})"
+        moved = "" if self.source == earlier.source else f" (was {earlier.source})"
         return f"{self.source}{moved} has changed: {what}."
 
 
@@ -80,53 +78,52 @@ def _hash(*content: object) -> str:
 
 
 class Source:
-    """Pictures by number."""
+    """Images by index."""
 
     fingerprint: Fingerprint
     mask_hole: MaskHole = "white"
-    has_masks = False  # own ones, of every picture
-    others: tuple[str, ...] = ()  # files that are no images by their ending
+    has_masks = False  # every image has its own mask
+    non_images: tuple[str, ...] = ()  # other files, by their suffix
 
     def __len__(self) -> int:
         return self.fingerprint.records
 
     def name(self, index: int) -> str:
-        """What to call a picture in a report."""
+        """Return an image's name for reports."""
         raise NotImplementedError
 
     def encoded(self, index: int) -> Encoded:
-        """A picture as it is stored."""
+        """Return an image as it is stored."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Example:
-        """A whole picture, decoded."""
+        """Decode a whole image."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         return decode(self.encoded(index), self.name(index), self.mask_hole)
 
 
 class FileSource(Source):
-    """A folder or zip of pictures, with their own masks or without."""
+    """A folder or zip of images, with or without masks."""
 
     def __init__(
-        self,
-        location: Path,
-        masks: Path | None = None,
-        mask_hole: MaskHole = "white",
+        self, location: Path, masks: Path | None = None, mask_hole: MaskHole = "white"
     ):
         if mask_hole not in get_args(MaskHole):
-            raise UserError(f"mask_hole is 'white' or 'black', not {mask_hole!r}.")
+            raise UserError(
+                f"mask_hole is {mask_hole!r}, but must be 'white' or 'black'."
+            )
         if masks is not None and os.path.realpath(masks) == os.path.realpath(location):
             raise UserError(
-                f"{location} is named for the pictures and for their masks: put the "
-                f"masks into a folder of their own."
+                f"{location} is given both for the images and for their masks. Put the "
+                f"masks into another folder."
             )
-        self.files = open_files(location, without=masks)
+        self.files = open_files(location, exclude=masks)
         self.masks = None if masks is None else open_files(masks)
         self.has_masks = masks is not None
         self.mask_hole = mask_hole
-        self.others = self.files.others
-        self._mask_of = _pair(self.files, self.masks) if self.masks else {}
+        self.non_images = self.files.non_images
+        self._mask_names = _match_masks(self.files, self.masks) if self.masks else {}
         containers = [self.files, self.masks] if self.masks else [self.files]
         digests = [container.digest() for container in containers]
         self.fingerprint = Fingerprint(
@@ -136,61 +133,62 @@ class FileSource(Source):
             digest=_hash(*digests, masks and mask_hole),
         )
         if self.masks:
-            self._doubt_masks()
+            self._check_polarity()
 
     def name(self, index: int) -> str:
         return self.files.names[index]
 
     def encoded(self, index: int) -> Encoded:
         name = self.name(index)
-        mask = self.masks.read(self._mask_of[name]) if self.masks else None
+        mask = self.masks.read(self._mask_names[name]) if self.masks else None
         return Encoded(self.files.read(name), mask)
 
-    def _doubt_masks(self) -> None:
-        """Say so if most of the first masks look inverted."""
-        doubts = []
-        for index in range(min(len(self), DOUBTED)):
+    def _check_polarity(self) -> None:
+        """Warn if most of the first masks look inverted."""
+        other = "black" if self.mask_hole == "white" else "white"
+        warnings = []
+        for index in range(min(len(self), MASKS_CHECKED)):
             try:
                 hole = self[index].hole
-            except UserError:  # will be rejected wherever it is used
+            except UserError:  # is rejected when it is loaded
                 continue
-            other = "black" if self.mask_hole == "white" else "white"
-            doubts.append(doubt_about(hole, f"mask_hole is {other}"))
-        if sum(map(bool, doubts)) > len(doubts) / 2:
-            logger.warning("%s: %s", self.masks.location, next(filter(None, doubts)))
+            warnings.append(polarity_warning(hole, f"mask_hole={other}"))
+        if sum(map(bool, warnings)) > len(warnings) / 2:
+            logger.warning("%s: %s", self.masks.location, next(filter(None, warnings)))
 
 
-def _pair(images: Files, masks: Files) -> dict[str, str]:
-    """The mask of each image: that of its name."""
-
-    def by_stem(files: Files) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for name in files.names:
-            stem = str(PurePosixPath(name).with_suffix(""))
-            if stem in found:
-                raise UserError(
-                    f"{files.location} has {found[stem]} and {name}: which of them "
-                    f"belongs to a mask or picture named {stem} is unclear."
-                )
-            found[stem] = name
-        return found
-
-    image_of, mask_of = by_stem(images), by_stem(masks)
-    ours = images.location, image_of, "pictures without a mask"
-    others = masks.location, mask_of, "masks without a picture"
-    for (here, names, what), (there, partners, _) in (ours, others), (others, ours):
-        alone = [name for stem, name in names.items() if stem not in partners]
-        if alone:
+def _match_masks(images: Files, masks: Files) -> dict[str, str]:
+    """Return the mask's name for each image's name."""
+    image_names, mask_names = _names_by_stem(images), _names_by_stem(masks)
+    for kind, files, names, other, other_names in (
+        ("images", images, image_names, masks, mask_names),
+        ("masks", masks, mask_names, images, image_names),
+    ):
+        unmatched = [name for stem, name in names.items() if stem not in other_names]
+        if unmatched:
             raise UserError(
-                f"{here} has {what} of the same name in {there} ({len(alone):,}, such "
-                f"as {alone[0]}): every picture needs its mask, and every mask its "
-                f"picture."
+                f"{len(unmatched):,} {kind} in {files.location}, such as "
+                f"{unmatched[0]}, have no counterpart in {other.location}. Every image "
+                f"needs a mask of the same name, and every mask an image."
             )
-    return {name: mask_of[stem] for stem, name in image_of.items()}
+    return {name: mask_names[stem] for stem, name in image_names.items()}
+
+
+def _names_by_stem(files: Files) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for name in files.names:
+        stem = str(PurePosixPath(name).with_suffix(""))
+        if stem in names:
+            raise UserError(
+                f"{files.location} has both {names[stem]} and {name}. Rename one, so "
+                f"that images and masks match by name."
+            )
+        names[stem] = name
+    return names
 
 
 class ArrayRecordSource(Source):
-    """Records that are image files, and where there are any their masks' records."""
+    """ArrayRecord files whose records are image files, with masks if there are any."""
 
     def __init__(self, location: Path):
         index = _read_index(location)
@@ -199,11 +197,11 @@ class ArrayRecordSource(Source):
         self._images = _open_records(location, index["images"])
         self._masks = _open_records(location, index["masks"])
         self.has_masks = bool(self._masks)
-        parts = self._names, self._images, self._masks
-        counts = {len(part) for part in parts if part is not None}
+        columns = self._names, self._images, self._masks
+        counts = {len(column) for column in columns if column is not None}
         if self._images is None or len(counts) != 1:
             raise UserError(
-                f"{location} does not hold as many pictures as names or masks: prepare "
+                f"{location} has different numbers of images, names and masks. Prepare "
                 f"it again."
             )
         self.fingerprint = Fingerprint(
@@ -220,15 +218,15 @@ class ArrayRecordSource(Source):
         try:
             mask = self._masks[index] if self._masks else None
             return Encoded(self._images[index], mask)
-        except RuntimeError as error:  # what the library raises for anything
+        except RuntimeError as error:  # any failure of the library
             raise UserError(
                 f"{self.name(index)} cannot be read ({reason(error)})."
             ) from error
 
 
 def _read_index(location: Path) -> dict[str, Any]:
-    """What `prepare` says about a folder, or what there is to say about other files."""
-    path = location / INDEX
+    """Read the index that `prepare` wrote, or make one for other files."""
+    path = location / INDEX_FILE
     if os.path.lexists(path):
         return read_json(
             path,
@@ -240,9 +238,9 @@ def _read_index(location: Path) -> dict[str, Any]:
             bytes=int,
             digest=str,
         )
-    if os.path.lexists(location / PLAN):
+    if os.path.lexists(location / PLAN_FILE):
         raise UserError(
-            f"{location} is not finished: run the command that prepares it again."
+            f"{location} is not finished. Run the command that prepares it again."
         )
     files = [location]
     if location.is_dir():
@@ -265,16 +263,16 @@ def _open_records(location: Path, names: list[str]) -> "ArrayRecordDataSource | 
     try:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
     except ModuleNotFoundError as error:
-        raise missing_here("array_record", f"Reading {location}") from error
+        raise missing_package("array_record", f"Reading {location}") from error
     folder = location if location.is_dir() else location.parent
     refuse_undecodable(folder)
     try:
         return (
             ArrayRecordDataSource([str(folder / n) for n in names]) if names else None
         )
-    except RuntimeError as error:  # what the library raises for anything
+    except RuntimeError as error:  # any failure of the library
         raise UserError(
-            f"{location} cannot be read as ArrayRecord ({reason(error)}): make its "
+            f"{location} cannot be read as ArrayRecord ({reason(error)}). Make its "
             f"shards again."
         ) from error
 
@@ -283,7 +281,7 @@ class TfdsSource(Source):
     """A dataset of the TFDS catalogue or in its format, prepared as ArrayRecord."""
 
     def __init__(self, dataset: str, split: str):
-        """`dataset`: NAME[/CONFIG][:VERSION], or a folder with dataset_info.json."""
+        """Open a split of NAME[/CONFIG][:VERSION], or of a folder in TFDS's format."""
         import tensorflow_datasets as tfds
 
         try:
@@ -296,13 +294,13 @@ class TfdsSource(Source):
             stored = builder.info.splits[re.split(r"[\[+]", split)[0]]
         except UserError:
             raise
-        except NotImplementedError as error:  # of other formats, and of nothing at all
+        except NotImplementedError as error:  # other formats, or not prepared
             raise UserError(
-                f"tfds:{dataset} is not prepared as ArrayRecord: run `tfds build "
+                f"tfds:{dataset} is not prepared as ArrayRecord. Run `tfds build "
                 f"{dataset} --file_format=array_record` once, which needs TensorFlow "
                 f"(the extra tf)."
             ) from error
-        except Exception as error:  # builders are anyone's code and fail in any way
+        except Exception as error:  # a builder may raise anything
             raise UserError(
                 f"tfds:{dataset}[{split}] cannot be opened: {reason(error)}."
             ) from error
@@ -320,7 +318,7 @@ class TfdsSource(Source):
     def encoded(self, index: int) -> Encoded:
         try:
             return Encoded(self._records[index][self._feature])
-        except Exception as error:  # damage may surface as anything
+        except Exception as error:  # damaged records raise anything
             raise UserError(
                 f"{self.name(index)} cannot be read ({reason(error)})."
             ) from error
@@ -330,23 +328,22 @@ def _image_feature(features: Mapping[str, Any], tfds: ModuleType) -> str:
     for name, feature in features.items():
         if isinstance(feature, tfds.features.Image):
             return name
-    raise UserError(f"The dataset has no images, but {', '.join(features)}.")
+    raise UserError(f"The dataset has no image feature, only {', '.join(features)}.")
 
 
 class SceneSource(Source):
-    """Pictures drawn from a seed: nothing to download, and as many as one likes."""
+    """Scenes drawn from a seed, in any number."""
 
     def __init__(self, size: int, seed: int, family: str | None = None):
-        if family is not None and family not in FAMILIES:
-            families = ", ".join(f"scenes:{name}" for name in FAMILIES)
-            raise UserError(f"There is no scenes:{family}, but scenes, {families}.")
+        if family is not None and family not in SCENE_FAMILIES:
+            families = ", ".join(f"scenes:{name}" for name in SCENE_FAMILIES)
+            raise UserError(
+                f"scenes:{family} does not exist. Use scenes, or one of {families}."
+            )
         self._size, self._seed, self._family = size, seed, family
         label = "scenes" if family is None else f"scenes:{family}"
         self.fingerprint = Fingerprint(
-            source=label,
-            records=SCENES,
-            bytes=0,
-            digest=_hash(label, size, seed),
+            source=label, records=SCENE_COUNT, bytes=0, digest=_hash(label, size, seed)
         )
 
     def name(self, index: int) -> str:
@@ -358,54 +355,49 @@ class SceneSource(Source):
 
 
 def open_source(
-    source: str,
-    *,
-    masks: str | None,
-    mask_hole: MaskHole,
-    resolution: int,
-    seed: int,
+    source: str, *, masks: str | None, mask_hole: MaskHole, resolution: int, seed: int
 ) -> Source:
-    """The source that a configuration names, as the module's head lists them.
+    """Open one of the sources that the module's docstring lists.
 
     Args:
       source: "scenes", "scenes:FAMILY", "tfds:NAME[SPLIT]", or a path.
-      masks: own masks for a folder or zip: a folder or zip.
-      mask_hole: what they show the hole in.
-      resolution: at which scenes are drawn.
-      seed: of the scenes.
+      masks: a folder or zip of masks for a folder or zip of images.
+      mask_hole: the hole's colour in these masks.
+      resolution: of scenes.
+      seed: of scenes.
     """
     if not source:
-        raise UserError("data.source is empty: name a folder, a zip or scenes.")
+        raise UserError("data.source is empty. Give a folder, a zip or scenes.")
     kind, _, rest = source.partition(":")
     path = Path(source)
     for location in filter(None, (source, masks)):
         if kind != "tfds":
             refuse_address(location)
     if kind == "scenes":
-        found: Source = SceneSource(resolution, seed, rest or None)
+        opened: Source = SceneSource(resolution, seed, rest or None)
     elif kind == "tfds":
         dataset, _, split = rest.partition("[")
-        found = TfdsSource(dataset, split.removesuffix("]") or "train")
+        opened = TfdsSource(dataset, split.removesuffix("]") or "train")
     elif _is_shard(path.name) or has_shards(path):
-        found = ArrayRecordSource(path)
+        opened = ArrayRecordSource(path)
     else:
         return FileSource(path, Path(masks) if masks else None, mask_hole)
     if masks:
         raise UserError(
-            f"Own masks go with a folder or zip, and {source} is none: prepare both "
-            f"together, or leave data.masks empty."
+            f"data.masks needs a folder or zip of images, which {source} is not. "
+            f"Prepare both together, or leave data.masks empty."
         )
-    return found
+    return opened
 
 
 def has_shards(path: Path) -> bool:
-    """Whether a folder holds ArrayRecord, or what prepare has left there."""
+    """Return whether a folder contains ArrayRecord files, or output of `prepare`."""
     if not os.path.isdir(path):
         return False
     names = os.listdir(path)
-    prepared = PLAN in names or {INDEX, REPORT} <= set(names)
-    return prepared or any(map(_is_shard, names))
+    is_prepared = PLAN_FILE in names or {INDEX_FILE, REPORT_FILE} <= set(names)
+    return is_prepared or any(map(_is_shard, names))
 
 
 def _is_shard(name: str) -> bool:
-    return re.search(rf"{re.escape(SHARD_ENDING)}(-\d+-of-\d+)?$", name) is not None
+    return re.search(rf"{re.escape(SHARD_SUFFIX)}(-\d+-of-\d+)?$", name) is not None

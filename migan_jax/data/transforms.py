@@ -1,7 +1,7 @@
-"""What is done to a batch on the device: a key for each sample, and flips.
+"""Random keys per sample, and random flips, on the device.
 
-A sample's key is that of its place in the global batch, so that a batch that is split
-over devices or processes draws what the whole batch would.
+A sample's key depends on its position in the global batch, so random numbers are the
+same however the batch is split over devices and processes.
 """
 
 import jax
@@ -9,22 +9,24 @@ import jax.numpy as jnp
 
 
 def sample_keys(
-    key: jax.Array, number: jax.Array | int, samples: jax.Array
+    key: jax.Array, index: jax.Array | int, samples: jax.Array
 ) -> jax.Array:
-    """One key for each of `samples`, which are places in the global batch, [N].
+    """Make one key per sample.
 
-    `number` is a step's, or a use's.
+    Args:
+      index: of the step, or of the use.
+      samples: positions in the global batch, [N].
     """
-    key = jax.random.fold_in(key, number)
+    key = jax.random.fold_in(key, index)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, samples)
 
 
 def flip(keys: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Mirror each sample or not, left to right, with even chances.
+    """Flip each sample horizontally with probability 1/2.
 
     Args:
-      keys: one for each sample.
-      arrays: [N, H, W, C], of which a sample's are mirrored together.
+      keys: one per sample.
+      arrays: [N, H, W, C]; a sample's arrays are flipped together.
     """
-    mirrored = jax.vmap(jax.random.bernoulli)(keys)[:, None, None, None]
-    return tuple(jnp.where(mirrored, array[:, :, ::-1], array) for array in arrays)
+    flipped = jax.vmap(jax.random.bernoulli)(keys)[:, None, None, None]
+    return tuple(jnp.where(flipped, array[:, :, ::-1], array) for array in arrays)

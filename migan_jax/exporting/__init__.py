@@ -1,1 +1,1 @@
-"""From a checkpoint to an ONNX file that is known to do the same."""
+"""Export of a checkpoint to ONNX, compared with the Flax network."""

@@ -1,4 +1,4 @@
-"""What a graph computes on the way, over holes and elsewhere."""
+"""Intermediate activations of an ONNX graph, over holes and elsewhere."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -9,42 +9,42 @@ if TYPE_CHECKING:
     import onnx
 
 
-def values_inside(
+def iterate_activations(
     model: "onnx.ModelProto", names: Sequence[str], inputs: Sequence[np.ndarray]
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Each input [1, 4, H, W], and these of its values, [C, h, w] each.
+    """Yield each input [1, 4, H, W] with its named activations, [C, h, w] each.
 
-    A graph of a larger batch is given the same picture so many times.
+    A graph with a fixed larger batch gets the same image repeated.
     """
     import onnx
     import onnxruntime
 
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    del shown.graph.output[:]
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    del exposed.graph.output[:]
     kind = onnx.TensorProto.FLOAT
-    shown.graph.output.extend(
+    exposed.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, kind, None) for name in names
     )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
-        shown.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        exposed.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     for x in inputs:
-        values = session.run(names, feed_of(model, x))
+        values = session.run(names, make_feed(model, x))
         yield x, [value[0] for value in values]
 
 
-def feed_of(model: "onnx.ModelProto", x: np.ndarray) -> dict[str, np.ndarray]:
-    """What a graph takes in place of one picture, [1, 4, H, W]."""
+def make_feed(model: "onnx.ModelProto", x: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the graph's inputs for one image, [1, 4, H, W]."""
     entry = model.graph.input[0]
-    batch = entry.type.tensor_type.shape.dim[0].dim_value or 1  # 0 where any will do
+    batch = entry.type.tensor_type.shape.dim[0].dim_value or 1  # 0: any
     return {entry.name: np.repeat(x, batch, axis=0)}
 
 
-def hole_of_level(x: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Pixels of a level most of whose own part of the picture is hole: bool [h, w]."""
+def downsample_hole(x: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return an input's hole at a level: bool [h, w], True where most is hole."""
     hole = x[0, 0] < 0
-    parts = hole.reshape(height, -1, width, hole.shape[1] // width)
-    return parts.mean(axis=(1, 3)) > 0.5
+    cells = hole.reshape(height, -1, width, hole.shape[1] // width)
+    return cells.mean(axis=(1, 3)) > 0.5

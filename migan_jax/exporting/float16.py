@@ -1,4 +1,4 @@
-"""Weights and activations of 16 bits; input and output stay float32."""
+"""Conversion to 16-bit weights and activations; input and output stay float32."""
 
 import warnings
 from typing import TYPE_CHECKING
@@ -8,29 +8,34 @@ if TYPE_CHECKING:
 
 
 def to_float16(network: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Return a float16 copy of the network."""
     from onnxruntime.transformers import float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     from migan_jax.twins.onnx_network import NO_ROI
 
-    # Repeating pixels is exact in any numbers.
-    network = _with_scales_of_their_own(network)
+    network = _unshare_scales(network)
+    # Resize may run in float16: repeating pixels is exact in any precision.
     blocked = [kind for kind in float16.DEFAULT_OP_BLOCK_LIST if kind != "Resize"]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of weights that become zero
+        warnings.simplefilter("ignore")  # about weights that underflow to zero
         converted = float16.convert_float_to_float16(
             network, keep_io_types=True, op_block_list=blocked
         )
     for tensor in converted.graph.initializer:
         if tensor.name == NO_ROI.name:
-            tensor.CopyFrom(NO_ROI)  # browsers' WebGPU takes none of 16 bits
-    sorted_again = OnnxModel(converted)
-    sorted_again.topological_sort()
-    return sorted_again.model
+            tensor.CopyFrom(NO_ROI)  # WebGPU in browsers rejects a float16 one
+    model = OnnxModel(converted)
+    model.topological_sort()
+    return model.model
 
 
-def _with_scales_of_their_own(network: "onnx.ModelProto") -> "onnx.ModelProto":
-    """Each Resize: the converter names a cast after what it casts, twice if shared."""
+def _unshare_scales(network: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Give each Resize its own scales.
+
+    The converter names a cast after its input, so a shared input gives two casts of one
+    name.
+    """
     import onnx
 
     result = onnx.ModelProto()

@@ -1,1 +1,1 @@
-"""From a photo with a hole to the network's square and back."""
+"""From a photo with a hole to the network's square, and back."""

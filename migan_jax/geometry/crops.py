@@ -1,8 +1,8 @@
-"""Which squares of a photo the network is shown, one after the other.
+"""Choose the square crops of a photo that the network fills one after the other.
 
-The hole's bounding box, with context around it, grows to a square of at least the
-network's size and is shifted inside the photo; nothing is ever squeezed, but for the
-rounding to whole pixels. Holes far apart, and long thin ones, get several such crops.
+The hole's bounding box plus context is extended to a square of at least the network's
+size and shifted inside the photo. Aspect ratios are kept, except for rounding to whole
+pixels. Holes far apart and long thin holes get several crops.
 """
 
 import dataclasses
@@ -12,16 +12,16 @@ import numpy as np
 
 Crops = Literal["auto", "one"]
 
-# Context on each side of the hole's box: a quarter of the box's longer side, but at
-# least an eighth of the network's size.
-CONTEXT_OF_BOX = 4
-CONTEXT_OF_NETWORK = 8
-# A hole without gaps is thin if it is a smaller part of its crop than this.
-THIN_SHARE = 0.1
+# Context on each side of the hole's box: its longer side // BOX_DIVISOR, but at least
+# the network's size // NETWORK_DIVISOR.
+BOX_DIVISOR = 4
+NETWORK_DIVISOR = 8
+# A hole without gaps is thin if it covers less than this fraction of its crop.
+THIN_FRACTION = 0.1
 
 
 class Box(NamedTuple):
-    """Rows top to bottom and columns left to right, the ends excluded."""
+    """Rows [top, bottom) and columns [left, right)."""
 
     top: int
     left: int
@@ -51,24 +51,24 @@ class Box(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """A square around a hole: what the photo gives of it, and where that goes."""
+    """A square around a hole; it may extend beyond a small photo."""
 
     size: int  # of the square, in the network's pixels
     side: int  # of the square, in the photo's pixels
-    box: Box  # the part of it inside the photo
-    inner: Box  # where that part lies in the network's square
+    box: Box  # the part inside the photo, in the photo's pixels
+    inner: Box  # the same part, in the network's pixels
 
 
-def plan(hole: np.ndarray, size: int, crops: Crops) -> list[Box]:
-    """The boxes to fill one after the other, disjoint, every hole pixel in one."""
-    whole = tight_box(hole, Box(0, 0, *hole.shape))
-    return [whole] if crops == "one" else sorted(_cut(hole, whole, size))
+def plan_boxes(hole: np.ndarray, size: int, crops: Crops) -> list[Box]:
+    """Return disjoint boxes that cover the hole, in the order to fill them."""
+    whole = bounding_box(hole, Box(0, 0, *hole.shape))
+    return [whole] if crops == "one" else sorted(_split_box(hole, whole, size))
 
 
 def crop_around(box: Box, shape: tuple[int, int], size: int) -> Crop:
-    """The square around a hole's box in a photo of `shape`."""
+    """Return the crop around a hole's box in a photo of `shape`."""
     longer = max(box.height, box.width)
-    context = max(longer // CONTEXT_OF_BOX, size // CONTEXT_OF_NETWORK)
+    context = max(longer // BOX_DIVISOR, size // NETWORK_DIVISOR)
     height, width = shape
     with_context = Box(
         max(box.top - context, 0),
@@ -77,8 +77,8 @@ def crop_around(box: Box, shape: tuple[int, int], size: int) -> Crop:
         min(box.right + context, width),
     )
     side = max(size, with_context.height, with_context.width)
-    top, bottom, row, rows = _along(box.top, box.bottom, height, side, size)
-    left, right, column, columns = _along(box.left, box.right, width, side, size)
+    top, bottom, row, rows = _crop_axis(box.top, box.bottom, height, side, size)
+    left, right, column, columns = _crop_axis(box.left, box.right, width, side, size)
     return Crop(
         size,
         side,
@@ -87,22 +87,24 @@ def crop_around(box: Box, shape: tuple[int, int], size: int) -> Crop:
     )
 
 
-def _along(
+def _crop_axis(
     start: int, stop: int, length: int, side: int, size: int
 ) -> tuple[int, int, int, int]:
     """One axis of a crop: start and stop in the photo, start and length in the network.
 
-    The hole is in the middle of the square where the photo reaches far enough; a photo
-    smaller than the square is in its middle.
+    The hole is centred in the square as far as the photo's edges allow; a photo smaller
+    than the square is centred in it.
     """
-    given = min(side, length)
-    first = min(max((start + stop - side) // 2, 0), length - given)
-    inner = max(1, (2 * given * size + side) // (2 * side))  # given * size / side
-    return first, first + given, (size - inner) // 2, inner
+    covered = min(side, length)
+    first = min(max((start + stop - side) // 2, 0), length - covered)
+    inner = max(
+        1, (2 * covered * size + side) // (2 * side)
+    )  # round(covered*size/side)
+    return first, first + covered, (size - inner) // 2, inner
 
 
-def tight_box(hole: np.ndarray, within: Box) -> Box:
-    """The bounding box of the hole inside another box, which holds some of it."""
+def bounding_box(hole: np.ndarray, within: Box) -> Box:
+    """Return the bounding box of the hole's pixels inside `within`, at least one."""
     part = hole[within.slices]
     rows = np.flatnonzero(part.any(axis=1))
     columns = np.flatnonzero(part[rows[0] : rows[-1] + 1].any(axis=0))
@@ -114,8 +116,8 @@ def tight_box(hole: np.ndarray, within: Box) -> Box:
     )
 
 
-def _cut(hole: np.ndarray, box: Box, size: int) -> list[Box]:
-    """Cut a box at gaps, or a thin hole anywhere, while its crop would be shrunk."""
+def _split_box(hole: np.ndarray, box: Box, size: int) -> list[Box]:
+    """Split at gaps, or a thin hole anywhere, as long as the crop would be shrunk."""
     side = crop_around(box, hole.shape, size).side
     if side == size:
         return [box]
@@ -123,29 +125,33 @@ def _cut(hole: np.ndarray, box: Box, size: int) -> list[Box]:
     axis = 0 if box.height >= box.width else 1  # the longer one first
     counts = {a: np.count_nonzero(part, axis=1 - a) for a in (axis, 1 - axis)}
     for a in counts:
-        if (at := _middle_gap(counts[a], size // CONTEXT_OF_NETWORK)) is not None:
-            return _cut_at(hole, box, a, at, size)
-    if counts[axis].sum() >= THIN_SHARE * side**2:
+        if (at := _find_middle_gap(counts[a], size // NETWORK_DIVISOR)) is not None:
+            return _split_at(hole, box, a, at, size)
+    if counts[axis].sum() >= THIN_FRACTION * side**2:
         return [box]
-    # Into as few equal parts as can each be shown unshrunk, with context.
+    # The fewest equal pieces whose crops, with context, need no shrinking.
     length = len(counts[axis])
-    longest = size * CONTEXT_OF_BOX // (CONTEXT_OF_BOX + 2)
-    parts = max(2, -(-length // longest))
-    return _cut_at(hole, box, axis, length * (parts // 2) // parts, size)
+    max_length = size * BOX_DIVISOR // (BOX_DIVISOR + 2)
+    pieces = max(2, -(-length // max_length))
+    return _split_at(hole, box, axis, length * (pieces // 2) // pieces, size)
 
 
-def _cut_at(hole: np.ndarray, box: Box, axis: int, at: int, size: int) -> list[Box]:
+def _split_at(hole: np.ndarray, box: Box, axis: int, at: int, size: int) -> list[Box]:
     if axis == 0:
         halves = box._replace(bottom=box.top + at), box._replace(top=box.top + at)
     else:
         halves = box._replace(right=box.left + at), box._replace(left=box.left + at)
-    return [leaf for half in halves for leaf in _cut(hole, tight_box(hole, half), size)]
+    return [
+        leaf
+        for half in halves
+        for leaf in _split_box(hole, bounding_box(hole, half), size)
+    ]
 
 
-def _middle_gap(counts: np.ndarray, shortest: int) -> int | None:
-    """The centre of the run of at least `shortest` zeros next to the middle."""
-    full = np.flatnonzero(counts)
-    centres = ((full[:-1] + full[1:] + 1) // 2)[np.diff(full) > shortest]
+def _find_middle_gap(counts: np.ndarray, min_length: int) -> int | None:
+    """Return the centre of the run of >= min_length zeros nearest to the middle."""
+    nonzero = np.flatnonzero(counts)
+    centres = ((nonzero[:-1] + nonzero[1:] + 1) // 2)[np.diff(nonzero) > min_length]
     if not centres.size:
         return None
     return int(centres[np.argmin(np.abs(centres - len(counts) / 2))])

@@ -5,26 +5,24 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-# Coarser levels are not distilled: four at 256 pixels, five at 512.
-LOWEST_RESOLUTION = 32
+# Lower levels are not distilled. This leaves four levels at 256 pixels, five at 512.
+MIN_DISTILLED_RESOLUTION = 32
 
 
 def distillation_loss(
-    student: Mapping[int, jax.Array],
-    teacher: Mapping[int, jax.Array],
-    mask: jax.Array,
+    student: Mapping[int, jax.Array], teacher: Mapping[int, jax.Array], mask: jax.Array
 ) -> jax.Array:
-    """Mean absolute difference inside the hole, summed over levels: [N].
+    """Return the mean absolute difference in the hole, summed over levels: [N].
 
     Args:
-      student, teacher: each level's own to-RGB, {resolution: [N, r, r, 3]}.
-      mask: [N, R, R, 1], 1 where known; a level takes every (R / r)th pixel of it.
+      student, teacher: to-RGB outputs by level, {resolution: [N, r, r, 3]}.
+      mask: [N, R, R, 1], 1 where known; level r uses every (R / r)-th pixel.
 
-    The mean is over all pixels, of the hole or not, as the reference has it.
+    The mean is over all pixels, known ones included, as in the reference.
     """
     total = jnp.zeros(mask.shape[0], mask.dtype)
     for resolution in sorted(student):
-        if resolution < LOWEST_RESOLUTION:
+        if resolution < MIN_DISTILLED_RESOLUTION:
             continue
         step = mask.shape[1] // resolution
         hole = 1 - mask[:, ::step, ::step]

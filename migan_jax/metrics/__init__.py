@@ -1,1 +1,1 @@
-"""Figures of completions: of pictures alone, of pairs, and of whole sets."""
+"""Metrics of completions: of image pairs and of whole sets."""

@@ -1,9 +1,8 @@
-"""Completions of a test set, looked at by every metric; resumable and in any pieces.
+"""Evaluation of a test set by all metrics, resumable and independent of batching.
 
-Pictures are worked off in chunks, each of which leaves one file for every method: what
-was done before an interruption is not done again, and no picture stays in memory. Then
-the files of a method are read as a table: some figures and 16 kB of features for each
-picture.
+Images are evaluated in chunks. Each chunk writes one file per method, so an interrupted
+evaluation resumes after the last chunk, and no image stays in memory. The files of a
+method are then read as one table: its metrics and 16 kB of features per image.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from migan_jax.data.mask_sets import digest_of, digest_of_all
+from migan_jax.data.mask_sets import combine_hashes, hash_hole
 from migan_jax.errors import UserError
 from migan_jax.files import reason, write_whole
 from migan_jax.metrics.image import image_metrics
@@ -29,42 +28,41 @@ from migan_jax.metrics.lpips import lpips
 from migan_jax.metrics.table import Table
 from migan_jax.metrics.test_set import TestSet
 
-CHUNK = 128  # pictures
-# Chunks of other versions are not used; the first is that of what is in them.
-VERSION = 3
-DIGEST = hashlib.sha256().digest_size  # bytes, at the end of a chunk's file
-FIGURE = "figure."  # before their names, in a chunk's file
-PACKAGES = "jax", "numpy", "pillow", "dm-pix", "onnxruntime", "opencv-python-headless"
+CHUNK_SIZE = 128  # images
+VERSION = 4  # of the chunk files; raise it when their content changes
+DIGEST_SIZE = hashlib.sha256().digest_size  # bytes, at the end of a chunk file
+METRIC_PREFIX = "metric."  # of metric names in a chunk file
+METRIC_PACKAGES = "jax numpy pillow dm-pix onnxruntime opencv-python-headless".split()
 
 logger = logging.getLogger(__name__)
 
-# Pictures uint8 [N, R, R, 3] and their holes bool [N, R, R] -> completed pictures.
+# Images uint8 [N, R, R, 3] and their holes bool [N, R, R] -> completed images.
 Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Method(NamedTuple):
-    """What fills holes, and what tells it from all others."""
+    """A way to fill holes."""
 
     fill: Fill
-    identity: Mapping[str, str]
-    resolution: int | None = None  # that it was made for; None for any
-    name: str = "A method"  # in sentences
+    identity: Mapping[str, str]  # differs between any two methods
+    resolution: int | None = None  # None: any
+    name: str = "A method"  # for messages
 
 
-class NotFinite(UserError):
-    """A network makes NaN or infinity of one of the pictures that it was given."""
+class NonFiniteError(UserError):
+    """A network's output for an image contains NaN or infinity."""
 
-    def __init__(self, place: int, of: str = "a picture", method: str = "A network"):
-        self.place = place  # of that picture
+    def __init__(self, index: int, image: str = "an image", method: str = "A network"):
+        self.index = index  # of the image in its batch
         super().__init__(
-            f"{method} makes NaN or infinity of {of}: its run has diverged, or it "
-            f"needs a higher precision, so leave it out."
+            f"{method} outputs NaN or infinity for {image}: its training diverged, or "
+            f"it needs a higher precision. Leave it out."
         )
 
 
 @dataclass(frozen=True)
-class Eyes:
-    """Networks that look at pictures, of those whose weights are at hand."""
+class FeatureNetworks:
+    """The feature networks whose weights were found."""
 
     inception: Any = None  # variables
     perceptual: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
@@ -73,80 +71,88 @@ class Eyes:
     def compare(
         self, truths: np.ndarray, results: np.ndarray, holes: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Figures of each pair, [N] of each name."""
-        figures = dict(image_metrics(truths, results, holes))
+        """Return the metrics of each pair by name, [N] each."""
+        metrics = dict(image_metrics(truths, results, holes))
         for name, (variables, weights) in self.perceptual.items():
             distances = [
                 lpips(
-                    name, variables, weights, spread(truths[few]), spread(results[few])
+                    name,
+                    variables,
+                    weights,
+                    shard_over_devices(truths[rows]),
+                    shard_over_devices(results[rows]),
                 )
-                for few in _few_by_few(len(truths))
+                for rows in _device_batches(len(truths))
             ]
-            figures[f"lpips_{name}"] = np.concatenate(distances)[: len(truths)]
-        return figures
+            metrics[f"lpips_{name}"] = np.concatenate(distances)[: len(truths)]
+        return metrics
 
-    def features(self, pictures: np.ndarray) -> np.ndarray:
-        """Of each picture, [N, 2048]; [N, 0] without Inception."""
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Return Inception features, [N, 2048]; [N, 0] without Inception."""
         if self.inception is None:
-            return np.zeros((len(pictures), 0), np.float32)
-        features = inception_features(self.inception, spread(pictures))
-        return np.asarray(features)[: len(pictures)]
+            return np.zeros((len(images), 0), np.float32)
+        features = inception_features(self.inception, shard_over_devices(images))
+        return np.asarray(features)[: len(images)]
 
 
-def _few_by_few(count: int) -> Iterator[slice]:
-    """A picture for each device: of large ones VGG makes gigabytes."""
+def _device_batches(count: int) -> Iterator[slice]:
+    """Yield slices of one image per device: VGG needs gigabytes for large ones."""
     step = jax.local_device_count()
     return (slice(start, start + step) for start in range(0, count, step))
 
 
-def spread(array: np.ndarray) -> jax.Array:
-    """On all devices of this process, as many rows each: more of the last fill up."""
-    more = -len(array) % jax.local_device_count()
-    array = np.concatenate([array, np.repeat(array[-1:], more, axis=0)])
-    return jax.device_put(array, _over_devices("data"))
+def shard_over_devices(array: np.ndarray) -> jax.Array:
+    """Split rows over this process's devices; repeat the last row to fill up."""
+    padding = -len(array) % jax.local_device_count()
+    array = np.concatenate([array, np.repeat(array[-1:], padding, axis=0)])
+    return jax.device_put(array, _local_sharding("data"))
 
 
-def on_every_device(tree: Any) -> Any:
-    """Weights, for what is spread."""
-    return jax.device_put(tree, _over_devices())
+def replicate(tree: Any) -> Any:
+    """Put weights on all of this process's devices."""
+    return jax.device_put(tree, _local_sharding())
 
 
-def _over_devices(*axes: str) -> NamedSharding:
+def _local_sharding(*axes: str) -> NamedSharding:
     return NamedSharding(Mesh(jax.local_devices(), ("data",)), PartitionSpec(*axes))
 
 
 class Evaluation:
-    """Methods on one test set, with what is known of them in a folder that exists."""
+    """Methods on one test set; `folder` exists and caches the results."""
 
-    def __init__(self, test_set: TestSet, eyes: Eyes, folder: Path):
-        self._test_set, self._eyes, self._folder = test_set, eyes, folder
+    def __init__(
+        self, test_set: TestSet, feature_networks: FeatureNetworks, folder: Path
+    ):
+        self._test_set = test_set
+        self._feature_networks = feature_networks
+        self._folder = folder
 
-    def work_off(
+    def run(
         self,
         methods: Sequence[Method],
         batch_size: int,
         advance: Callable[[int], object] = lambda count: None,
     ) -> None:
-        """Let every method fill every hole, and look at that.
+        """Fill every hole by every method, and save the metrics.
 
         Args:
-          batch_size: pictures at a time.
+          batch_size: images at a time.
           advance: called with the number of completions just done.
         """
         paths = [self._paths(method) for method in methods]
-        for number, chunk in enumerate(self._chunks()):
+        for index, chunk in enumerate(self._chunks()):
             missing = {}
-            for method, path in zip(methods, (p[number] for p in paths), strict=True):
-                # Of the same weights by two names there is one.
+            for method, path in zip(methods, (p[index] for p in paths), strict=True):
+                # Two names of the same weights share a path.
                 if path in missing or _read(path) is not None:
                     advance(len(chunk))
                 else:
                     missing[path] = method
-            for path, content in self._look(chunk, missing, batch_size, advance):
+            for path, content in self._evaluate(chunk, missing, batch_size, advance):
                 write_whole(path, lambda part, c=content: _save(part, c))
 
     def table(self, method: Method) -> tuple[Table, str]:
-        """Of all pictures, once they are worked off; and the digest of all holes."""
+        """Return the table of all images after `run`, and the digest of all holes."""
         contents = []
         for path in self._paths(method):
             if (content := _read(path)) is None:
@@ -154,91 +160,118 @@ class Evaluation:
             contents.append(content)
         tables = [_table_of(content) for content in contents]
         digests = [str(digest) for c in contents for digest in c["digests"]]
-        return Table.of(tables), digest_of_all(digests)
+        return Table.concatenate(tables), combine_hashes(digests)
 
     def _chunks(self) -> list[range]:
         count = len(self._test_set)
-        return [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
+        return [
+            range(start, min(start + CHUNK_SIZE, count))
+            for start in range(0, count, CHUNK_SIZE)
+        ]
 
     def _paths(self, method: Method) -> list[Path]:
-        """One for each chunk. Those of anything else have other names."""
-        about = {
+        """Return one path per chunk; anything that affects the metrics changes them."""
+        identity = {
             "version": VERSION,
-            "packages": versions(PACKAGES),
+            "packages": installed_versions(METRIC_PACKAGES),
             "test_set": self._test_set.identity,
-            "eyes": self._eyes.sources,
+            "feature_networks": self._feature_networks.sources,
             **method.identity,
         }
-        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         starts = [chunk.start for chunk in self._chunks()]
         return [self._folder / f"{key[:16]}-{start:08d}.npz" for start in starts]
 
-    def _look(
+    def _evaluate(
         self,
         chunk: range,
         methods: Mapping[Path, Method],
         batch_size: int,
         advance: Callable[[int], object],
     ) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
-        """All that is to be known about a chunk's pictures, by path of each method."""
-        parts: dict[Path, list[dict[str, np.ndarray]]] = {path: [] for path in methods}
+        """Yield the content of each method's chunk file by its path."""
+        batches: dict[Path, list[dict[str, np.ndarray]]] = {
+            path: [] for path in methods
+        }
         for start in range(0, len(chunk) if methods else 0, batch_size):
             pairs = self._test_set.batch(chunk[start : start + batch_size])
             names, truths, holes = zip(*pairs, strict=True)
-            # A whole batch, of which repeats of the last one are dropped again.
-            repeats = batch_size - len(pairs)
-            truths, holes = (np.stack(x + x[-1:] * repeats) for x in (truths, holes))
+            # Pad to a whole batch, so that nothing is compiled for another size.
+            padding = batch_size - len(pairs)
+            truths, holes = (np.stack(x + x[-1:] * padding) for x in (truths, holes))
             shared = {
                 "names": np.array(names),
                 "ratios": holes.mean(axis=(1, 2)),
-                "digests": np.array([digest_of(pair.hole) for pair in pairs]),
-                "real": self._eyes.features(truths),
+                "digests": np.array([hash_hole(pair.hole) for pair in pairs]),
+                "real": self._feature_networks.features(truths),
             }
             for path, method in methods.items():
                 try:
                     results = method.fill(truths, holes)
-                except NotFinite as error:
-                    where = error.place
-                    raise NotFinite(where, names[where], method.name) from error
-                seen = {**shared, "fake": self._eyes.features(results)}
-                for name, values in self._eyes.compare(truths, results, holes).items():
-                    seen[FIGURE + name] = values
-                parts[path].append({k: v[: len(pairs)] for k, v in seen.items()})
+                except NonFiniteError as error:
+                    index = error.index
+                    raise NonFiniteError(index, names[index], method.name) from error
+                batch = {**shared, "fake": self._feature_networks.features(results)}
+                metrics = self._feature_networks.compare(truths, results, holes)
+                batch |= {METRIC_PREFIX + name: v for name, v in metrics.items()}
+                batches[path].append({k: v[: len(pairs)] for k, v in batch.items()})
                 advance(len(pairs))
-        for path, seen in parts.items():
-            yield path, {k: np.concatenate([part[k] for part in seen]) for k in seen[0]}
+        for path, parts in batches.items():
+            yield path, {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 
-def versions(packages: Sequence[str]) -> dict[str, str | None]:
-    """Of those that are installed."""
-    found: dict[str, str | None] = {}
+def make_protocol(
+    test_set: TestSet, feature_networks: FeatureNetworks, holes: str
+) -> dict[str, Any]:
+    """Describe what must agree before metrics can be compared.
+
+    Its hash excludes the versions.
+
+    Args:
+      holes: the digest of all holes.
+    """
+    protocol = {
+        **test_set.description,
+        "holes": holes,
+        "network_weights": dict(feature_networks.sources),
+        "inception": "299 pixels, bilinear between neighbours, 2015-12-05",
+    }
+    content = json.dumps(protocol, sort_keys=True).encode()
+    digest = hashlib.sha256(content).hexdigest()
+    versions = installed_versions(METRIC_PACKAGES)
+    return {**protocol, "hash": digest, "versions": versions}
+
+
+def installed_versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """Return each package's version; None if it is not installed."""
+    versions: dict[str, str | None] = {}
     for name in packages:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
-    """A chunk that is there and whole; what is damaged is done again."""
+    """Read a chunk file; None if it is missing or damaged."""
     try:
         saved = path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
-        logger.warning("%s is done again: %s", path, reason(error))
+        logger.warning("%s is evaluated again: %s", path, reason(error))
         return None
-    content, digest = saved[:-DIGEST], saved[-DIGEST:]
+    content, digest = saved[:-DIGEST_SIZE], saved[-DIGEST_SIZE:]
     if hashlib.sha256(content).digest() != digest:
-        logger.warning("%s is damaged and done again.", path)
+        logger.warning("%s is damaged and is evaluated again.", path)
         return None
     with np.load(BytesIO(content), allow_pickle=False) as arrays:
         return dict(arrays)
 
 
 def _save(path: Path, content: Mapping[str, np.ndarray]) -> None:
-    """With a digest after it, by which any damage is told."""
+    """Write a chunk file, with a digest at its end to detect damage."""
     buffer = BytesIO()
     np.savez(buffer, **content)
     saved = buffer.getvalue()
@@ -246,10 +279,10 @@ def _save(path: Path, content: Mapping[str, np.ndarray]) -> None:
 
 
 def _table_of(content: Mapping[str, np.ndarray]) -> Table:
-    figures = {
-        name.removeprefix(FIGURE): values
+    metrics = {
+        name.removeprefix(METRIC_PREFIX): values
         for name, values in content.items()
-        if name.startswith(FIGURE)
+        if name.startswith(METRIC_PREFIX)
     }
     names = tuple(str(name) for name in content["names"])
-    return Table(names, content["ratios"], figures, content["real"], content["fake"])
+    return Table(names, content["ratios"], metrics, content["real"], content["fake"])

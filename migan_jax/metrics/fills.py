@@ -1,20 +1,21 @@
-"""What fills holes: a network, or what any network must be better than."""
+"""Fills by a network, and classical baselines."""
 
 from collections.abc import Callable
 
 import numpy as np
 from jax.typing import ArrayLike
 
-from migan_jax.metrics.evaluator import Fill, NotFinite
+from migan_jax.metrics.evaluator import Fill, NonFiniteError
 
 GREY = 128
-RADIUS = 3  # pixels around a hole that OpenCV's methods look at
+RADIUS = 3  # pixels around a hole that OpenCV's methods use
 
 
 def network_fill(complete: Callable[[np.ndarray, np.ndarray], ArrayLike]) -> Fill:
-    """What fills holes by a network as `geometry.filling` calls it, of N pictures.
+    """Make a fill from a network with the interface of `geometry.fill`.
 
-    Known pixels stay as they are, bit for bit. What comes after N pictures is left out.
+    Known pixels stay bit for bit. The network may return more images than it was given;
+    the surplus is dropped.
     """
 
     def fill(truths: np.ndarray, holes: np.ndarray) -> np.ndarray:
@@ -23,15 +24,15 @@ def network_fill(complete: Callable[[np.ndarray, np.ndarray], ArrayLike]) -> Fil
         rgb = np.asarray(complete(images * known, known), np.float32)[: len(images)]
         finite = np.isfinite(rgb).all(axis=(1, 2, 3))
         if not finite.all():
-            raise NotFinite(int(finite.argmin()))
-        made = np.clip(np.rint((rgb + 1) * 127.5), 0, 255).astype(np.uint8)
-        return np.where(holes[..., None], made, truths)
+            raise NonFiniteError(int(finite.argmin()))
+        outputs = np.clip(np.rint((rgb + 1) * 127.5), 0, 255).astype(np.uint8)
+        return np.where(holes[..., None], outputs, truths)
 
     return fill
 
 
 def mean_colour(truths: np.ndarray, holes: np.ndarray) -> np.ndarray:
-    """Every hole in the mean of its picture's known pixels; grey if there are none."""
+    """Fill every hole with the mean of its image's known pixels; grey without any."""
     results = truths.copy()
     for result, hole in zip(results, holes, strict=True):
         known = result[~hole]
@@ -40,23 +41,22 @@ def mean_colour(truths: np.ndarray, holes: np.ndarray) -> np.ndarray:
 
 
 def classical_fills() -> dict[str, Fill]:
-    """By name: the mean colour, and where OpenCV is installed its two methods."""
+    """Return by name the mean colour and, if OpenCV is installed, its two methods."""
     fills: dict[str, Fill] = {"mean colour": mean_colour}
     try:
         import cv2
     except ModuleNotFoundError:
         return fills
 
-    def by(method: int) -> Fill:
+    def opencv_fill(method: int) -> Fill:
         def fill(truths: np.ndarray, holes: np.ndarray) -> np.ndarray:
-            # They look into holes, too, where these are wide or at the border.
+            # OpenCV also reads pixels inside holes that are wide or at the border.
             blank = mean_colour(truths, holes)
             pairs = zip(blank, holes.astype(np.uint8), strict=True)
-            filled = [cv2.inpaint(truth, hole, RADIUS, method) for truth, hole in pairs]
-            return np.stack(filled)
+            return np.stack([cv2.inpaint(*pair, RADIUS, method) for pair in pairs])
 
         return fill
 
-    fills["Telea"] = by(cv2.INPAINT_TELEA)
-    fills["Navier-Stokes"] = by(cv2.INPAINT_NS)
+    fills["Telea"] = opencv_fill(cv2.INPAINT_TELEA)
+    fills["Navier-Stokes"] = opencv_fill(cv2.INPAINT_NS)
     return fills

@@ -1,8 +1,8 @@
 """P-IDS and U-IDS: can a linear SVM tell completions from photos (Zhao 2021, 4.1)?
 
-The machine is fitted to the features of all photos and all completions, and asked
-about the same ones: P-IDS is how often it takes a completion for more real than its own
-photo, U-IDS how often it is wrong.
+The SVM is fitted to the features of all photos and completions, and evaluated on the
+same ones. P-IDS is how often it finds a completion more real than its photo, U-IDS how
+often it is wrong.
 """
 
 from typing import Any, NamedTuple
@@ -14,24 +14,24 @@ from migan_jax.errors import missing_extra
 
 class Scores(NamedTuple):
     paired: float  # P-IDS, 0 to 1
-    unpaired: float  # U-IDS, 0 to 0.5 for a machine that is no worse than chance
+    unpaired: float  # U-IDS, 0 to 0.5 for an SVM that is no worse than chance
 
 
 class Decisions(NamedTuple):
-    """How real the machine finds each picture; above 0 is real."""
+    """The SVM's decision values; above 0 is real."""
 
     real: np.ndarray  # [N]
     fake: np.ndarray  # [N], in the same order
 
-    def scores(self, chosen: np.ndarray | slice = slice(None)) -> Scores:
-        """Of all pairs, or those that are chosen, as a bootstrap does."""
-        real, fake = self.real[chosen], self.fake[chosen]
+    def scores(self, rows: np.ndarray | slice = slice(None)) -> Scores:
+        """Return the scores of all pairs, or of a bootstrap sample of rows."""
+        real, fake = self.real[rows], self.fake[rows]
         wrong = np.mean(real <= 0) + np.mean(fake > 0)
         return Scores(float(np.mean(fake > real)), float(wrong) / 2)
 
 
 def import_svm() -> Any:
-    """scikit-learn's machine, or the sentence that says how to get it."""
+    """Import scikit-learn's linear SVM, or raise UserError saying how to install it."""
     try:
         from sklearn.svm import LinearSVC
     except ModuleNotFoundError as error:
@@ -40,15 +40,15 @@ def import_svm() -> Any:
 
 
 def decide(real: np.ndarray, fake: np.ndarray) -> Decisions:
-    """Fit the machine and ask it.
+    """Fit the SVM and return its decisions on the same features.
 
     Args:
       real: features of photos, [N, features].
       fake: features of their completions, in the same order.
     """
     if real.shape != fake.shape:
-        raise ValueError(f"{real.shape} and {fake.shape} are no pairs of features.")
-    machine = import_svm()(dual=False)
+        raise ValueError(f"{real.shape} and {fake.shape} are not pairs of features.")
+    svm = import_svm()(dual=False)
     labels = np.repeat([1, 0], len(real))
-    machine.fit(np.concatenate([real, fake]).astype(np.float64), labels)
-    return Decisions(machine.decision_function(real), machine.decision_function(fake))
+    svm.fit(np.concatenate([real, fake]).astype(np.float64), labels)
+    return Decisions(svm.decision_function(real), svm.decision_function(fake))

@@ -14,8 +14,8 @@ from migan_jax.models.channels import LOWEST_RESOLUTION, channels_at, levels
 from migan_jax.models.costs import (
     Cost,
     activation_cost,
-    pixels_of,
-    size_of,
+    num_elements,
+    num_pixels,
     upsampling_cost,
 )
 from migan_jax.models.layers import (
@@ -31,12 +31,7 @@ from migan_jax.models.layers import (
 )
 from migan_jax.models.noise import LayerNoise, Noise, layer_noise
 from migan_jax.ops.activation import lrelu_agc
-from migan_jax.ops.conv import (
-    conv,
-    conv_pointwise,
-    conv_transposed,
-    demodulated_conv,
-)
+from migan_jax.ops.conv import conv, conv_pointwise, conv_transposed, demodulated_conv
 from migan_jax.ops.precision import at_least_float32, compute_dtype
 from migan_jax.ops.resample import fir_filter
 
@@ -46,10 +41,10 @@ W_AVERAGE_DECAY = 0.995
 DROPOUT_RATE = 0.5
 
 
-class Generator(nn.Module):
-    """Fill the hole of a masked image, one of many ways per latent z.
+class CoModGANGenerator(nn.Module):
+    """Fill the hole of a masked image; each latent z gives another completion.
 
-    The encoder ends in a dense layer, so the input is exactly `resolution` square.
+    The encoder ends in a dense layer, so the input must be `resolution` pixels square.
     """
 
     resolution: int = 256
@@ -57,9 +52,9 @@ class Generator(nn.Module):
     channel_max: int = 512
     z_dim: int = 512
     w_dim: int = 512
-    encoder_dim: int = 1024  # the image's own style vector
-    dtype: DTypeLike | None = None  # compute dtype; None: that of the input
-    remat: bool = False  # less memory in training, a third more time
+    encoder_dim: int = 1024  # size of the image's style vector
+    dtype: DTypeLike | None = None  # compute dtype; None: the input's
+    remat: bool = False  # recompute activations: less memory, a third more time
 
     @nn.nowrap
     def inputs(self) -> list[jax.ShapeDtypeStruct]:
@@ -69,12 +64,12 @@ class Generator(nn.Module):
 
     @property
     def num_ws(self) -> int:
-        """Style vectors that synthesis uses: two per level, and the last to-RGB."""
+        """Number of style vectors that synthesis uses."""
         return 2 * len(levels(self.resolution))
 
     @nn.nowrap
     def noise_shapes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
-        """Height and width of every noise layer, for `noise.random_noise`."""
+        """Return height and width of every noise layer, for `noise.random_noise`."""
         self._check_size(height, width)
         above = [
             (f"b{r}/{layer}", (r, r))
@@ -107,16 +102,16 @@ class Generator(nn.Module):
           x: masked image [N, R, R, 4].
           z: latents [N, z_dim].
           noise: see models/noise.py.
-          truncation: 1 is none; towards 0 all styles approach their average.
+          truncation: 1 for none; at 0 every style is the average style.
           mixing: second latents [N, z_dim] and, per sample, the index [N] of the first
-            style vector that comes from them. Training only.
+            style vector to take from them. Training only.
           dropout_keys: one key per sample for the encoder's dropout. Training only.
 
-        Returns the picture [N, R, R, 3] and every level's own contribution to it.
-        While the collection `stats` is mutable, the average style follows z.
+        Returns the image [N, R, R, 3] and each level's to-RGB output by resolution.
+        While the collection `stats` is mutable, the running average style is updated.
         """
         self._check_size(*x.shape[1:3])
-        widths = dict(
+        sizes = dict(
             resolution=self.resolution,
             channel_base=self.channel_base,
             channel_max=self.channel_max,
@@ -130,14 +125,14 @@ class Generator(nn.Module):
             mixed = jnp.arange(self.num_ws)[None] >= first_index[:, None]
             ws = jnp.where(mixed[:, :, None], second[:, None], ws)
         x = x.astype(compute_dtype(self.dtype, x))
-        features = Encoder(**widths, style_dim=self.encoder_dim, name="encoder")(
+        features = Encoder(**sizes, style_dim=self.encoder_dim, name="encoder")(
             x, dropout_keys
         )
-        return Synthesis(**widths, name="synthesis")(features, ws, noise)
+        return Synthesis(**sizes, name="synthesis")(features, ws, noise)
 
 
 class Mapping(nn.Module):
-    """Latents to styles, with the running average that truncation pulls towards."""
+    """Map latents to styles; keep the running average that truncation uses."""
 
     w_dim: int
 
@@ -166,7 +161,7 @@ class Mapping(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Features of every level, and the image's style vector."""
+    """Compute the features of every level and the image's style vector."""
 
     resolution: int
     channel_base: int
@@ -194,7 +189,7 @@ class Encoder(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """One level of the encoder: the input of the next level, and its skip feature."""
+    """One encoder level: returns the next level's input and the skip feature."""
 
     channels: int
     out_channels: int
@@ -210,7 +205,7 @@ class EncoderBlock(nn.Module):
 
 
 class EncoderTop(nn.Module):
-    """The 4x4 level: its feature, and a style vector of the whole image."""
+    """The 4x4 level: returns its feature and the style vector of the image."""
 
     style_dim: int
 
@@ -227,14 +222,14 @@ class EncoderTop(nn.Module):
 
 
 def _dropout(keys: jax.Array, x: jax.Array) -> jax.Array:
-    """Drop features of each sample by its own key."""
+    """Apply dropout with one key per sample."""
     keep_rate = 1 - DROPOUT_RATE
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, keep_rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / keep_rate, 0)
 
 
 class Synthesis(nn.Module):
-    """The decoder: layers are modulated by a style from z and one from the image."""
+    """The decoder, modulated by the mapped latent and the image's style vector."""
 
     resolution: int
     channel_base: int
@@ -246,15 +241,14 @@ class Synthesis(nn.Module):
         self, features: dict[int | str, Any], ws: jax.Array, noise: Noise
     ) -> tuple[jax.Array, dict[int, jax.Array]]:
         image_style = jnp.broadcast_to(
-            features["style"][:, None],
-            (*ws.shape[:2], features["style"].shape[-1]),
+            features["style"][:, None], (*ws.shape[:2], features["style"].shape[-1])
         )
         styles = jnp.concatenate([ws, image_style], axis=-1)  # [N, num_ws, w + style]
         x, image, pyramid = features["style"], None, {}
         for index, r in enumerate(levels(self.resolution)):
-            kind = LowestBlock if r == LOWEST_RESOLUTION else SynthesisBlock
+            block_class = LowestBlock if r == LOWEST_RESOLUTION else SynthesisBlock
             first = max(0, 2 * index - 1)
-            block = kind(
+            block = block_class(
                 channels=channels_at(r, self.channel_base, self.channel_max),
                 resolution=r,
                 name=f"b{r}",
@@ -266,7 +260,7 @@ class Synthesis(nn.Module):
 
 
 class LowestBlock(nn.Module):
-    """The 4x4 level, which starts from the image's style vector."""
+    """The 4x4 level, computed from the image's style vector."""
 
     channels: int
     resolution: int
@@ -285,14 +279,14 @@ class LowestBlock(nn.Module):
 
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
-        """The encoder's feature added."""
-        return Cost(elementwise=size_of(out))
+        """Adding the encoder's feature."""
+        return Cost(elementwise=num_elements(out))
 
 
 class SynthesisBlock(nn.Module):
-    """One level above: up-sampling, the encoder's feature, refinement, to-RGB.
+    """A level above 4x4: up-sample, add the encoder's feature, convolve, to-RGB.
 
-    The to-RGB's style is the one that the next level's first convolution uses.
+    To-RGB shares its style with the first convolution of the next level.
     """
 
     channels: int
@@ -312,16 +306,16 @@ class SynthesisBlock(nn.Module):
 
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
-        """The encoder's feature added, and the image so far doubled and added to."""
-        image = 3 * pixels_of(out)
-        return upsampling_cost(image) + Cost(elementwise=size_of(out) + image)
+        """Adding the encoder's feature; up-sampling and adding to the image."""
+        image = 3 * num_pixels(out)
+        return upsampling_cost(image) + Cost(elementwise=num_elements(out) + image)
 
 
 class ModulatedConv(nn.Module):
     """3x3 modulated, demodulated convolution with noise, bias and activation."""
 
     features: int
-    resolution: int  # nominal, of the stored noise
+    resolution: int  # nominal; the stored noise has this size
     up: bool = False
 
     @nn.compact
@@ -341,10 +335,10 @@ class ModulatedConv(nn.Module):
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
         x, *_ = args
-        products = Cost(9 * pixels_of(x) * x.shape[-1] * self.features)
-        filtered = Cost(filter=16 * size_of(out)) if self.up else Cost()
-        # The reference scales activations: styles in, norms out.
-        scaling = Cost(elementwise=size_of(x) + size_of(out))
+        products = Cost(9 * num_pixels(x) * x.shape[-1] * self.features)
+        filtered = Cost(filter=16 * num_elements(out)) if self.up else Cost()
+        # The reference scales activations: inputs by styles, outputs by norms.
+        scaling = Cost(elementwise=num_elements(x) + num_elements(out))
         return products + filtered + scaling + activation_cost(out)
 
 
@@ -364,4 +358,4 @@ class ToRGB(nn.Module):
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
         x, *_ = args
-        return Cost(x.shape[-1] * size_of(out))
+        return Cost(x.shape[-1] * num_elements(out))

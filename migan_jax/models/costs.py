@@ -1,16 +1,16 @@
-"""Multiply-adds of a network, read off its own layers as they run (abstractly).
+"""Multiply-adds of a network, collected from its layers by an abstract evaluation.
 
-The papers count with a profiler on the reference implementation, one multiply-add as
-one: convolutions and dense layers; the x2 filters as 4x4 convolutions, for up-sampling
-on an image stuffed with zeros; and the elementwise work of activations (slope and
-gain), noise, sums and the mask that stuffs the zeros. `Cost` keeps these apart.
+The papers profile the reference implementation and count a multiply-add as one. They
+include convolutions and dense layers; the x2 filters as 4x4 convolutions (up-sampling
+filters a zero-stuffed image); and elementwise work: activations (slope and gain),
+noise, sums and the mask that inserts the zeros. `Cost` keeps these apart.
 
-A layer states what it does itself, without its sub-layers, beside its `__call__`:
+A layer defines its cost, without that of its sub-layers, next to `__call__`:
 
   @nn.nowrap
   def cost(self, args: tuple, out: jax.Array) -> Cost:
 
-`args` are the call's positional arguments, `out` its result or the first of several.
+`args` are the call's positional arguments, `out` is its result, or its first result.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Cost:
 
     convolution: int = 0  # convolutions and dense layers
     filter: int = 0  # x2 and plain FIR filters, without multiplying zeros
-    zeros: int = 0  # what the reference's filters multiply beyond that
+    zeros: int = 0  # the reference's multiplications by stuffed zeros
     elementwise: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -37,19 +37,19 @@ class Cost:
         return Cost(*(a + b for a, b in zip(mine, theirs, strict=True)))
 
     @property
-    def as_papers_count(self) -> int:
+    def papers_total(self) -> int:
         return self.convolution + self.filter + self.zeros + self.elementwise
 
 
 def block_of(path: Sequence[str]) -> str:
-    """The block that a module or parameter belongs to, such as "encoder b256"."""
+    """Return the block of a module or parameter, such as "encoder b256"."""
     is_level = [bool(re.fullmatch(r"b\d+", key)) for key in path]
     end = is_level.index(True) + 1 if any(is_level) else 1
     return " ".join(path[:end])
 
 
 def parameters_by_block(params: Any) -> dict[str, int]:
-    """How many there are in each block, in the order of a forward pass."""
+    """Count the parameters of each block, in the order of a forward pass."""
     blocks: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         block = block_of([part.key for part in path])
@@ -64,7 +64,7 @@ def parameters_by_block(params: Any) -> dict[str, int]:
 
 
 def count(network: nn.Module, *inputs: Any) -> dict[str, Cost]:
-    """Cost by block; inputs (or their shapes) of one sample."""
+    """Return the cost of each block for one sample's inputs, or their shapes."""
     costs: dict[str, Cost] = {}
 
     def record(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
@@ -72,7 +72,7 @@ def count(network: nn.Module, *inputs: Any) -> dict[str, Cost]:
         module = context.module
         if context.method_name == "__call__":
             out = result[0] if isinstance(result, tuple) else result
-            cost = _own_cost(module, args, out)
+            cost = _layer_cost(module, args, out)
             if cost is not None:
                 block = block_of(module.scope.path)
                 costs[block] = costs.get(block, Cost()) + cost
@@ -86,34 +86,34 @@ def count(network: nn.Module, *inputs: Any) -> dict[str, Cost]:
     return costs
 
 
-def _own_cost(module: nn.Module, args: tuple, out: Any) -> Cost | None:
+def _layer_cost(module: nn.Module, args: tuple, out: Any) -> Cost | None:
     if hasattr(module, "cost"):
         return module.cost(args, out)
     params = module.variables.get("params", {})
     if isinstance(module, nn.Conv | nn.Dense):  # flax's own
-        return Cost(params["kernel"].size * pixels_of(out))
-    own = [name for name, value in params.items() if not isinstance(value, Mapping)]
-    if own:
+        return Cost(params["kernel"].size * num_pixels(out))
+    direct = [name for name, value in params.items() if not isinstance(value, Mapping)]
+    if direct:
         raise TypeError(
-            f"{type(module).__name__} has parameters ({', '.join(own)}), but no method "
-            "`cost` that says how many multiply-adds it does with them."
+            f"{type(module).__name__} has parameters ({', '.join(direct)}) but no "
+            "method `cost`. Define one that returns its multiply-adds."
         )
     return None
 
 
-def pixels_of(x: Any) -> int:
+def num_pixels(x: Any) -> int:
     return math.prod(x.shape[1:-1])
 
 
-def size_of(x: Any) -> int:
+def num_elements(x: Any) -> int:
     return math.prod(x.shape[1:])
 
 
 def activation_cost(x: Any) -> Cost:
-    """Slope and gain."""
-    return Cost(elementwise=2 * size_of(x))
+    """Multiplications by slope and gain."""
+    return Cost(elementwise=2 * num_elements(x))
 
 
 def upsampling_cost(out_size: int) -> Cost:
-    """Four taps of sixteen meet a pixel, the others a zero."""
+    """4 of the 16 taps multiply a pixel, 12 a stuffed zero."""
     return Cost(filter=4 * out_size, zeros=12 * out_size)

@@ -1,9 +1,11 @@
 """Discriminators of MI-GAN (Table S.5) and of Co-Mod-GAN (StyleGAN2's, residual).
 
-Both look at concat(mask - 0.5, image), [N, R, R, 4], and return logits [N, 1].
+Both take concat(mask - 0.5, image), [N, R, R, 4], and return logits [N, 1].
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import flax.linen as nn
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from migan_jax.models.channels import LOWEST_RESOLUTION, channels_at, levels
-from migan_jax.models.costs import Cost, size_of
+from migan_jax.models.costs import Cost, num_elements
 from migan_jax.models.layers import (
     Dense,
     EqualisedConv,
@@ -26,7 +28,7 @@ from migan_jax.ops.activation import lrelu_agc
 from migan_jax.ops.minibatch_std import append_minibatch_std
 from migan_jax.ops.precision import at_least_float32, compute_dtype
 
-# Both branches of a residual block, so that their sum keeps its variance.
+# Scales both branches of a residual block, so that their sum keeps its variance.
 BRANCH_GAIN = math.sqrt(0.5)
 
 
@@ -34,12 +36,28 @@ def _input_shape(resolution: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, resolution, resolution, 4), jnp.float32)
 
 
-def _check_input(x: jax.Array, resolution: int) -> None:
-    if x.shape[1:] != (resolution, resolution, 4):
+def _discriminate(
+    network: nn.Module,
+    x: jax.Array,
+    make_block: Callable[..., nn.Module],
+    make_head: Callable[..., nn.Module],
+) -> jax.Array:
+    """Run a block per level, from the largest down, and the head: logits [N, 1]."""
+    size = network.resolution
+    if x.shape[1:] != (size, size, 4):
         raise ValueError(
-            f"This discriminator takes [N, {resolution}, {resolution}, 4], "
-            f"not {tuple(x.shape)}."
+            f"This discriminator takes [N, {size}, {size}, 4], not {tuple(x.shape)}."
         )
+    x = x.astype(compute_dtype(network.dtype, x))
+    for r in reversed(levels(size)[1:]):
+        block = make_block(
+            channels=channels_at(r, network.channel_base, network.channel_max),
+            out_channels=channels_at(r // 2, network.channel_base, network.channel_max),
+            from_rgb=r == size,
+            name=f"b{r}",
+        )
+        x = run_block(block, network.remat, x)
+    return make_head(name=f"b{LOWEST_RESOLUTION}")(x)
 
 
 class MIGANDiscriminator(nn.Module):
@@ -49,9 +67,9 @@ class MIGANDiscriminator(nn.Module):
     channel_base: int = 32768
     channel_max: int = 512
     reparam: Reparam = Reparam()
-    dtype: DTypeLike | None = None  # compute dtype; None: that of the input
-    remat: bool = False  # less memory in training, a third more time
-    can_be_fused: ClassVar = False  # it is used in training only
+    dtype: DTypeLike | None = None  # compute dtype; None: the input's
+    remat: bool = False  # recompute activations: less memory, a third more time
+    can_be_fused: ClassVar = False  # used in training only
 
     @nn.nowrap
     def inputs(self) -> list[jax.ShapeDtypeStruct]:
@@ -60,22 +78,15 @@ class MIGANDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        _check_input(x, self.resolution)
-        x = x.astype(compute_dtype(self.dtype, x))
-        for r in reversed(levels(self.resolution)[1:]):
-            block = SeparableResidualBlock(
-                channels=channels_at(r, self.channel_base, self.channel_max),
-                out_channels=channels_at(r // 2, self.channel_base, self.channel_max),
-                from_rgb=r == self.resolution,
-                reparam=self.reparam,
-                name=f"b{r}",
-            )
-            x = run_block(block, self.remat, x)
-        return SeparableHead(self.reparam, name=f"b{LOWEST_RESOLUTION}")(x)
+        block, head = (
+            functools.partial(module, reparam=self.reparam)
+            for module in (SeparableResidualBlock, SeparableHead)
+        )
+        return _discriminate(self, x, block, head)
 
 
 class SeparableResidualBlock(nn.Module):
-    """Two separable convolutions beside a 1x1 skip, at half the size."""
+    """Two separable convolutions and a 1x1 skip; halves height and width."""
 
     channels: int
     out_channels: int
@@ -105,11 +116,11 @@ class SeparableResidualBlock(nn.Module):
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
         """The skip's gain and the sum."""
-        return Cost(elementwise=2 * size_of(out))
+        return Cost(elementwise=2 * num_elements(out))
 
 
 class SeparableHead(nn.Module):
-    """The 4x4 level: batch statistics, then two dense layers."""
+    """The 4x4 level: minibatch standard deviation, convolution, two dense layers."""
 
     reparam: Reparam
 
@@ -124,13 +135,13 @@ class SeparableHead(nn.Module):
 
 
 class CoModGANDiscriminator(nn.Module):
-    """StyleGAN2's residual discriminator with a fourth input channel."""
+    """StyleGAN2's residual discriminator with the mask as a fourth input channel."""
 
     resolution: int = 256
     channel_base: int = 32768
     channel_max: int = 512
-    dtype: DTypeLike | None = None  # compute dtype; None: that of the input
-    remat: bool = False  # less memory in training, a third more time
+    dtype: DTypeLike | None = None  # compute dtype; None: the input's
+    remat: bool = False  # recompute activations: less memory, a third more time
 
     @nn.nowrap
     def inputs(self) -> list[jax.ShapeDtypeStruct]:
@@ -139,21 +150,11 @@ class CoModGANDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        _check_input(x, self.resolution)
-        x = x.astype(compute_dtype(self.dtype, x))
-        for r in reversed(levels(self.resolution)[1:]):
-            block = ResidualBlock(
-                channels=channels_at(r, self.channel_base, self.channel_max),
-                out_channels=channels_at(r // 2, self.channel_base, self.channel_max),
-                from_rgb=r == self.resolution,
-                name=f"b{r}",
-            )
-            x = run_block(block, self.remat, x)
-        return Head(name=f"b{LOWEST_RESOLUTION}")(x)
+        return _discriminate(self, x, ResidualBlock, Head)
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a 1x1 skip, at half the size."""
+    """Two 3x3 convolutions and a 1x1 skip; halves height and width."""
 
     channels: int
     out_channels: int
@@ -173,11 +174,11 @@ class ResidualBlock(nn.Module):
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
         """The skip's gain and the sum."""
-        return Cost(elementwise=2 * size_of(out))
+        return Cost(elementwise=2 * num_elements(out))
 
 
 class Head(nn.Module):
-    """The 4x4 level: batch statistics, a convolution, two dense layers."""
+    """The 4x4 level: minibatch standard deviation, convolution, two dense layers."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
-"""The Inception v3 whose features FID, KID, P-IDS and U-IDS are about (2015-12-05).
+"""The Inception v3 (2015-12-05) that FID, KID, P-IDS and U-IDS take features from.
 
-TensorFlow's network of that day, with its pooling: averages do not count what they pad,
-and the last block takes maxima. Batch norms are folded into the convolutions, because
-the network is only ever evaluated. Names are those of pytorch-fid's file.
+TensorFlow's network of that date, with its pooling: averages exclude the padding, and
+the last block uses max pooling. Batch norms are folded into the convolutions, because
+the network is only evaluated. Parameter names follow pytorch-fid's file.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-SIZE = 299  # of the pictures that it was trained on
+SIZE = 299  # pixels per side of its training images
 
 
 class Unit(NamedTuple):
@@ -24,12 +24,12 @@ class Unit(NamedTuple):
     padding: str = "SAME"
 
 
-Step = Unit | tuple[Unit, ...]  # at the end of a branch, several side by side
-Branch = tuple[Step, ...]
+BranchStep = Unit | tuple[Unit, ...]  # a tuple, the last step, runs in parallel
+Branch = tuple[BranchStep, ...]
 
 THREE, FIVE, ROW, COLUMN = (3, 3), (5, 5), (1, 7), (7, 1)
 
-# What pictures come through before the blocks; None halves them, by maxima.
+# Layers before the blocks; None is max pooling with stride 2.
 STEM: tuple[Unit | None, ...] = (
     Unit("Conv2d_1a_3x3", 32, THREE, 2, "VALID"),
     Unit("Conv2d_2a_3x3", 32, THREE, 1, "VALID"),
@@ -42,12 +42,16 @@ STEM: tuple[Unit | None, ...] = (
 
 
 class Inception(nn.Module):
-    """Pictures of 299 pixels in [-1, 1] -> features [N, 2048]."""
+    """Images of 299x299 pixels in [-1, 1] -> features [N, 2048]."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for unit in STEM:
-            x = halved(x) if unit is None else Convolution(unit, name=unit.name)(x)
+            x = (
+                _max_pool_stride_2(x)
+                if unit is None
+                else Convolution(unit, name=unit.name)(x)
+            )
         for pooled, letter in ((32, "b"), (64, "c"), (64, "d")):
             x = Block(_at_35(pooled), "average", name=f"Mixed_5{letter}")(x)
         x = Block(TO_17, "halve", name="Mixed_6a")(x)
@@ -66,24 +70,22 @@ class Convolution(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         unit = self.unit
         strides = unit.stride, unit.stride
-        # Accelerators would round float32 factors, and features with them.
-        exact = jax.lax.Precision.HIGHEST
         x = nn.Conv(
             unit.features,
             unit.kernel,
             strides,
             unit.padding,
-            precision=exact,
+            precision=jax.lax.Precision.HIGHEST,  # accelerators would round float32
             name="conv",
         )(x)
         return nn.relu(x)
 
 
 class Block(nn.Module):
-    """Branches side by side, and pooling as the last."""
+    """Parallel branches, the last after pooling, concatenated."""
 
     branches: tuple[Branch, ...]
-    pooling: str  # average or maximum of neighbours, or halve
+    pooling: str  # average, maximum, or halve (max pooling with stride 2)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -91,18 +93,18 @@ class Block(nn.Module):
         for branch in self.branches[:-1] if self.pooling != "halve" else self.branches:
             outputs += _run(branch, x)
         if self.pooling == "halve":
-            return jnp.concatenate([*outputs, halved(x)], axis=-1)
-        around = {
+            return jnp.concatenate([*outputs, _max_pool_stride_2(x)], axis=-1)
+        pooled = {
             "average": lambda x: nn.avg_pool(
                 x, THREE, (1, 1), "SAME", count_include_pad=False
             ),
             "maximum": lambda x: nn.max_pool(x, THREE, (1, 1), "SAME"),
         }[self.pooling](x)
-        return jnp.concatenate([*outputs, *_run(self.branches[-1], around)], axis=-1)
+        return jnp.concatenate([*outputs, *_run(self.branches[-1], pooled)], axis=-1)
 
 
 def _run(branch: Branch, x: jax.Array) -> list[jax.Array]:
-    """Within a compact method, whose submodules these become."""
+    """Apply a branch; call it in a compact method, which owns the submodules."""
     for step in branch:
         if not isinstance(step, Unit):
             return [Convolution(unit, name=unit.name)(x) for unit in step]
@@ -110,7 +112,7 @@ def _run(branch: Branch, x: jax.Array) -> list[jax.Array]:
     return [x]
 
 
-def halved(x: jax.Array) -> jax.Array:
+def _max_pool_stride_2(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, THREE, (2, 2), "VALID")
 
 

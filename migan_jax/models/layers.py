@@ -1,10 +1,10 @@
-"""Layers that several networks share.
+"""Layers shared by several networks.
 
 Layers compute in the dtype of their input; parameters are created in float32.
-Parameter names carry meaning for the converters, the optimiser and the EMA:
-  kernel   a re-parametrised kernel, stored as one array; in the fused form the same
-           name holds the normalised kernel, which is used as it is
-  kernels  the same written out as n kernels, [n, kh, kw, I, O]
+Converters, the optimiser and the EMA depend on parameter names:
+  kernel   a re-parametrised kernel stored as one array (collapsed); in the fused form,
+           the normalised kernel
+  kernels  the same kernel expanded to n kernels, [n, kh, kw, I, O]
   weight   any other weight
 """
 
@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from migan_jax.models.costs import (
     Cost,
     activation_cost,
-    pixels_of,
-    size_of,
+    num_elements,
+    num_pixels,
     upsampling_cost,
 )
 from migan_jax.models.noise import LayerNoise, tile_noise
@@ -34,19 +34,19 @@ from migan_jax.ops.conv import (
     normalise_kernel,
 )
 from migan_jax.ops.partition import split_images
-from migan_jax.ops.precision import at_least_float32, spread_like
+from migan_jax.ops.precision import at_least_float32, broadcast_like
 from migan_jax.ops.resample import downsample2x, fir_filter, upsample2x
 
 Resampling = Literal["up", "down"] | None
 
 
 def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Every weight starts as N(0, 1); normalisation or scaling does the rest."""
+    """Initialise a weight from N(0, 1); layers normalise or scale it."""
     return jax.random.normal(key, shape, jnp.float32)
 
 
 def constant(value: float) -> Callable[..., jax.Array]:
-    """Initialiser of biases and strengths."""
+    """Return an initialiser for biases and noise strengths."""
     return lambda key, shape: jnp.full(shape, value, jnp.float32)
 
 
@@ -54,27 +54,26 @@ def constant(value: float) -> Callable[..., jax.Array]:
 class Reparam:
     """How re-parametrised convolutions store their kernels (MI-GAN, section 3.2).
 
-    The method draws `kernels` kernels per layer, sums them, scales the sum by
-    1 / sqrt(kernels) and normalises it per output channel. Under Adam only the sum
-    matters, so "collapsed" stores just that; "expanded" stores all of them, as the
-    reference does in training; "fused" stores the normalised result of either, as the
-    released networks do.
+    Each layer has `kernels` kernels. Their sum is scaled by 1 / sqrt(kernels) and
+    normalised per output channel. Adam only depends on the sum, so "collapsed" stores
+    just that. "expanded" stores all kernels, as the reference does in training. "fused"
+    stores the normalised result, as the released networks do.
     """
 
     form: Literal["collapsed", "expanded", "fused"] = "collapsed"
     kernels: int = 9
 
     def kernel(self, layer: nn.Module, shape: tuple[int, int, int, int]) -> jax.Array:
-        """Declare the layer's kernel parameter and return what it convolves with."""
+        """Declare the layer's kernel parameter; return the kernel to convolve with."""
         if self.form == "expanded":
             kernels = layer.param("kernels", normal, (self.kernels, *shape))
             return normalise_kernel(join_kernels(kernels))
         if self.form == "collapsed":
             return normalise_kernel(layer.param("kernel", normal, shape))
-        return layer.param("kernel", _normalised, shape)
+        return layer.param("kernel", _normalised_init, shape)
 
 
-def _normalised(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _normalised_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return normalise_kernel(normal(key, shape))
 
 
@@ -91,11 +90,11 @@ class DepthwiseConv(nn.Module):
 
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
-        return Cost(9 * size_of(out))
+        return Cost(9 * num_elements(out))
 
 
 class PointwiseConv(nn.Module):
-    """1x1 convolution; down-sampling filters before it, up-sampling after it."""
+    """1x1 convolution, after down-sampling or before up-sampling."""
 
     features: int
     reparam: Reparam
@@ -115,19 +114,19 @@ class PointwiseConv(nn.Module):
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
         (x,) = args
-        convolved, resampling = pixels_of(x), Cost()
+        pixels, resampling = num_pixels(x), Cost()
         if self.resample == "down":
-            convolved //= 4
-            resampling = Cost(filter=16 * convolved * x.shape[-1])
+            pixels //= 4
+            resampling = Cost(filter=16 * pixels * x.shape[-1])
         if self.resample == "up":
-            # The reference stuffs zeros by multiplying repeated pixels with a mask.
-            mask = Cost(elementwise=size_of(out))
-            resampling = upsampling_cost(size_of(out)) + mask
-        return Cost(convolved * x.shape[-1] * self.features) + resampling
+            # The reference inserts zeros by multiplying repeated pixels with a mask.
+            mask = Cost(elementwise=num_elements(out))
+            resampling = upsampling_cost(num_elements(out)) + mask
+        return Cost(pixels * x.shape[-1] * self.features) + resampling
 
 
 class NoiseInjection(nn.Module):
-    """Add one channel of noise to all, times a learned strength (initially zero)."""
+    """Add one noise channel to all channels, times a learned strength (initially 0)."""
 
     resolution: int
 
@@ -143,19 +142,19 @@ class NoiseInjection(nn.Module):
                 return x
             stored = self.get_variable("stats", "noise")
             noise = tile_noise(stored, *x.shape[1:3])[None, :, :, None]
-        return x + spread_like(strength * noise, x)
+        return x + broadcast_like(strength * noise, x)
 
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
-        # Times the strength, one channel; the sum, all of them.
-        return Cost(elementwise=pixels_of(out) + size_of(out))
+        # Scaling one channel by the strength, and adding it to all.
+        return Cost(elementwise=num_pixels(out) + num_elements(out))
 
 
 class SeparableConv(nn.Module):
-    """Depthwise 3x3 and pointwise 1x1, each activated (MI-GAN, section 3.1).
+    """Depthwise 3x3 and pointwise 1x1 convolution, both activated (MI-GAN, 3.1).
 
     `noise_resolution` is the nominal resolution of the noise added before the second
-    activation, or None for a layer without noise.
+    activation; None adds no noise.
     """
 
     features: int
@@ -181,7 +180,7 @@ class SeparableConv(nn.Module):
 
 
 class NormalisedConv(nn.Module):
-    """1x1 convolution of the generator's input: one weight, normalised unless fused."""
+    """1x1 convolution of the generator's input; normalises its weight unless fused."""
 
     features: int
     fused: bool
@@ -196,8 +195,8 @@ class NormalisedConv(nn.Module):
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
         (x,) = args
-        # With the activation, which follows wherever this layer is used.
-        return Cost(x.shape[-1] * size_of(out)) + activation_cost(out)
+        # Includes the activation that always follows this layer.
+        return Cost(x.shape[-1] * num_elements(out)) + activation_cost(out)
 
 
 class Dense(nn.Module):
@@ -221,14 +220,14 @@ class Dense(nn.Module):
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
         (x,) = args
-        return Cost(size_of(x) * self.features)
+        return Cost(num_elements(x) * self.features)
 
 
 class EqualisedConv(nn.Module):
-    """Dense convolution with equalised learning rate, as StyleGAN2's encoders use it.
+    """Dense convolution with equalised learning rate, as in StyleGAN2's encoders.
 
-    Down-sampling filters first, then convolves with stride 2 (1x1: filter and decimate
-    in one). No activation.
+    With `down`, it filters and then convolves with stride 2; a 1x1 convolution follows
+    `downsample2x` instead. No activation.
     """
 
     features: int
@@ -254,39 +253,39 @@ class EqualisedConv(nn.Module):
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
         (x,) = args
-        cost = Cost(self.size**2 * x.shape[-1] * size_of(out))
+        cost = Cost(self.size**2 * x.shape[-1] * num_elements(out))
         if self.down:
             _, h, w, c = x.shape
             filtered = (h + 1) * (w + 1) if self.size == 3 else h * w // 4
             cost += Cost(filter=16 * filtered * c)
-        # All but the residual skips, which have no bias, are activated.
+        # An activation follows, except after residual skips, which have no bias.
         return cost + (activation_cost(out) if self.use_bias else Cost())
 
 
 def run_block(
     block: nn.Module, remat: bool, *inputs: jax.Array, **constants: Any
 ) -> Any:
-    """Run one level of a network, its images split over devices where there are some.
+    """Run one level of a network, with its images sharded over the mesh, if any.
 
-    With `remat` its activations are not kept for the backward pass, but computed again.
+    With `remat`, the backward pass recomputes its activations instead of storing them.
     """
     inputs = tuple(split_images(x) if x.ndim == 4 else x for x in inputs)
     if not remat:
         return block(*inputs, **constants)
-    again = nn.remat(lambda block, *inputs: block(*inputs, **constants))
-    return again(block, *inputs)
+    recomputed = nn.remat(lambda block, *inputs: block(*inputs, **constants))
+    return recomputed(block, *inputs)
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     """Add one value per channel to the last axis."""
-    return x + spread_like(bias.reshape((1,) * (x.ndim - 1) + (-1,)), x)
+    return x + broadcast_like(bias.reshape((1,) * (x.ndim - 1) + (-1,)), x)
 
 
 def flatten_channels_first(x: jax.Array) -> jax.Array:
-    """[N, H, W, C] -> [N, C * H * W], the order of the released dense weights."""
+    """[N, H, W, C] -> [N, C * H * W], the order of dense weights in released files."""
     return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
 
 
 def add_to_image(image: jax.Array | None, rgb: jax.Array) -> jax.Array:
-    """Skip connection of the output: the image so far, doubled, plus this level's."""
+    """Output skip connection: up-sample the image so far, add this level's to-RGB."""
     return rgb if image is None else upsample2x(image) + at_least_float32(rgb)

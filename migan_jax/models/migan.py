@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from migan_jax.models.channels import LOWEST_RESOLUTION, channels_at, levels
-from migan_jax.models.costs import Cost, pixels_of, size_of, upsampling_cost
+from migan_jax.models.costs import Cost, num_elements, num_pixels, upsampling_cost
 from migan_jax.models.layers import (
     NormalisedConv,
     PointwiseConv,
@@ -22,21 +22,21 @@ from migan_jax.ops.activation import lrelu_agc
 from migan_jax.ops.precision import at_least_float32, compute_dtype
 
 
-class Generator(nn.Module):
+class MIGANGenerator(nn.Module):
     """Fill the hole of a masked image in one pass.
 
-    Fully convolutional: any height and width divisible by `stride`, square or not.
-    Levels are named by their resolution when the input is `resolution` pixels wide.
+    Fully convolutional: takes any height and width divisible by `stride`.
+    Levels are named by their resolution for an input of `resolution` pixels.
     """
 
     resolution: int = 256
     channel_base: int = 32768
     channel_max: int = 512
     reparam: Reparam = Reparam()
-    dtype: DTypeLike | None = None  # compute dtype; None: that of the input
-    remat: bool = False  # less memory in training, a third more time
+    dtype: DTypeLike | None = None  # compute dtype; None: the input's
+    remat: bool = False  # recompute activations: less memory, a third more time
 
-    can_be_fused: ClassVar = True  # kernels normalised once, as in released files
+    can_be_fused: ClassVar = True  # released files hold normalised kernels
 
     @nn.nowrap
     def inputs(self) -> list[jax.ShapeDtypeStruct]:
@@ -46,12 +46,12 @@ class Generator(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Input pixels per pixel of the innermost level, per axis."""
+        """Input pixels per pixel of the lowest level, per axis."""
         return self.resolution // LOWEST_RESOLUTION
 
     @nn.nowrap
     def noise_shapes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
-        """Height and width of every noise layer, for `noise.random_noise`."""
+        """Return height and width of every noise layer, for `noise.random_noise`."""
         shapes = {}
         for r in levels(self.resolution)[1:]:
             scale = self.resolution // r
@@ -65,14 +65,14 @@ class Generator(nn.Module):
     ) -> tuple[jax.Array, dict[int, jax.Array]]:
         """Complete `x` = concat(mask - 0.5, image * mask), mask 1 = known.
 
-        Returns the picture [N, H, W, 3] (linear, not clipped) and every level's own
-        contribution to it, {resolution: rgb}.
+        Returns the image [N, H, W, 3] (not clipped) and each level's to-RGB output by
+        resolution.
         """
         _, h, w, channels = x.shape
         if channels != 4 or h % self.stride or w % self.stride:
             raise ValueError(
-                f"The generator takes [N, H, W, 4] with H and W divisible by "
-                f"{self.stride}, not {tuple(x.shape)}."
+                f"MI-GAN takes [N, H, W, 4] with H and W divisible by {self.stride}, "
+                f"not {tuple(x.shape)}."
             )
         sizes = dict(
             resolution=self.resolution,
@@ -87,7 +87,7 @@ class Generator(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Features of every level, and the innermost map that synthesis starts from."""
+    """Compute the features of every level and the input of synthesis ("innermost")."""
 
     resolution: int
     channel_base: int
@@ -114,7 +114,7 @@ class Encoder(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """One level of the encoder: its skip feature, and the input of the next level."""
+    """One encoder level: returns the next level's input and the skip feature."""
 
     channels: int
     out_channels: int
@@ -138,7 +138,7 @@ class EncoderBlock(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """The decoder: a picture that every level adds to."""
+    """The decoder: the image is the sum of all levels' to-RGB outputs."""
 
     resolution: int
     channel_base: int
@@ -165,7 +165,7 @@ class Synthesis(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """One level of the decoder; the lowest neither up-samples nor takes noise."""
+    """One decoder level; the lowest has neither up-sampling nor noise."""
 
     channels: int
     resolution: int
@@ -189,20 +189,17 @@ class SynthesisBlock(nn.Module):
             name="conv1",
         )(x, first)
         x = SeparableConv(
-            self.channels,
-            self.reparam,
-            noise_resolution=noise_resolution,
-            name="conv2",
+            self.channels, self.reparam, noise_resolution=noise_resolution, name="conv2"
         )(x + feature, second)
         to_rgb = PointwiseConv(3, self.reparam, use_bias=True, name="torgb")
         return x, to_rgb(at_least_float32(x))
 
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
-        """The encoder's feature added, and the image so far doubled and added to."""
-        summed = Cost(elementwise=size_of(out))
+        """Adding the encoder's feature; up-sampling and adding to the image."""
+        skip = Cost(elementwise=num_elements(out))
         if self.resolution == LOWEST_RESOLUTION:
-            return summed
-        image = 3 * pixels_of(out)
-        # The sum, and the mask with which the reference stuffs zeros.
-        return summed + upsampling_cost(image) + Cost(elementwise=2 * image)
+            return skip
+        image = 3 * num_pixels(out)
+        # Adding, and the mask with which the reference inserts zeros.
+        return skip + upsampling_cost(image) + Cost(elementwise=2 * image)

@@ -1,13 +1,13 @@
-"""Per-pixel noise of the generators: random, stored or none, always an argument.
+"""Per-pixel noise of the generators: random, stored or none.
 
-A generator's `noise` is one of
-  "stored"  constants kept beside the parameters, in the collection `stats`: what the
-            released networks run with, deterministic;
+A generator's argument `noise` is one of
+  "stored"  constants in the collection `stats`: deterministic, as in the released
+            networks;
   "none"    no noise;
-  a dict    arrays by layer name, from `random_noise`: fresh noise for every sample.
-Stored noise belongs to the nominal resolution of its level. On other image sizes it is
-tiled periodically from the top left corner and cropped: independent values have no
-seams, and an image of the nominal size sees exactly the stored ones.
+  a dict    arrays by layer name, from `random_noise`: new noise for every sample.
+Stored noise has the nominal resolution of its level. For other image sizes it is tiled
+from the top left corner and cropped. Its values are independent, so tiling leaves no
+seams.
 """
 
 from collections.abc import Mapping
@@ -25,8 +25,7 @@ def random_noise(
 ) -> dict[str, jax.Array]:
     """Draw noise [N, h, w, 1] per layer from one key per sample.
 
-    Samples have their own keys so that a batch split over devices draws what the whole
-    batch would.
+    One key per sample makes the noise independent of how a batch is sharded.
     """
 
     def draw(key: jax.Array) -> dict[str, jax.Array]:
@@ -39,7 +38,7 @@ def random_noise(
 
 
 def layer_noise(noise: Noise, layer: str) -> LayerNoise:
-    """One layer's share of a generator's noise argument."""
+    """Return one layer's part of a generator's noise argument."""
     return noise if isinstance(noise, str) else noise[layer]
 
 

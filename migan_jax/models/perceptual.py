@@ -1,6 +1,6 @@
 """The convolutions of AlexNet and VGG-16, whose features LPIPS compares.
 
-Parameters have the names of torchvision's files, `features.N`.
+Parameter names follow torchvision's files: `features.N`.
 """
 
 from typing import NamedTuple
@@ -10,14 +10,14 @@ import jax
 
 
 class Layer(NamedTuple):
-    """A convolution and its ReLU, after pooling if `window` is not 0."""
+    """A convolution and ReLU, after max pooling if `window` is not 0."""
 
     name: str
     features: int
     kernel: int = 3
     stride: int = 1
-    window: int = 0  # of the maxima before it, every second of which is taken
-    tap: bool = True  # whether its features are compared
+    window: int = 0  # of max pooling with stride 2
+    tap: bool = True  # return its features
 
 
 ALEXNET = (
@@ -45,7 +45,7 @@ VGG16 = (
 
 
 class Features(nn.Module):
-    """Normalised pictures [N, H, W, 3] -> the features of every tapped layer."""
+    """Normalised images [N, H, W, 3] -> the features of every tapped layer."""
 
     layers: tuple[Layer, ...]
 
@@ -59,7 +59,7 @@ class Features(nn.Module):
                 layer.features,
                 (layer.kernel, layer.kernel),
                 (layer.stride, layer.stride),
-                # AlexNet's first layer has two fewer than would keep the size.
+                # AlexNet's first layer pads by 2 only.
                 2 if layer.stride > 1 else layer.kernel // 2,
                 precision=jax.lax.Precision.HIGHEST,
                 name=layer.name,

@@ -1,1 +1,1 @@
-"""Pure array functions that the networks are made of (no parameters, no state)."""
+"""Pure array functions used by the networks (no parameters, no state)."""

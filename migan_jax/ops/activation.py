@@ -12,8 +12,8 @@ CLAMP = 256.0
 def lrelu_agc(x: jax.Array, gain: float = 1.0) -> jax.Array:
     """Leaky ReLU (0.2), times sqrt(2) * gain, clipped to +-256 * gain.
 
-    `where`, not `maximum`: at x = 0 the gradient is the negative slope's, as in
-    PyTorch, and not the mean of the two.
+    With `where` the gradient at x = 0 is the negative slope, as in PyTorch; with
+    `maximum` it would be the mean of both slopes.
     """
     scale = math.sqrt(2.0) * gain
     y = jnp.where(x > 0, x * scale, x * (NEGATIVE_SLOPE * scale))

@@ -1,13 +1,12 @@
-"""Depthwise 3x3 convolution, in the form that suits each platform.
+"""Depthwise 3x3 convolution, in the fastest form for each platform.
 
 Accelerators run a grouped convolution (the compiler's choice for TPUs; not measured on
-GPUs yet). On a CPU XLA's grouped convolutions are some
-twenty times slower than nine shifted multiply-adds, forward and backward
-(benchmarks/operations.py measures it), so there the operation brings its derivatives.
-With y = A(x, w) and the kernel gradient B(x, dy), the pair is closed:
-  d y / d x  -> A(dy, flipped w)     d y / d w  -> B(x, dy)
-  d B / d x  -> A(dy, flipped dB)    d B / d dy -> A(x, dB)
-which is what makes it differentiable any number of times.
+GPUs yet). On CPUs, XLA's grouped convolutions are about twenty times slower than nine
+shifted multiply-adds, forward and backward (benchmarks/operations.py). So the CPU form
+defines its derivatives. With y = A(x, w) and the kernel gradient B(x, dy):
+  dy/dx -> A(dy, flipped w)     dy/dw  -> B(x, dy)
+  dB/dx -> A(dy, flipped dB)    dB/ddy -> A(x, dB)
+A and B need only each other, so the convolution is differentiable to any order.
 """
 
 import jax
@@ -20,13 +19,15 @@ from migan_jax.ops.resample import pad_by_one
 
 def depthwise3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolve each channel: x [N, H, W, C], kernel [3, 3, 1, C], zero padding 1."""
-    return lax.platform_dependent(x, kernel, cpu=_shifted, default=_grouped_convolution)
-
-
-def depthwise_weight_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """The kernel's gradient [3, 3, 1, C], summed in at least float32."""
     return lax.platform_dependent(
-        x, dy, cpu=_correlated, default=_correlation_by_convolution
+        x, kernel, cpu=_shift_and_add, default=_grouped_convolution
+    )
+
+
+def depthwise_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """Return the kernel's gradient [3, 3, 1, C], summed in at least float32."""
+    return lax.platform_dependent(
+        x, dy, cpu=_kernel_gradient_by_rows, default=_kernel_gradient_convolution
     )
 
 
@@ -42,8 +43,8 @@ def _grouped_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
-def _correlation_by_convolution(x: jax.Array, dy: jax.Array) -> jax.Array:
-    # Channels become groups of one "image" each, the batch its input features.
+def _kernel_gradient_convolution(x: jax.Array, dy: jax.Array) -> jax.Array:
+    # Channels become groups of one "image" each, samples become its input channels.
     return lax.conv_general_dilated(
         x,
         dy,
@@ -56,6 +57,7 @@ def _correlation_by_convolution(x: jax.Array, dy: jax.Array) -> jax.Array:
     )
 
 
+@jax.custom_vjp
 def _shift_and_add(x: jax.Array, kernel: jax.Array) -> jax.Array:
     _, h, w, _ = x.shape
     padded = pad_by_one(x)
@@ -68,8 +70,9 @@ def _shift_and_add(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return total.astype(x.dtype)
 
 
-def _row_by_row(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """Nine sums over the image, carried along its rows so that they stay in cache."""
+@jax.custom_vjp
+def _kernel_gradient_by_rows(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """Accumulate nine sums row by row, so that they stay in cache."""
     n, h, w, c = x.shape
     padded = pad_by_one(x)
     taps = [(i, j) for i in range(3) for j in range(3)]
@@ -89,34 +92,21 @@ def _row_by_row(x: jax.Array, dy: jax.Array) -> jax.Array:
     return jnp.stack([jnp.sum(total, axis=0) for total in sums]).reshape(3, 3, 1, c)
 
 
-@jax.custom_vjp
-def _shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _shift_and_add(x, kernel)
-
-
-@jax.custom_vjp
-def _correlated(x: jax.Array, dy: jax.Array) -> jax.Array:
-    return _row_by_row(x, dy)
-
-
-def _shifted_forward(x: jax.Array, kernel: jax.Array):
-    return _shifted(x, kernel), (x, kernel)
-
-
-def _shifted_backward(saved, dy: jax.Array):
+def _convolution_backward(saved, dy: jax.Array):
     x, kernel = saved
-    return _shifted(dy, kernel[::-1, ::-1]), _correlated(x, dy).astype(kernel.dtype)
+    dx = _shift_and_add(dy, kernel[::-1, ::-1])
+    return dx, _kernel_gradient_by_rows(x, dy).astype(kernel.dtype)
 
 
-def _correlated_forward(x: jax.Array, dy: jax.Array):
-    return _correlated(x, dy), (x, dy)
-
-
-def _correlated_backward(saved, gradient: jax.Array):
+def _kernel_gradient_backward(saved, dkernel: jax.Array):
     x, dy = saved
-    kernel = gradient.astype(x.dtype)
-    return _shifted(dy, kernel[::-1, ::-1]), _shifted(x, kernel)
+    kernel = dkernel.astype(x.dtype)
+    return _shift_and_add(dy, kernel[::-1, ::-1]), _shift_and_add(x, kernel)
 
 
-_shifted.defvjp(_shifted_forward, _shifted_backward)
-_correlated.defvjp(_correlated_forward, _correlated_backward)
+_shift_and_add.defvjp(
+    lambda *args: (_shift_and_add(*args), args), _convolution_backward
+)
+_kernel_gradient_by_rows.defvjp(
+    lambda *args: (_kernel_gradient_by_rows(*args), args), _kernel_gradient_backward
+)

@@ -9,17 +9,17 @@ GROUP_SIZE = 4
 
 
 def append_minibatch_std(x: jax.Array) -> jax.Array:
-    """Append one channel: how much a sample's group varies, [N, H, W, C + 1].
+    """Append one channel, the mean deviation of each sample's group: [N, H, W, C + 1].
 
     Sample i is grouped with the samples congruent to i modulo N / group, as in the
-    reference. The group is GROUP_SIZE, or the whole batch where that is smaller.
+    reference. A group has GROUP_SIZE samples, or the whole batch if that is smaller.
     """
     n, h, w, c = x.shape
     group = min(GROUP_SIZE, n)
     if n % group:
         raise ValueError(
-            f"The discriminator compares images in groups of {group}, so a batch of "
-            f"{n} cannot be split: use a batch size that is a multiple of {group}."
+            f"The discriminator cannot split a batch of {n} into groups: use a batch "
+            f"size that is a multiple of {group}."
         )
     grouped = at_least_float32(x).reshape(group, n // group, h, w, c)
     std = jnp.mean(

@@ -3,9 +3,9 @@
 Per axis, with zeros outside the image:
   up    out[2i] = .25 x[i-1] + .75 x[i],  out[2i+1] = .75 x[i] + .25 x[i+1]
   down  out[i]  = (x[2i-1] + 3 x[2i] + 3 x[2i+1] + x[2i+2]) / 8
-These are each other's adjoints up to a factor of four, and the plain filter's adjoint
-is itself with the complementary padding. The CPU forms use that as their derivative
-(XLA's own grouped convolutions are slow there); accelerators run plain convolutions.
+The two are each other's adjoints up to a factor of four. The adjoint of the plain
+filter is itself with padding 3 - p. Accelerators run grouped convolutions. These are
+slow on CPUs, which run shifted slices and use the adjoints as derivatives.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,9 @@ def downsample2x(x: jax.Array) -> jax.Array:
     """Halve height and width, which must be even: [N, H, W, C] -> [N, H/2, W/2, C]."""
     _, h, w, _ = x.shape
     if h % 2 or w % 2:
-        raise ValueError(f"downsample2x needs even sizes, got height {h}, width {w}.")
+        raise ValueError(
+            f"downsample2x needs even sizes, not height {h} and width {w}."
+        )
     return lax.platform_dependent(x, cpu=_down_cpu, default=_down_convolution)
 
 
@@ -43,7 +45,7 @@ def fir_filter(x: jax.Array, padding: int) -> jax.Array:
     )
 
 
-# Accelerators: depthwise convolutions with the 4x4 outer product.
+# Accelerators: depthwise convolutions with the 4x4 filter.
 
 
 def _fir_convolution(
@@ -78,21 +80,21 @@ def _filter_convolution(x: jax.Array, padding: int) -> jax.Array:
     )
 
 
-# CPU: shifted slices, one axis after the other, with the exact adjoints.
+# CPU: sums of shifted slices, with their exact adjoints.
 
 
 def _linear_with_adjoint(
     function: Callable[[jax.Array], jax.Array],
     adjoint: Callable[[jax.Array], jax.Array],
 ) -> Callable[[jax.Array], jax.Array]:
-    """A linear map whose derivative is given; the adjoint may refer back to it."""
+    """Make a linear map with this derivative; the adjoint may call the map again."""
     wrapped = jax.custom_vjp(function)
     wrapped.defvjp(lambda x: (wrapped(x), None), lambda _, dy: (adjoint(dy),))
     return wrapped
 
 
 def pad_by_one(x: jax.Array) -> jax.Array:
-    """Zeros around every image, for windows to be sliced from.
+    """Pad every image with one pixel of zeros, to slice windows from.
 
     The barrier keeps XLA from turning slices of a padded array into padded slices,
     whose bounds checks do not vectorise (6 to 14 times slower on a CPU).
@@ -110,17 +112,22 @@ def _up_phases(x: jax.Array) -> jax.Array:
     total = 0.0
     for row in (0, 1):
         for column in (0, 1):
-            # The output's pixels of one parity: .75 of their own pixel, .25 beside it.
+            # Output pixels of one parity. Per axis: .75 of the pixel, .25 of the next.
             phase = (
                 weighted(1, 1, 0.5625)
                 + weighted(2 * row, 1, 0.1875)
                 + weighted(1, 2 * column, 0.1875)
                 + weighted(2 * row, 2 * column, 0.0625)
             )
-            # Interleave by adding phases spread out with zeros: stacking them is exact
-            # too, but fuses badly with what follows.
-            spread = [(0, 0, 0), (row, 1 - row, 1), (column, 1 - column, 1), (0, 0, 0)]
-            total += lax.pad(phase, jnp.zeros((), phase.dtype), spread)
+            # Interleave by adding zero-stuffed phases: stacking them fuses badly with
+            # the operations that follow.
+            stuffing = [
+                (0, 0, 0),
+                (row, 1 - row, 1),
+                (column, 1 - column, 1),
+                (0, 0, 0),
+            ]
+            total += lax.pad(phase, jnp.zeros((), phase.dtype), stuffing)
     return total.astype(x.dtype)
 
 

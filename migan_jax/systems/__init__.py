@@ -1,1 +1,1 @@
-"""What is trained: networks with their losses, one file per family."""
+"""Systems: networks with their training losses, one file per family."""

@@ -1,13 +1,11 @@
-"""The contract between families and the trainer: systems, their stages and their turns.
+"""The interface between families and the trainer: systems, stages and turns.
 
-A system holds its networks and the weights of its losses, and nothing that changes:
-parameters, statistics, batches and keys are arguments. A run is a sequence of stages,
-an iteration of a stage is a sequence of turns, and a turn is one update of some
-networks. What a turn minimises is one function, which can be read alone.
+A system holds its networks and loss weights, and no state: parameters, statistics,
+batches and keys are arguments. A run is a sequence of stages. A step of a stage is a
+sequence of turns. A turn updates some networks to minimise one loss function.
 
-Randomness comes from one key a step. Every turn has a stream of its own in it, and
-every sample a key of its own in that, so that a batch that is split over devices draws
-what the whole batch would.
+Each step has one random key. It is split by turn and then by sample, so that random
+numbers do not depend on how a batch is sharded.
 """
 
 import dataclasses
@@ -22,22 +20,22 @@ import numpy as np
 import optax
 
 Params = dict[str, Any]  # by network
-Stats = dict[str, Any]  # by network: what is kept beside parameters, and not trained
+Stats = dict[str, Any]  # by network: untrained variables
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
 class Inputs(NamedTuple):
-    """What turns and losses are given beside parameters and statistics."""
+    """Arguments of turns and losses besides parameters and statistics."""
 
-    frozen: Mapping[str, Any]  # variables of networks that never change
-    batch: Batch  # of turns, in microbatches: [microbatches, N, ...]
-    key: jax.Array  # the turn's own
-    progress: jax.Array  # the share of the stage that is done
+    frozen: Mapping[str, Any]  # variables of frozen networks
+    batch: Batch  # turns get microbatches: [microbatches, N, ...]
+    key: jax.Array  # of this turn
+    progress: jax.Array  # completed fraction of the stage
     kimg: jax.Array  # thousands of images since the stage began
 
 
-# The scalar to minimise, and beside it the statistics afterwards and metrics to report.
+# The loss (a scalar), the updated statistics and the metrics to log.
 Value = tuple[jax.Array, tuple[Stats, Metrics]]
 Loss = Callable[[Params, Stats, Inputs], Value]
 
@@ -45,21 +43,21 @@ Loss = Callable[[Params, Stats, Inputs], Value]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that changes in a run."""
+    """The mutable state of a run."""
 
     step: jax.Array
     params: Params
     stats: Stats
     opt_state: dict[str, Any]  # by optimizer
-    ema: Params  # of the exported networks; empty in runs without
+    ema: Params  # of the exported networks; empty in runs without an EMA
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """What moves the parameters of some networks.
+    """An optax transformation for the parameters of some networks.
 
-    `transformation.update` is given `kimg`, thousands of images since the stage began,
-    if it takes more than gradient, state and parameters.
+    If `transformation.update` takes extra arguments, it gets `kimg`: thousands of
+    images since the stage began.
     """
 
     networks: tuple[str, ...]
@@ -73,18 +71,18 @@ Update = Callable[["Turn", Optimizers, TrainState, Inputs], tuple[TrainState, Me
 def gradient_update(
     turn: "Turn", optimizers: Optimizers, state: TrainState, inputs: Inputs
 ) -> tuple[TrainState, Metrics]:
-    """A step down the gradient of the turn's loss: what a turn usually is."""
-    own = {name: state.params[name] for name in turn.trains(optimizers)}
+    """Take a gradient step on the turn's loss (the default update)."""
+    trained = {name: state.params[name] for name in turn.trained_networks(optimizers)}
 
-    def loss(own: Params, batch: Batch) -> Value:
-        params = {**state.params, **own}
+    def loss(trained: Params, batch: Batch) -> Value:
+        params = {**state.params, **trained}
         return turn.loss(params, state.stats, inputs._replace(batch=batch))
 
-    def of_microbatch(batch: Batch) -> tuple[tuple[Params, Metrics], Stats]:
-        gradient, (stats, metrics) = jax.grad(loss, has_aux=True)(own, batch)
+    def compute(batch: Batch) -> tuple[tuple[Params, Metrics], Stats]:
+        gradient, (stats, metrics) = jax.grad(loss, has_aux=True)(trained, batch)
         return (gradient, metrics), stats
 
-    (gradient, metrics), stats = mean_over_microbatches(of_microbatch, inputs.batch)
+    (gradient, metrics), stats = mean_over_microbatches(compute, inputs.batch)
     state = dataclasses.replace(state, stats=stats)
     for name in turn.optimizers:
         state = apply_gradient(name, optimizers[name], gradient, state, inputs.kimg)
@@ -94,10 +92,10 @@ def gradient_update(
 def mean_over_microbatches(
     compute: Callable[[Batch], tuple[Any, Any]], batch: Batch
 ) -> tuple[Any, Any]:
-    """Of two trees: the mean of the first over microbatches, and the last one's second.
+    """Average the first output over microbatches; return the last one's second output.
 
-    All begin with the same statistics, so those that do not depend on the batch, such
-    as spectral norm's, are those of the whole batch.
+    All microbatches start from the same statistics. So statistics that do not depend on
+    the batch, such as those of spectral norm, are the same as for the whole batch.
     """
     first = jax.tree.map(lambda x: x[0], batch)
     microbatches = len(jax.tree.leaves(batch)[0])
@@ -122,32 +120,32 @@ def apply_gradient(
     state: TrainState,
     kimg: jax.Array,
 ) -> TrainState:
-    """The state after an optimizer has moved its networks."""
-    own, down = (
+    """Return the state after one update by an optimizer."""
+    params, gradient = (
         {network: tree[network] for network in optimizer.networks}
         for tree in (state.params, gradient)
     )
     update = optax.with_extra_args_support(optimizer.transformation).update
-    updates, opt_state = update(down, state.opt_state[name], own, kimg=kimg)
+    updates, opt_state = update(gradient, state.opt_state[name], params, kimg=kimg)
     return dataclasses.replace(
         state,
-        params={**state.params, **optax.apply_updates(own, updates)},
+        params={**state.params, **optax.apply_updates(params, updates)},
         opt_state={**state.opt_state, name: opt_state},
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One update of some networks, with the others as they are.
+    """One update of some networks; the others are constant.
 
     Attributes:
-      name: what it is called in messages.
-      loss: what it minimises.
-      optimizers: which it uses; their networks are those that it changes.
-      stream: the number of its random numbers, from 1 on, its own in the system. So
-        they stay what they are when turns come and go around it.
-      every: a lazy turn is taken after every n-th step, on its batch.
-      update: what is done with the loss, such as a bilevel turn's unrolled steps.
+      name: for messages.
+      loss: the function to minimise.
+      optimizers: names of its optimizers, whose networks it updates.
+      stream: index of its random stream, from 1, unique in the system. Adding or
+        removing other turns does not change its random numbers.
+      every: a lazy turn runs after every n-th step, on that step's batch.
+      update: how to update with the loss, such as with a bilevel turn's unrolled steps.
     """
 
     name: str
@@ -157,24 +155,24 @@ class Turn:
     every: int = 1
     update: Update = gradient_update
 
-    def trains(self, optimizers: Optimizers) -> tuple[str, ...]:
-        """The networks that it changes."""
+    def trained_networks(self, optimizers: Optimizers) -> tuple[str, ...]:
+        """Return the names of the networks that it updates."""
         return tuple(n for name in self.optimizers for n in optimizers[name].networks)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A part of a run with turns, batches and optimizers of its own: one program.
+    """A phase of a run with its own turns, batches and optimizers: one program.
 
     Attributes:
-      name: what it is called in messages.
-      turns: in groups. Turns of a group differentiate at the same parameters, each
-        group at those that the one before has left; statistics go from turn to turn.
-        Lazy turns form groups of their own.
-      optimizers: by name, by which their state goes from stage to stage.
-      until_kimg: thousands of images of the run at which it ends; None: with the run,
-        so that `progress` falls when a run is made longer, and `kimg` does not.
-      batch_size, resolution: its own, or None for the run's.
+      name: for messages.
+      turns: in groups. Turns of a group differentiate at the same parameters; the next
+        group uses the updated ones. Statistics pass from turn to turn. Lazy turns form
+        separate groups.
+      optimizers: by name. Stages pass on the state of optimizers of the same name.
+      until_kimg: the end of the stage in thousands of images of the run; None for the
+        end of the run. Then extending a run lowers `progress`, but not `kimg`.
+      batch_size, resolution: None for the run's.
     """
 
     name: str
@@ -186,35 +184,37 @@ class Stage:
 
     def __post_init__(self) -> None:
         if not self.turns:
-            raise ValueError(f"{self.name}: a stage has turns")
+            raise ValueError(f"{self.name}: a stage needs turns")
         streams = [turn.stream for group in self.turns for turn in group]
         if len(set(streams)) < len(streams) or min(streams) < 1:
-            raise ValueError(f"{self.name}: turns need streams of their own, from 1 on")
+            raise ValueError(f"{self.name}: turns need different streams, from 1")
         for group in self.turns:
             if len({turn.every for turn in group}) > 1:
-                raise ValueError(f"{self.name}: a group has turns of different `every`")
-            trained = [n for turn in group for n in turn.trains(self.optimizers)]
+                raise ValueError(f"{self.name}: turns of a group need the same `every`")
+            trained = [
+                n for turn in group for n in turn.trained_networks(self.optimizers)
+            ]
             if len(set(trained)) < len(trained):
                 raise ValueError(f"{self.name}: two turns of a group train one network")
 
     @property
     def lazy(self) -> tuple[int, ...]:
-        """After how many steps its lazy turns come, each once."""
+        """The different intervals of its lazy turns, in steps."""
         intervals = {group[0].every for group in self.turns}
         return tuple(sorted(intervals - {1}))
 
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """A network that is used and never changed: neither trained nor saved."""
+    """A network that is used, but neither trained nor saved."""
 
     network: nn.Module
     variables: Any
-    digest: str  # of its weights, by which a run knows it again
+    digest: str  # of its weights; a resumed run compares it
 
     @classmethod
     def of(cls, network: nn.Module, variables: Any) -> "Frozen":
-        """With the digest of its arrays."""
+        """Make it and compute its digest."""
         digest = hashlib.sha256()
         for leaf in jax.tree.leaves(variables):
             digest.update(np.asarray(leaf).tobytes())
@@ -222,20 +222,20 @@ class Frozen:
 
 
 class System(Protocol):
-    """Networks, and the losses that their turns minimise."""
+    """Networks with their losses and stages."""
 
-    networks: Mapping[str, nn.Module]  # that are trained
-    exported: tuple[str, ...]  # networks that get an EMA, and are shipped
-    batch_multiple: int  # images that losses compare; a larger batch is a multiple
+    networks: Mapping[str, nn.Module]  # trained ones
+    exported: tuple[str, ...]  # networks with an EMA, which a user runs
+    batch_multiple: int  # larger batches must be a multiple of this
 
     def init(self, key: jax.Array) -> tuple[Params, Stats]:
-        """Parameters and statistics of all networks that are trained."""
+        """Initialise parameters and statistics of all trained networks."""
 
     def stages(self) -> Sequence[Stage]:
-        """What a run is made of, in order."""
+        """Return the stages of a run, in order."""
 
     def prepare(self, batch: Batch, key: jax.Array, progress: jax.Array) -> Batch:
-        """Flip, normalise, draw masks, repeat: once an iteration, for all its turns."""
+        """Flip and normalise images and draw masks, once per step for all turns."""
 
     def inpaint(
         self,
@@ -245,7 +245,7 @@ class System(Protocol):
         mask: jax.Array,
         key: jax.Array,
     ) -> jax.Array:
-        """Complete the hole: [N, R, R, 3] in [-1, 1], known pixels as they are."""
+        """Complete the hole: [N, R, R, 3] in [-1, 1], known pixels unchanged."""
 
     def references(
         self,
@@ -254,4 +254,4 @@ class System(Protocol):
         mask: jax.Array,
         key: jax.Array,
     ) -> dict[str, jax.Array]:
-        """What frozen networks make of it, by name, to be shown beside."""
+        """Return the completions of frozen networks, by name, for comparison."""

@@ -1,27 +1,29 @@
-"""The game that MI-GAN and Co-Mod-GAN play: a logistic discriminator with lazy R1.
+"""Adversarial training of MI-GAN and Co-Mod-GAN: logistic losses with lazy R1.
 
-(MI-GAN, section 3.3; Co-Mod-GAN, StyleGAN2.) Optionally with the L1 distance to the
-truth inside holes, which Co-Mod-GAN's original adds, and with a warm-up for generators
-that are good already, in which the discriminator learns alone.
+(MI-GAN, section 3.3; Co-Mod-GAN; StyleGAN2.) Optional: an L1 loss in holes, as in the
+original Co-Mod-GAN, and, for fine-tuning, a warm-up of the discriminator alone.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from migan_jax.data.mask_samplers import SAMPLERS
+from migan_jax.data.mask_samplers import SAMPLERS, Sampler
 from migan_jax.errors import UserError
 from migan_jax.losses import gan
 from migan_jax.losses.reconstruction import l1_in_hole
 from migan_jax.models.channels import levels
 from migan_jax.models.layers import Reparam
+from migan_jax.ops.minibatch_std import GROUP_SIZE
+from migan_jax.systems import images
 from migan_jax.systems.base import (
     Batch,
-    Loss,
+    Inputs,
     Optimizer,
     Params,
     Stage,
@@ -29,127 +31,178 @@ from migan_jax.systems.base import (
     Turn,
     Value,
 )
-from migan_jax.systems.images import composite, discriminator_input, hole_psnr
-from migan_jax.systems.optimizers import lazy_adam, without_levels
+from migan_jax.systems.optimizers import freeze_levels, lazy_adam
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-Judge = Callable[[jax.Array], jax.Array]  # what a discriminator sees -> logits
-
-EXPORTED = ("generator",)
+Pyramid = dict[int, jax.Array]  # by resolution
 
 
-def init(
-    generator: nn.Module, discriminator: nn.Module, key: jax.Array, *latents: jax.Array
-) -> tuple[Params, Stats]:
-    """Parameters and statistics of both networks."""
-    x = jnp.zeros((1, generator.resolution, generator.resolution, 4))
-    first, second = jax.random.split(key)
-    made = generator.init(first, x, *latents)
-    judging = discriminator.init(second, x)
-    params = {"generator": made["params"], "discriminator": judging["params"]}
-    return params, {"generator": made["stats"], "discriminator": {}}
+@dataclasses.dataclass(frozen=True)
+class LogisticGAN:
+    """A generator and a discriminator with logistic losses.
 
-
-class Game(Protocol):
-    """A system that plays it."""
-
-    optimizers: Mapping[str, optax.GradientTransformation]  # by network
-    warmup_kimg: float
-    r1_interval: int
-    generator_loss: Loss
-    discriminator_loss: Loss
-    r1_loss: Loss
-
-
-def stages(game: Game) -> list[Stage]:
-    """The discriminator alone, if there is a warm-up, then both in turns."""
-    first, second = ("generator",), ("discriminator",)
-    generator = Turn("generator", game.generator_loss, first, stream=1)
-    discriminator = Turn("discriminator", game.discriminator_loss, second, stream=2)
-    # A turn of its own on the discriminator's optimizer, after the others.
-    r1 = Turn("r1", game.r1_loss, second, stream=3, every=game.r1_interval)
-    moving = {name: Optimizer((name,), rule) for name, rule in game.optimizers.items()}
-    warm_up = Stage("warm-up", ((discriminator,), (r1,)), moving, game.warmup_kimg)
-    main = Stage("main", ((generator,), (discriminator,), (r1,)), moving)
-    return [warm_up, main] if game.warmup_kimg else [main]
-
-
-def generator_terms(
-    judge: Judge, batch: Batch, completion: jax.Array, l1_weight: float
-) -> dict[str, jax.Array]:
-    """What the generator minimises in this game, weighted, by name."""
-    image, mask = batch["image"], batch["mask"]
-    fake = discriminator_input(composite(image, completion, mask), mask)
-    terms = {"adversarial": jnp.mean(gan.logistic_generator_loss(judge(fake)))}
-    if l1_weight:
-        terms["l1"] = l1_weight * jnp.mean(l1_in_hole(completion, image, mask))
-    return terms
-
-
-def generator_value(
-    terms: Mapping[str, jax.Array], batch: Batch, completion: jax.Array, stats: Stats
-) -> Value:
-    """The sum of its terms; they are reported, and how near the completion is."""
-    metrics = {f"g/{name}": term for name, term in terms.items()}
-    metrics["g/hole_psnr"] = hole_psnr(batch["image"], completion, batch["mask"])
-    return sum(terms.values()), (stats, metrics)
-
-
-def discriminator_value(
-    judge: Judge, batch: Batch, completion: jax.Array, stats: Stats
-) -> Value:
-    """How well completions are told from real pictures."""
-    image, mask = batch["image"], batch["mask"]
-    fake = judge(discriminator_input(composite(image, completion, mask), mask))
-    real = judge(discriminator_input(image, mask))
-    loss = jnp.mean(gan.logistic_discriminator_loss(real, fake))
-    metrics = {
-        "d/adversarial": loss,
-        "d/real": jnp.mean(real),
-        "d/fake": jnp.mean(fake),
-    }
-    return loss, (stats, metrics)
-
-
-def r1_value(judge: Judge, batch: Batch, weight: float, stats: Stats) -> Value:
-    """R1 with its weight; without, it is reported."""
-    real = discriminator_input(batch["image"], batch["mask"])
-    r1 = jnp.mean(gan.r1_penalty(judge, real))
-    return weight * r1, (stats, {"d/r1": r1})
-
-
-def judge_of(discriminator: nn.Module, params: Params, exact: bool = False) -> Judge:
-    """The discriminator with its weights as they are.
-
-    Args:
-      exact: in float32 whatever its dtype, which the squared gradients of R1 want.
+    Subclasses define `from_config`, `complete`, and `latents` if the generator has any.
     """
-    network = discriminator.clone(dtype=None) if exact else discriminator
-    return lambda x: network.apply({"params": params["discriminator"]}, x)
+
+    generator: nn.Module
+    discriminator: nn.Module
+    sampler: Sampler
+    optimizers: Mapping[str, optax.GradientTransformation]  # by network
+    warmup_kimg: float = 0.0
+    r1_gamma: float = 10.0
+    r1_interval: int = 16
+    l1_weight: float = 0.0
+
+    exported: ClassVar = ("generator",)
+    batch_multiple: ClassVar = GROUP_SIZE
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {"generator": self.generator, "discriminator": self.discriminator}
+
+    def init(self, key: jax.Array) -> tuple[Params, Stats]:
+        x = jnp.zeros((1, self.generator.resolution, self.generator.resolution, 4))
+        g_key, d_key = jax.random.split(key)
+        latents = self.latents(key, jnp.arange(1))
+        g_variables = self.generator.init(g_key, x, *latents)
+        d_params = self.discriminator.init(d_key, x)["params"]
+        params = {"generator": g_variables["params"], "discriminator": d_params}
+        return params, {"generator": g_variables["stats"], "discriminator": {}}
+
+    def stages(self) -> list[Stage]:
+        """Return an optional warm-up of the discriminator and the adversarial stage."""
+        g, d = ("generator",), ("discriminator",)
+        generator = Turn("generator", self.generator_loss, g, stream=1)
+        discriminator = Turn("discriminator", self.discriminator_loss, d, stream=2)
+        # A separate turn with the discriminator's optimizer, after the others.
+        r1 = Turn("r1", self.r1_loss, d, stream=3, every=self.r1_interval)
+        optimizers = {
+            name: Optimizer((name,), rule) for name, rule in self.optimizers.items()
+        }
+        warm_up = Stage(
+            "warm-up", ((discriminator,), (r1,)), optimizers, self.warmup_kimg
+        )
+        main = Stage("main", ((generator,), (discriminator,), (r1,)), optimizers)
+        return [warm_up, main] if self.warmup_kimg else [main]
+
+    def prepare(self, batch: Batch, key: jax.Array, progress: jax.Array) -> Batch:
+        return images.prepare(batch, key, self.sampler)
+
+    # The turns' losses.
+
+    def generator_loss(self, params: Params, stats: Stats, inputs: Inputs) -> Value:
+        """Return the sum of `generator_terms`; log them and the PSNR in the hole."""
+        completion, pyramid, stats = self.complete(params, stats, inputs)
+        terms = self.generator_terms(params, inputs, completion, pyramid)
+        metrics = {f"g/{name}": term for name, term in terms.items()}
+        image, mask = inputs.batch["image"], inputs.batch["mask"]
+        metrics["g/hole_psnr"] = images.hole_psnr(image, completion, mask)
+        return sum(terms.values()), (stats, metrics)
+
+    def generator_terms(
+        self, params: Params, inputs: Inputs, completion: jax.Array, pyramid: Pyramid
+    ) -> dict[str, jax.Array]:
+        """Return the weighted terms: the adversarial loss, and L1 in holes."""
+        image, mask = inputs.batch["image"], inputs.batch["mask"]
+        logits = self._discriminate(params, completion, inputs.batch)
+        terms = {"adversarial": jnp.mean(gan.logistic_generator_loss(logits))}
+        if self.l1_weight:
+            terms["l1"] = self.l1_weight * jnp.mean(l1_in_hole(completion, image, mask))
+        return terms
+
+    def discriminator_loss(self, params: Params, stats: Stats, inputs: Inputs) -> Value:
+        """Return the loss of classifying real images and completions."""
+        completion, _, stats = self.complete(params, stats, inputs)
+        fake = self._discriminate(params, completion, inputs.batch)
+        real = self._discriminate(params, None, inputs.batch)
+        loss = jnp.mean(gan.logistic_discriminator_loss(real, fake))
+        metrics = {
+            "d/adversarial": loss,
+            "d/real": jnp.mean(real),
+            "d/fake": jnp.mean(fake),
+        }
+        return loss, (stats, metrics)
+
+    def r1_loss(self, params: Params, stats: Stats, inputs: Inputs) -> Value:
+        """Return R1, weighted for all steps of its interval; log it unweighted.
+
+        It is computed in float32, which its squared gradients need.
+        """
+        network = self.discriminator.clone(dtype=None)
+        variables = {"params": params["discriminator"]}
+        image, mask = inputs.batch["image"], inputs.batch["mask"]
+        real = images.discriminator_input(image, mask)
+        r1 = jnp.mean(gan.r1_penalty(lambda x: network.apply(variables, x), real))
+        return self.r1_interval * self.r1_gamma * r1, (stats, {"d/r1": r1})
+
+    def _discriminate(
+        self, params: Params, completion: jax.Array | None, batch: Batch
+    ) -> jax.Array:
+        """Return the logits of completions pasted into the batch, or of its images."""
+        image, mask = batch["image"], batch["mask"]
+        if completion is not None:
+            image = images.composite(image, completion, mask)
+        x = images.discriminator_input(image, mask)
+        return self.discriminator.apply({"params": params["discriminator"]}, x)
+
+    # The generator.
+
+    def complete(
+        self, params: Params, stats: Stats, inputs: Inputs
+    ) -> tuple[jax.Array, Pyramid, Stats]:
+        """Return the output, each level's to-RGB output, and the new statistics."""
+        raise NotImplementedError
+
+    def latents(self, key: jax.Array, samples: jax.Array) -> tuple[jax.Array, ...]:
+        """Draw the inputs besides image and mask, for [N] samples."""
+        return ()
+
+    def inpaint(
+        self,
+        params: Params,
+        stats: Stats,
+        image: jax.Array,
+        mask: jax.Array,
+        key: jax.Array,
+    ) -> jax.Array:
+        variables = {"params": params["generator"], "stats": stats["generator"]}
+        latents = self.latents(key, jnp.arange(len(image)))
+        return images.inpaint(self.generator, variables, image, mask, *latents)
+
+    def references(
+        self,
+        frozen: Mapping[str, Any],
+        image: jax.Array,
+        mask: jax.Array,
+        key: jax.Array,
+    ) -> dict[str, jax.Array]:
+        return {}
 
 
-# From a configuration.
+# Configuration.
 
 
-def sizes_of(config: "ConfigDict", dtype: Any) -> dict[str, Any]:
-    """What both networks are made with."""
+def network_settings(config: "ConfigDict", dtype: Any) -> dict[str, Any]:
+    """Return the arguments of both networks."""
     return {
         "resolution": config.resolution,
         "channel_base": config.networks.channel_base,
         "channel_max": config.networks.channel_max,
-        # None computes in the dtype of the images, which is float32.
+        # None: the dtype of the images, which is float32.
         "dtype": None if dtype == jnp.float32 else dtype,
         "remat": config.networks.remat,
     }
 
 
-def game_of(config: "ConfigDict", reparam: Reparam | None = None) -> dict[str, Any]:
-    """What a system of this game is made with besides its networks."""
+def gan_settings(
+    config: "ConfigDict", reparam: Reparam | None = None
+) -> dict[str, Any]:
+    """Return the arguments of a logistic GAN besides its networks."""
     return {
         "sampler": SAMPLERS[config.data.mask_kind],
-        "optimizers": optimizers_of(config, reparam),
+        "optimizers": make_optimizers(config, reparam),
         "warmup_kimg": config.optimizer.warmup_kimg,
         "r1_gamma": config.losses.r1_gamma,
         "r1_interval": config.losses.r1_interval,
@@ -157,10 +210,10 @@ def game_of(config: "ConfigDict", reparam: Reparam | None = None) -> dict[str, A
     }
 
 
-def optimizers_of(
+def make_optimizers(
     config: "ConfigDict", reparam: Reparam | None
 ) -> dict[str, optax.GradientTransformation]:
-    """Adam for each network, as if both had a lazy penalty, like the reference."""
+    """Make Adam for each network; like the reference, both as for a lazy penalty."""
     settings = config.optimizer
     rates = {
         "generator": settings.learning_rate,
@@ -175,39 +228,37 @@ def optimizers_of(
         for name in rates
     }
     if count := settings.frozen_levels:
-        largest_first = levels(config.resolution)[::-1]
-        still = [f"b{level}" for level in largest_first[:count]]
-        optimizers["discriminator"] = without_levels(optimizers["discriminator"], still)
+        frozen = [f"b{level}" for level in levels(config.resolution)[-count:]]
+        optimizers["discriminator"] = freeze_levels(optimizers["discriminator"], frozen)
     return optimizers
 
 
 def check_settings(config: "ConfigDict") -> None:
-    """UserError for sizes that the networks cannot have."""
+    """Raise UserError for unsupported network sizes."""
     try:
         levels(config.resolution)
     except ValueError as error:
-        raise UserError(f"resolution: {error}") from error
+        raise UserError(str(error)) from error
     if config.networks.channel_base < config.resolution:
         raise UserError(
             f"networks.channel_base is {config.networks.channel_base}, but must be at "
-            f"least {config.resolution}, the resolution."
+            f"least the resolution, {config.resolution}."
         )
 
 
-def check_start(config: "ConfigDict", brought: Collection[str]) -> None:
-    """UserError for a recipe for fine-tuning without the networks that it tunes.
+def check_init(config: "ConfigDict", pretrained: Collection[str]) -> None:
+    """Raise UserError if fine-tuning settings lack their pretrained networks.
 
     Args:
-      brought: networks that the run begins with the weights of.
+      pretrained: networks whose weights --init-from loads.
     """
-    if config.optimizer.warmup_kimg and not brought:
+    if config.optimizer.warmup_kimg and not pretrained:
         raise UserError(
-            "optimizer.warmup_kimg lets the discriminator alone learn at first, which "
-            "is for a generator that is good already: name one with --init-from, or "
-            "set it to 0."
+            "optimizer.warmup_kimg first trains the discriminator alone, which needs a "
+            "pretrained generator. Pass one with --init-from, or set it to 0."
         )
-    if config.optimizer.frozen_levels and "discriminator" not in brought:
+    if config.optimizer.frozen_levels and "discriminator" not in pretrained:
         raise UserError(
-            "optimizer.frozen_levels keeps levels of a discriminator that has learned: "
-            "name a run's workdir with --init-from, or set it to 0."
+            "optimizer.frozen_levels needs a pretrained discriminator. Pass a run's "
+            "workdir with --init-from, or set it to 0."
         )

@@ -1,10 +1,10 @@
-"""Adam for networks whose n re-parametrisation kernels are stored as one.
+"""Adam for networks that store n re-parametrisation kernels as one.
 
-Each of n kernels would get the gradient g / sqrt(n) of the collapsed kernel
-w = sum(w_j) / sqrt(n), and its update moves w by sqrt(n) times as much. So the gradient
-is divided and the update multiplied by sqrt(n), for those kernels only: the same path
-as with all n of them, at an n-th of the memory (Adam's moments are those of each w_j).
-Gradients are cleaned of NaN and infinity on the way, as each of the n would be.
+The collapsed kernel is w = sum(w_j) / sqrt(n). If g is its gradient, each w_j gets
+g / sqrt(n), and equal updates of all w_j move w by sqrt(n) times the update. So for
+these kernels the gradient is divided and the update multiplied by sqrt(n). Training is
+the same as with n kernels, at 1/n of the memory; Adam's moments are those of each w_j.
+NaN and infinite gradients are replaced in between, as they would be for each w_j.
 """
 
 import math
@@ -17,7 +17,7 @@ import optax
 
 from migan_jax.models.layers import Reparam
 
-LARGEST_GRADIENT = 1e5  # what an infinite one becomes
+MAX_GRADIENT = 1e5  # replaces an infinite one
 
 
 def adam(
@@ -27,14 +27,14 @@ def adam(
     eps: float = 1e-8,
     reparam: Reparam | None = None,
 ) -> optax.GradientTransformation:
-    """Adam as the reference's n-kernel network runs it, whatever form is stored."""
+    """Make Adam that trains any stored form like the reference's n kernels."""
     collapsed = reparam is not None and reparam.form == "collapsed"
-    spread = math.sqrt(reparam.kernels) if collapsed else 1.0
+    scale = math.sqrt(reparam.kernels) if collapsed else 1.0
     return optax.chain(
-        _scale_kernels(1 / spread),
-        optax.stateless(lambda updates, _: jax.tree.map(_finite, updates)),
+        _scale_kernels(1 / scale),
+        optax.stateless(lambda updates, _: jax.tree.map(_replace_nonfinite, updates)),
         optax.scale_by_adam(b1, b2, eps),
-        _scale_kernels(spread),
+        _scale_kernels(scale),
         scale_by_learning_rate(learning_rate),
     )
 
@@ -46,32 +46,32 @@ def lazy_adam(
     interval: int,
     reparam: Reparam | None = None,
 ) -> optax.GradientTransformation:
-    """Adam for a network whose penalty takes every `interval`-th step besides.
+    """Make Adam for a network with an extra penalty step every `interval` steps.
 
-    It then takes (interval + 1) / interval as many steps, which learning rate and decay
-    make up for (StyleGAN2, appendix B).
+    Learning rate and decays compensate for the (interval + 1) / interval times as many
+    steps (StyleGAN2, appendix B).
     """
-    share = interval / (interval + 1)
+    ratio = interval / (interval + 1)
 
-    def shared(kimg: jax.Array) -> jax.Array:
-        return learning_rate(kimg) * share
+    def scaled_rate(kimg: jax.Array) -> jax.Array:
+        return learning_rate(kimg) * ratio
 
-    rate = shared if callable(learning_rate) else learning_rate * share
-    return adam(rate, b1**share, b2**share, reparam=reparam)
+    rate = scaled_rate if callable(learning_rate) else learning_rate * ratio
+    return adam(rate, b1**ratio, b2**ratio, reparam=reparam)
 
 
 def scale_by_learning_rate(
     learning_rate: float | optax.Schedule,
 ) -> optax.GradientTransformation:
-    """As optax's, but a schedule is one of thousands of images since the stage began.
+    """Like optax's, but a schedule is a function of kimg since the stage began.
 
-    So it keeps no count, which other batches, penalties and stages would confuse.
+    So it needs no step count, which batch sizes, penalty steps and stages would affect.
     """
     if not callable(learning_rate):
         return optax.scale_by_learning_rate(learning_rate)
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, kimg: jax.Array, **others: Any
+        updates: Any, state: Any, params: Any = None, *, kimg: jax.Array, **kwargs: Any
     ) -> tuple[Any, Any]:
         rate = learning_rate(kimg)
         return jax.tree.map(lambda u: (-rate * u).astype(u.dtype), updates), state
@@ -79,37 +79,37 @@ def scale_by_learning_rate(
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-def without_levels(
+def freeze_levels(
     optimizer: optax.GradientTransformation, levels: Sequence[str]
 ) -> optax.GradientTransformation:
-    """The same, but networks' parts of these names stay as they are.
+    """Freeze the levels of these names (FreezeD, Mo et al. 2020).
 
-    Those next to the picture know what edges and textures look like, of any pictures
-    (FreezeD, Mo et al. 2020).
+    The highest resolutions detect edges and textures, which differ little between data
+    sets.
     """
 
-    def still(path: Any, update: jax.Array) -> jax.Array:
+    def freeze(path: Any, update: jax.Array) -> jax.Array:
         return jnp.zeros_like(update) if path[1].key in levels else update
 
     optimizer = optax.with_extra_args_support(optimizer)
 
     def update(
-        gradient: Any, state: Any, params: Any = None, **others: Any
+        gradient: Any, state: Any, params: Any = None, **kwargs: Any
     ) -> tuple[Any, Any]:
-        updates, state = optimizer.update(gradient, state, params, **others)
-        return jax.tree_util.tree_map_with_path(still, updates), state
+        updates, state = optimizer.update(gradient, state, params, **kwargs)
+        return jax.tree_util.tree_map_with_path(freeze, updates), state
 
-    # Of the same state, so that a run can go on with other levels.
+    # The state is the same, so that a run can resume with other levels.
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
-def _finite(gradient: jax.Array) -> jax.Array:
-    """As the reference cleans up: no NaN, no infinity."""
-    return jnp.nan_to_num(gradient, posinf=LARGEST_GRADIENT, neginf=-LARGEST_GRADIENT)
+def _replace_nonfinite(gradient: jax.Array) -> jax.Array:
+    """Replace NaN and infinity, as the reference does."""
+    return jnp.nan_to_num(gradient, posinf=MAX_GRADIENT, neginf=-MAX_GRADIENT)
 
 
 def _scale_kernels(factor: float) -> optax.GradientTransformation:
-    """Scale the updates of re-parametrised kernels, stored as `kernel`."""
+    """Scale the updates of re-parametrised kernels (the parameters named `kernel`)."""
 
     def scale(path: Any, update: jax.Array) -> jax.Array:
         return update * factor if path[-1].key == "kernel" else update

@@ -1,1 +1,1 @@
-"""What turns losses into trained weights."""
+"""The trainer, shared by all families."""

@@ -1,7 +1,4 @@
-"""Curves of a run, as a picture: is it learning, and is the game in balance?
-
-`docs/healthy.md` shows what they look like when all is well, and when it is not.
-"""
+"""Training curves as an image; `docs/healthy.md` shows how to read them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from migan_jax.families import Panel
 from migan_jax.files import write_whole
-from migan_jax.training.reporting import METRICS_FILE, numbers_in
+from migan_jax.training.reporting import METRICS_FILE, parse_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +17,7 @@ CURVES_FILE = "curves.png"
 
 Points = Sequence[Mapping[str, float]]  # lines of metrics.jsonl
 
-# Of every family, beside its own panels.
+# Every family has this panel, in addition to its own.
 HELD_OUT = Panel(
     "hole PSNR, dB",
     (
@@ -28,63 +25,63 @@ HELD_OUT = Panel(
         ("eval/mean_colour_psnr", "held-out, mean colour", ":"),
     ),
 )
-COLUMNS = 2
+PANEL_COLUMNS = 2
 
 
 def save_curves(workdir: Path, panels: Sequence[Panel]) -> Path:
-    """Draw the curves of a run so far into its folder."""
+    """Draw the curves of a run into its workdir."""
     path = workdir / CURVES_FILE
     figure = draw_curves({"": read_metrics(workdir)}, panels)
-    write_whole(path, lambda part: figure.savefig(part, format="png", dpi=90))
+    write_whole(path, lambda temp: figure.savefig(temp, format="png", dpi=90))
     return path
 
 
 def read_metrics(workdir: Path) -> Points:
-    """What a run has reported, line by line; what was not finite is a NaN."""
+    """Read metrics.jsonl, one dict per line; "nan" and "inf" become floats."""
     return [
-        numbers_in(line) for line in (workdir / METRICS_FILE).read_text().splitlines()
+        parse_line(line) for line in (workdir / METRICS_FILE).read_text().splitlines()
     ]
 
 
 def draw_curves(runs: Mapping[str, Points], panels: Sequence[Panel]) -> "Figure":
-    """The curves of runs, by their names; each has a colour if there are several.
+    """Draw the curves of runs, given by name; each of several runs has a colour.
 
     Args:
-      panels: the family's; lines of one with the held-out pictures' title join theirs.
+      panels: the family's. A panel titled like `HELD_OUT` is merged into it.
     """
-    from matplotlib.figure import Figure  # which draws without any window
+    from matplotlib.figure import Figure  # pyplot would open windows
 
-    titled = {HELD_OUT.title: HELD_OUT}
+    merged = {HELD_OUT.title: HELD_OUT}
     for panel in panels:
-        lines = titled[panel.title].lines if panel.title in titled else ()
-        titled[panel.title] = panel._replace(lines=lines + panel.lines)
-    rows = math.ceil(len(titled) / COLUMNS)
+        lines = merged[panel.title].lines if panel.title in merged else ()
+        merged[panel.title] = panel._replace(lines=lines + panel.lines)
+    rows = math.ceil(len(merged) / PANEL_COLUMNS)
     height = 3.5 * rows  # inches
     figure = Figure(figsize=(11, height))
-    # By hand: matplotlib's own layouts draw everything several times.
+    # Set by hand: matplotlib's layout engines draw everything several times.
     bottom, top = 0.56 / height, 1 - 0.35 / height
     figure.subplots_adjust(0.07, bottom, 0.98, top, wspace=0.2, hspace=0.28)
-    axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
-    for drawn, panel in zip(axes, titled.values(), strict=False):
-        drawn.set_title(panel.title)
-        drawn.set_xlabel("step")
-        drawn.grid(alpha=0.3)
-        for number, (name, points) in enumerate(runs.items()):
-            colour = f"C{number}" if len(runs) > 1 else None
+    axes = list(figure.subplots(rows, PANEL_COLUMNS, squeeze=False).flat)
+    for plot, panel in zip(axes, merged.values(), strict=False):
+        plot.set_title(panel.title)
+        plot.set_xlabel("step")
+        plot.grid(alpha=0.3)
+        for index, (name, points) in enumerate(runs.items()):
+            colour = f"C{index}" if len(runs) > 1 else None
             for metric, label, style in panel.lines:
                 full = f"{name}: {label}" if name else label
-                _draw_line(drawn, points, metric, full, style, colour)
-        if panel.logarithmic and drawn.lines:
-            drawn.set_yscale("log")
-        if drawn.lines:
-            drawn.legend(fontsize="small")
-    for unused in axes[len(titled) :]:
+                _draw_line(plot, points, metric, full, style, colour)
+        if panel.logarithmic and plot.lines:
+            plot.set_yscale("log")
+        if plot.lines:
+            plot.legend(fontsize="small")
+    for unused in axes[len(merged) :]:
         unused.set_axis_off()
     return figure
 
 
 def _draw_line(
-    panel: "Axes",
+    plot: "Axes",
     points: Points,
     metric: str,
     label: str,
@@ -93,4 +90,4 @@ def _draw_line(
 ) -> None:
     found = [(point["step"], point[metric]) for point in points if metric in point]
     if found:
-        panel.plot(*zip(*found, strict=True), style, label=label, color=colour)
+        plot.plot(*zip(*found, strict=True), style, label=label, color=colour)

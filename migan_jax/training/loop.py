@@ -1,4 +1,4 @@
-"""The loop of a run."""
+"""The training loop."""
 
 import dataclasses
 import logging
@@ -6,63 +6,63 @@ import logging
 from migan_jax.families import all_kinds
 from migan_jax.systems.base import TrainState
 from migan_jax.training import processes
+from migan_jax.training.preemption import StopSignals
 from migan_jax.training.reporting import Reporter
 from migan_jax.training.setup import Setup
 from migan_jax.training.stages import Stages
-from migan_jax.training.stopping import Stopping
 from migan_jax.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Ending:
-    """How far a run has come."""
+class Outcome:
+    """How a run ended."""
 
     step: int
-    saved: int | None  # the newest step that can be gone on from
+    saved: int | None  # step of the newest checkpoint
     best: tuple[int, float] | None  # step and score of the best evaluation
-    is_stale: bool  # it has stopped because that was too long ago
+    stopped_early: bool
 
 
-def train(setup: Setup, stopping: Stopping) -> Ending:
-    """From where the run stands to its end, or to where it is told to stop.
+def train(setup: Setup, signals: StopSignals) -> Outcome:
+    """Train until the last step, a stop signal or early stopping.
 
-    At every step, in this order: evaluate, save, next batch, step, report.
+    Each iteration, in this order: evaluate, save, load a batch, step, log.
     """
     state, end = setup.state, setup.end_step
     validation = Validation(setup)
-    with _reporter_of(setup) as reporter, Stages(setup) as stages:
+    with _make_reporter(setup) as reporter, Stages(setup) as stages:
         for step in range(setup.first_step, end + 1):
             is_new = step > setup.first_step
             due = step % setup.config.save_every_steps == 0 or step == end
-            stop = stopping.asked(step)
-            # What follows is compiled for minutes, in which a run may be killed.
-            changes = is_new and setup.timeline.at(step).first_step == step
-            if due or stop or changes:
-                reporter.catch_up()
+            stop = signals.should_stop(step)
+            # Save before compiling a new stage: the run may be killed in these minutes.
+            new_stage = is_new and setup.timeline.at(step).first_step == step
+            if due or stop or new_stage:
+                reporter.log_pending()
             if due and (is_new or step == 0):
                 validation.evaluate(state, step, reporter)
-            if is_new and (due or stop or changes):
+            if is_new and (due or stop or new_stage):
                 _save(setup, state, step, reporter, validation)
-            if step == end or stop or (due and validation.is_stale(step)):
+            if step == end or stop or (due and validation.should_stop_early(step)):
                 break
-            with reporter.aside():
+            with reporter.untimed():
                 stage = stages.at(step)
-            with reporter.waiting():
+            with reporter.loading_data():
                 batch = stage.next_batch()
-            if step == stage.opened_at:  # for which hosts may have taken other times
-                processes.meet(f"before step {step}")
-                stopping.hold_back()
+            if step == stage.opened_at:  # hosts may compile for different times
+                processes.barrier(f"before step {step}")
+                signals.defer()
             state, metrics = stage.advance(state, batch, step)
-            reporter.report(step + 1, metrics, stage.span.batch_size)
+            reporter.log(step + 1, metrics, stage.span.batch_size)
         setup.checkpoints.wait()
         reporter.flush()
     saved = max(setup.checkpoints.steps(), default=None)
-    return Ending(step, saved, validation.best, validation.is_stale(step))
+    return Outcome(step, saved, validation.best, validation.should_stop_early(step))
 
 
-def _reporter_of(setup: Setup) -> Reporter:
+def _make_reporter(setup: Setup) -> Reporter:
     return Reporter(
         setup.workdir,
         total_steps=setup.end_step,
@@ -70,7 +70,7 @@ def _reporter_of(setup: Setup) -> Reporter:
         nonfinite_steps=setup.config.nonfinite_steps,
         labels=setup.family.labels,
         first_step=setup.first_step,
-        earlier=setup.reported,
+        earlier=setup.reporter_position,
     )
 
 
@@ -81,18 +81,14 @@ def _save(
     reporter: Reporter,
     validation: Validation,
 ) -> None:
-    """Begin to save the state, with everything reported up to it on the disk."""
+    """Start saving the state, after flushing all metrics up to it."""
     if not reporter.is_finite:
         logger.warning("step %d: not saved, its losses are not finite", step)
         return
     reporter.flush()
     exported = {name: setup.system.networks[name] for name in setup.system.exported}
-    run = {
-        **setup.identity,
-        "reporter": reporter.position,
-        "best": validation.best,
-    }
-    with reporter.aside():
+    run = {**setup.identity, "reporter": reporter.position, "best": validation.best}
+    with reporter.untimed():
         setup.checkpoints.save(
-            state, exported, all_kinds(), run, validation.figures_of(step)
+            state, exported, all_kinds(), run, validation.metrics_of(step)
         )

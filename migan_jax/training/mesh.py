@@ -1,7 +1,7 @@
-"""The devices of a run: images are split by samples over `data`, by rows over `space`.
+"""The device mesh: batches are split by samples over `data`, by rows over `space`.
 
-A pod has more chips than a batch has images, so several may share one (`space`).
-Everything else is the same on all devices.
+A pod may have more chips than a batch has images; then several share one (`space`).
+Everything else is replicated.
 """
 
 import math
@@ -21,112 +21,111 @@ def make_mesh(
     microbatches: int,
     multiple: int,
 ) -> Mesh:
-    """All devices, of which `space` at a time share an image; UserError for misfits.
-
-    "auto" is as few as let all devices have some of each batch, which then stays what
-    it is, and with it what is learnt.
+    """Make a mesh of all devices, or raise UserError if the batches do not divide.
 
     Args:
-      batches: their size and resolution, by stage.
-      microbatches: in which they are used.
-      multiple: samples of a group that stays whole, where a batch is larger.
+      space: devices per image. "auto": the fewest with which every device has a part of
+        each batch, so that the batch size need not change.
+      batches: batch size and resolution, by stage.
+      microbatches: number of microbatches per batch.
+      multiple: group size; batches larger than a group are split into whole groups.
     """
-    # A process's devices stand together, so that it loads as few images as can be.
+    # A process's devices are neighbours, so that it loads as few images as possible.
     devices = sorted(
         jax.devices(), key=lambda device: (device.process_index, device.id)
     )
     count = len(devices)
 
-    def least(batch_size: int, space: int) -> int:
-        """What a batch must be a multiple of; a large one also of whole groups."""
+    def required_multiple(batch_size: int, space: int) -> int:
         group = multiple if microbatches > 1 or batch_size > multiple else 1
         return microbatches * math.lcm(count // space, group)
 
-    fitting = [
+    choices = [
         n
         for n in range(1, count + 1)
         if count % n == 0
         and all(
-            side % n == 0 and size % least(size, n) == 0
+            side % n == 0 and size % required_multiple(size, n) == 0
             for size, side in batches.values()
         )
     ]
     if space == "auto":
-        space = next(iter(fitting), 1)
+        space = next(iter(choices), 1)
     for stage, (size, side) in batches.items():
         if space < 1 or count % space or side % space:
             raise UserError(
-                f"mesh.space is {space}, but must divide the {count} devices and the "
-                f"{side} rows of an image."
+                f"mesh.space is {space}, but must divide the number of devices "
+                f"({count}) and the resolution ({side})."
             )
-        if size % least(size, space):
-            whose = f" of stage {stage}" if len(batches) > 1 else ""
-            what = f"batch_size {size}{whose}"
-            needed = least(size, space)
-            raise _misfit(
-                what, size, count, space, microbatches, multiple, needed, fitting
+        required = required_multiple(size, space)
+        if size % required:
+            which = f" of stage {stage}" if len(batches) > 1 else ""
+            label = f"batch_size {size}{which}"
+            raise _batch_error(
+                label, size, count, space, microbatches, multiple, required, choices
             )
     shape = np.array(devices).reshape(count // space, space)
     return Mesh(shape, (DATA, SPACE), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def _misfit(
-    what: str,
+def _batch_error(
+    label: str,
     batch_size: int,
     count: int,
     space: int,
     microbatches: int,
     multiple: int,
-    least: int,
-    fitting: list[int],
+    required: int,
+    choices: list[int],
 ) -> UserError:
-    shared = f", {space} to an image" if space > 1 else ""
-    turns = f" in {microbatches} parts" if microbatches > 1 else ""
-    grouped = multiple > 1 and (microbatches > 1 or batch_size > multiple)
-    compared = f", in groups of {multiple} that are compared" if grouped else ""
-    keeping = ""
-    if fitting:
-        keeping = (
-            f"let {fitting[0]} share an image (--config.mesh.space={fitting[0]}), or "
+    sharing = f", {space} per image" if space > 1 else ""
+    splitting = f", in {microbatches} microbatches" if microbatches > 1 else ""
+    is_grouped = multiple > 1 and (microbatches > 1 or batch_size > multiple)
+    grouping = f", in groups of {multiple}" if is_grouped else ""
+    alternative = ""
+    if choices:
+        alternative = (
+            f", or let {choices[0]} devices share an image "
+            f"(--config.mesh.space={choices[0]})"
         )
-    # Above a group's size only whole groups will do.
-    needed = math.lcm(least, multiple) if batch_size > least else least
+    # Above the size of a group, only whole groups are allowed.
+    needed = math.lcm(required, multiple) if batch_size > required else required
     return UserError(
-        f"{what} cannot be split over {count} devices{shared}{turns}"
-        f"{compared}: {keeping}make it a multiple of {needed}."
+        f"{label} cannot be split over {count} devices{sharing}{splitting}{grouping}. "
+        f"Make it a multiple of {needed}{alternative}."
     )
 
 
-def everywhere(mesh: Mesh) -> NamedSharding:
-    """The same on all devices."""
+def replicated_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of arrays that all devices hold whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def images_sharding(mesh: Mesh) -> NamedSharding:
-    """Images [N, H, W, C], by samples and rows."""
+    """Return the sharding of images [N, H, W, C], by samples and rows."""
     return NamedSharding(mesh, PartitionSpec(DATA, SPACE))
 
 
 def rows_of_process(mesh: Mesh, batch_size: int, resolution: int) -> range:
-    """The samples of a batch of which this process's devices need some part."""
+    """Return the samples of a batch that this process must load."""
     shape = batch_size, resolution, resolution, 1
-    places = images_sharding(mesh).addressable_devices_indices_map(shape)
-    bounds = [index[0].indices(batch_size)[:2] for index in places.values()]
+    indices = images_sharding(mesh).addressable_devices_indices_map(shape)
+    bounds = [index[0].indices(batch_size)[:2] for index in indices.values()]
     return range(min(low for low, _ in bounds), max(high for _, high in bounds))
 
 
 def put_images(
     arrays: dict[str, np.ndarray], rows: range, mesh: Mesh, batch_size: int
 ) -> dict[str, jax.Array]:
-    """A batch on the devices, of which this process has some rows."""
+    """Put a batch on the devices; this process has the samples `rows` of it."""
     sharding = images_sharding(mesh)
 
     def put(array: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
             low, high, _ = index[0].indices(batch_size)
             return array[(slice(low - rows.start, high - rows.start), *index[1:])]
 
         shape = (batch_size, *array.shape[1:])
-        return jax.make_array_from_callback(shape, sharding, part)
+        return jax.make_array_from_callback(shape, sharding, shard)
 
     return {name: put(array) for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""What a run is going to be, said before it begins: sizes, memory, disk."""
+"""Log messages before a run: data, devices, sizes, memory and disk space."""
 
 import logging
 import shutil
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+from clu.parameter_overview import get_parameter_overview
 from jax.stages import Compiled
 
 from migan_jax.config import flat
 from migan_jax.errors import UserError
-from migan_jax.files import readable_size, write_json
-from migan_jax.models.costs import parameters_by_block
+from migan_jax.files import readable_size, write_json, write_whole
 from migan_jax.systems.base import TrainState
-from migan_jax.training.checkpoint import size_of
+from migan_jax.training.checkpoint import checkpoint_bytes
 from migan_jax.training.devices import describe_dtype, idle_accelerator
 from migan_jax.weights.locations import CONFIG_FILE
 
@@ -23,19 +23,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PARAMETERS_FILE = "parameters.txt"
 
-def announce(setup: "Setup") -> None:
-    """Say what is going to be done, and note its settings in the workdir."""
+
+def log_overview(setup: "Setup") -> None:
+    """Log an overview of the run, and write its settings to the workdir."""
     config, source = setup.config, setup.source.fingerprint
     data, space = setup.mesh.devices.shape
     if jax.process_index() == 0:
         write_json(setup.workdir / CONFIG_FILE, flat(config))
+        table = get_parameter_overview(setup.state.params, include_stats=False)
+        path = setup.workdir / PARAMETERS_FILE
+        write_whole(path, lambda part: part.write_text(table + "\n"))
     for line in describe_state(setup.state):
         logger.info(line)
     kept = config.keep_last + config.keep_best
     logger.info(check_disk(setup.workdir, setup.state, kept))
     logger.info(
-        "data: %s, %s pictures, fingerprint %s",
+        "data: %s, %s images, fingerprint %s",
         source.source,
         f"{len(setup.source):,}",
         source.digest[:12],
@@ -57,71 +62,64 @@ def announce(setup: "Setup") -> None:
     )
     if space > 1 and config.mesh.space == "auto":
         logger.info(
-            "so that the batch stays what it is, %d devices share an image "
-            "(mesh.space=auto)",
-            space,
+            "%d devices share an image, to keep the batch size (mesh.space=auto)", space
         )
-    logger.info(describe_dtype(config.networks.dtype, setup.dtype_is_chosen))
-    if sentence := idle_accelerator():
-        logger.warning(sentence)
+    logger.info(describe_dtype(config.networks.dtype, setup.dtype_is_auto))
+    if warning := idle_accelerator():
+        logger.warning(warning)
 
 
 def describe_state(state: TrainState) -> list[str]:
-    """Parameters by network and block, and the bytes of everything that is trained."""
-    lines = []
-    for network, tree in state.params.items():
-        lines.append(f"{network}: {_count(tree):,} parameters")
-        blocks = parameters_by_block(tree)
-        lines.append("  " + ", ".join(f"{name} {n:,}" for name, n in blocks.items()))
-    kinds = {
+    """Describe the number of parameters by network, and the size of the state."""
+    lines = [
+        f"{network}: {sum(leaf.size for leaf in jax.tree.leaves(tree)):,} parameters"
+        for network, tree in state.params.items()
+    ]
+    trees = {
         "parameters": state.params,
         "optimisers": state.opt_state,
         "EMA": state.ema,
     }
     sizes = ", ".join(
-        f"{name} {readable_size(_bytes(tree))}" for name, tree in kinds.items()
+        f"{name} {readable_size(_bytes(tree))}" for name, tree in trees.items()
     )
     return [*lines, f"state: {readable_size(_bytes(state))} on each device ({sizes})"]
 
 
 def describe_memory(stage: str, programs: Mapping[int, Compiled]) -> list[str]:
-    """What the compiled steps of a stage, by interval, take of each device's memory."""
+    """Describe the memory of a stage's compiled programs, given by interval."""
     lines = []
     for every, program in programs.items():
-        name = f"{stage}, a step" if every == 1 else f"{stage}, after {every} steps"
+        name = stage if every == 1 else f"{stage}, every {every} steps"
         memory = program.memory_analysis()
         arguments = memory.argument_size_in_bytes
         total = arguments + memory.temp_size_in_bytes + memory.output_size_in_bytes
         total -= memory.alias_size_in_bytes
         lines.append(
-            f"memory of {name}: {readable_size(total)} on each device, "
-            f"{readable_size(arguments)} of it weights and batch"
+            f"memory of {name}: {readable_size(total)} on each device, of which "
+            f"{readable_size(arguments)} are weights and batch"
         )
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if limit:
-        lines.append(f"a device has {readable_size(limit)}")
+        lines.append(f"memory available: {readable_size(limit)} on each device")
     return lines
 
 
 def check_disk(workdir: Path, state: TrainState, kept: int) -> str:
-    """Say what checkpoints will need; UserError if there is less."""
-    one = size_of(state)
-    needed = (kept + 1) * one  # a new one is written before an old one goes
+    """Describe the disk space of checkpoints; raise UserError if two do not fit."""
+    one = checkpoint_bytes(state)
+    needed = (kept + 1) * one  # a new one is written before an old one is removed
     free = shutil.disk_usage(workdir).free
     if free < 2 * one:
         raise UserError(
-            f"{workdir} has {readable_size(free)} free, but a checkpoint is "
-            f"{readable_size(one)}, and two must fit: make room, or name a --workdir "
-            f"on another disk."
+            f"{workdir} has {readable_size(free)} free, but needs space for two "
+            f"checkpoints of {readable_size(one)}. Free some space, or choose a "
+            f"--workdir on another disk."
         )
     return (
-        f"disk: a checkpoint is {readable_size(one)}, {kept} are kept and one is on "
-        f"its way: {readable_size(needed)} of {readable_size(free)} that are free"
+        f"disk: {readable_size(needed)} needed for {kept} checkpoints of "
+        f"{readable_size(one)} and one being written, {readable_size(free)} free"
     )
-
-
-def _count(tree: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def _bytes(tree: Any) -> int:

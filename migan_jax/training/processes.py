@@ -1,7 +1,4 @@
-"""Several processes that are one run: on a pod, under SLURM, or as named by flags.
-
-JAX must know of the other processes before it is used in any way.
-"""
+"""Multi-process runs: on a pod, under SLURM or Open MPI, or described by flags."""
 
 import contextlib
 import os
@@ -19,7 +16,7 @@ from orbax.checkpoint.multihost import get_barrier_sync_fn
 
 from migan_jax.errors import UserError
 from migan_jax.files import (
-    held,
+    lock_folder,
     make_folder,
     reason,
     refuse_address,
@@ -29,172 +26,163 @@ from migan_jax.files import (
 from migan_jax.training.devices import on_tpu
 from migan_jax.weights.locations import CHECKPOINTS
 
-# Variables that tell of other processes: of tasks, of TPU hosts and slices.
-_TASKS = "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"
+# Environment variables that describe other processes.
+_TASK_COUNTS = "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"
 _COORDINATOR = "JAX_COORDINATOR_ADDRESS"
-_LISTS = "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"
-_NUMBERS = "TPU_WORKER_ID", "CLOUD_TPU_TASK_ID", "MEGASCALE_SLICE_ID"
-_SLICES = "MEGASCALE_NUM_SLICES"
-_TELLING = *_TASKS, _COORDINATOR, *_LISTS, *_NUMBERS, _SLICES
-LONGEST_WAIT = 3600  # seconds; a host that is gone is noticed by JAX, and sooner
+_TPU_LISTS = "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"
+_TPU_INDICES = "TPU_WORKER_ID", "CLOUD_TPU_TASK_ID", "MEGASCALE_SLICE_ID"
+_SLICE_COUNT = "MEGASCALE_NUM_SLICES"
+_VARIABLES = *_TASK_COUNTS, _COORDINATOR, *_TPU_LISTS, *_TPU_INDICES, _SLICE_COUNT
+BARRIER_TIMEOUT = 3600  # seconds; JAX notices a lost host sooner
 
 
 def connect(
-    coordinator: str | None,
-    processes: int | None,
-    process: int | None,
-    timeout: int,
+    coordinator: str | None, processes: int | None, process_id: int | None, timeout: int
 ) -> None:
-    """Join the other processes, if there are any; end this one if they do not come.
+    """Connect to the other processes, if any, before JAX is used.
 
-    Args:
-      coordinator: host:port of process 0, where the environment does not tell.
-      processes: how many there are.
-      process: which one this is.
-      timeout: seconds to wait for the others.
+    Exit if they do not connect within `timeout` seconds. The other arguments are None
+    if the environment describes the processes, or if there is only one.
     """
-    named = coordinator, processes, process
-    if any(value is not None for value in named):
-        if any(value is None for value in named):
+    flags = coordinator, processes, process_id
+    if any(value is not None for value in flags):
+        if any(value is None for value in flags):
             raise UserError(
-                "--coordinator, --processes, --process-id: name all three, or none."
+                "Give all of --coordinator, --processes and --process-id, or none."
             )
-    elif not (environment_asks() or on_tpu()):
+    elif not (environment_has_cluster() or on_tpu()):
         return
-    waiting = threading.Timer(timeout, _give_up, (timeout, coordinator))
-    waiting.daemon = True
-    waiting.start()
+    timer = threading.Timer(timeout, _give_up, (timeout, coordinator))
+    timer.daemon = True
+    timer.start()
     try:
-        # JAX would abort the process with a stack trace, so it gets more time.
-        jax.distributed.initialize(*named, initialization_timeout=timeout + 60)
-    # OSError: the machine's metadata, which JAX asks, cannot be reached.
+        # After its own timeout JAX aborts with a stack trace, so the timer is earlier.
+        jax.distributed.initialize(*flags, initialization_timeout=timeout + 60)
+    # OSError: JAX cannot reach the cloud's metadata server.
     except (RuntimeError, ValueError, IndexError, OSError) as error:
-        if coordinator is None and not environment_asks() and _is_alone():
+        if coordinator is None and not environment_has_cluster() and _is_alone():
             return
         raise UserError(
-            f"The processes of the run cannot be connected: {reason(error)}. The "
-            f"environment has {_found()}. Name --coordinator, --processes and "
-            f"--process-id on each host."
+            f"Cannot connect to the run's other processes: {reason(error)}. "
+            f"Environment: {_describe_environment()}. Give --coordinator, --processes "
+            f"and --process-id on each host."
         ) from error
     finally:
-        waiting.cancel()
+        timer.cancel()
 
 
 def _is_alone() -> bool:
-    """Whether a TPU host is no part of a slice of several: one alone, as in Colab.
+    """Return whether this TPU host is the only one, as in Colab.
 
-    The environment may say so; if it does not, TPUs know how many processes they are
-    used by. Going on alone where there are others would train as many networks.
+    The environment may describe others; if not, the TPU runtime counts the processes.
+    Continuing alone on a slice of several hosts would train one network per host.
     """
-    several = (
-        any("," in os.environ.get(name, "") for name in _LISTS)
-        or any((os.environ.get(name) or "0") != "0" for name in _NUMBERS)
-        or (os.environ.get(_SLICES) or "1") != "1"
+    has_others = (
+        any("," in os.environ.get(name, "") for name in _TPU_LISTS)
+        or any((os.environ.get(name) or "0") != "0" for name in _TPU_INDICES)
+        or (os.environ.get(_SLICE_COUNT) or "1") != "1"
     )
-    return not several and jax.process_count() == 1
+    return not has_others and jax.process_count() == 1
 
 
-def _found() -> str:
-    """The variables that tell of other processes, for a sentence."""
-    named = [
+def _describe_environment() -> str:
+    """List the variables that describe other processes."""
+    variables = [
         f"{name}={value}"
         for name, value in sorted(os.environ.items())
-        if name in _TELLING
+        if name in _VARIABLES
     ]
-    return ", ".join(named) or "nothing that tells of others"
+    return ", ".join(variables) or "no variables of other processes"
 
 
 def _give_up(timeout: int, coordinator: str | None) -> None:
-    """End the process, whose main thread is held by JAX."""
+    """Exit the process, whose main thread is blocked inside JAX."""
     print(
-        f"error: Not all processes of the run came within {timeout} seconds: run the "
-        f"same command on every host, and see that process 0 "
-        f"({coordinator or 'the coordinator'}) can be reached from all.",
+        f"error: Not all processes connected within {timeout} seconds. Run the same "
+        f"command on every host, and check that all can reach process 0 "
+        f"({coordinator or 'the coordinator'}).",
         file=sys.stderr,
         flush=True,
     )
     os._exit(1)
 
 
-def environment_asks() -> bool:
-    """Whether this process was started as one of several."""
-    several = any(int(os.environ.get(name) or 1) > 1 for name in _TASKS)
-    return several or bool(os.environ.get(_COORDINATOR))
+def environment_has_cluster() -> bool:
+    """Return whether the environment describes several processes."""
+    has_others = any(int(os.environ.get(name) or 1) > 1 for name in _TASK_COUNTS)
+    return has_others or bool(os.environ.get(_COORDINATOR))
 
 
 @contextlib.contextmanager
-def workdir_held(workdir: Path, anew: bool = False) -> Iterator[None]:
-    """Keep other runs out of a workdir that all processes of this one see.
+def lock_workdir(workdir: Path, clear: bool = False) -> Iterator[None]:
+    """Create a workdir and lock it against other runs; `clear` empties it first.
 
-    Args:
-      anew: empty it first.
+    All processes of the run must see it.
     """
     refuse_address(workdir)
     refuse_undecodable(workdir)
-    first, several = jax.process_index() == 0, jax.process_count() > 1
     with contextlib.ExitStack() as stack:
-        if first:
+        if jax.process_index() == 0:
             checkpoints = workdir / CHECKPOINTS
-            made = [path for path in (checkpoints, workdir) if not path.exists()]
-            stack.callback(_remove_empty, made)  # of a run that is refused
+            created = [path for path in (checkpoints, workdir) if not path.exists()]
+            stack.callback(_remove_empty, created)  # if the run fails early
             try:
                 make_folder(checkpoints)
                 with tempfile.TemporaryFile(dir=workdir):
                     pass
             except OSError as error:
                 raise UserError(
-                    f"--workdir={workdir} cannot be written to: {reason(error)}."
+                    f"Cannot write to --workdir={workdir}: {reason(error)}."
                 ) from error
-            stack.enter_context(held(workdir))
-            if anew:
+            stack.enter_context(lock_folder(workdir))
+            if clear:
                 for path in workdir.iterdir():
                     remove(path)
                 checkpoints.mkdir()
-        if several:
-            meet("the workdir is there")
+        if jax.process_count() > 1:
+            barrier("workdir created")
             if not workdir.is_dir():
                 raise UserError(
-                    f"--workdir={workdir} is not seen by process "
-                    f"{jax.process_index()}: name a folder that all hosts share."
+                    f"Process {jax.process_index()} cannot see --workdir={workdir}. "
+                    f"Choose a folder that all hosts share."
                 )
         yield
 
 
 def _remove_empty(folders: list[Path]) -> None:
     for folder in folders:
-        with contextlib.suppress(OSError):  # it is not empty
+        with contextlib.suppress(OSError):  # not empty
             folder.rmdir()
 
 
-def meet(name: str) -> None:
-    """Wait until all processes are here; each name is for one meeting.
+def barrier(name: str) -> None:
+    """Wait for all processes, through the coordinator; use each name once.
 
-    This waits on the coordinator. What JAX computes on the devices of several processes
-    waits by itself, but CPUs and GPUs connect to one another when they first do that,
-    and it fails if one is half a minute late: so they meet before.
+    Collectives wait by themselves, but the first one connects CPUs and GPUs to each
+    other, and fails if a process is half a minute late. So have a barrier before it.
     """
-    get_barrier_sync_fn()(key=name, timeout_ms=1000 * LONGEST_WAIT)
+    get_barrier_sync_fn()(key=name, timeout_ms=1000 * BARRIER_TIMEOUT)
 
 
-def together(rows: np.ndarray, name: str) -> np.ndarray:
-    """Rows of all processes, one after the other; each name is for one meeting."""
+def all_gather(rows: np.ndarray, name: str) -> np.ndarray:
+    """Concatenate the rows of all processes; use each name once, as for `barrier`."""
     if jax.process_count() == 1:
         return rows
-    meet(name)
+    barrier(name)
     counts = multihost_utils.process_allgather(np.int32(len(rows)))
     padded = np.zeros((counts.max(), *rows.shape[1:]), rows.dtype)
     padded[: len(rows)] = rows
-    # As bits: JAX makes float32 of float64.
+    # As bits, since JAX would convert float64 to float32.
     bits = multihost_utils.process_allgather(padded.view(np.uint32))
-    parts = zip(np.asarray(bits).view(rows.dtype), counts, strict=True)
-    return np.concatenate([part[:count] for part, count in parts])
+    gathered = zip(np.asarray(bits).view(rows.dtype), counts, strict=True)
+    return np.concatenate([local[:count] for local, count in gathered])
 
 
 @contextlib.contextmanager
-def ended_together() -> Iterator[None]:
-    """Let an error of one process end it at once, and JAX the others.
+def fail_fast() -> Iterator[None]:
+    """Exit at once on an error in one of several processes; JAX then ends the others.
 
-    Waiting for them, as a process that ends usually does, would be for minutes or ever.
+    A normal exit would wait for them for minutes, or forever.
     """
     try:
         yield
@@ -203,6 +191,6 @@ def ended_together() -> Iterator[None]:
             raise
         if not isinstance(error, (UserError, KeyboardInterrupt)):
             traceback.print_exception(error)
-        said = f"error: {error}" if isinstance(error, Exception) else "interrupted"
-        print(said, file=sys.stderr, flush=True)
+        message = f"error: {error}" if isinstance(error, Exception) else "interrupted"
+        print(message, file=sys.stderr, flush=True)
         os._exit(1)

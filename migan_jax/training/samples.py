@@ -1,8 +1,8 @@
-"""Pictures to watch a run by: input, completion, references and truth, side by side.
+"""Validation samples: grids of input, completion, references and truth; metrics.
 
-The pictures, their masks and what frozen networks make of them stay the same, so
-that grids of different steps, and their figures, can be compared. What they must be
-better than is a hole filled with the mean colour of the known pixels.
+Images, masks and the references (completions by frozen networks) never change, so that
+grids and metrics of different steps can be compared. The baseline is filling holes with
+the mean colour of the known pixels.
 """
 
 import functools
@@ -17,41 +17,40 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from migan_jax.data.held_out import HeldOut
-from migan_jax.data.sheets import contact_sheet, with_hole
+from migan_jax.data.sheets import contact_sheet, paint_hole
+from migan_jax.data.splits import HeldOut
 from migan_jax.errors import UserError
 from migan_jax.files import reason, remove, write_whole
-from migan_jax.metrics.evaluator import Eyes
+from migan_jax.metrics.evaluator import FeatureNetworks
 from migan_jax.metrics.fills import mean_colour
 from migan_jax.metrics.image import image_metrics
-from migan_jax.metrics.table import MORE, Table
+from migan_jax.metrics.table import HIGHER_IS_BETTER, Table
 from migan_jax.systems.base import System, TrainState
 from migan_jax.training import processes
 from migan_jax.training.checkpoint import Score
 
 logger = logging.getLogger(__name__)
 
-FOLDER, BEGINNING = "samples", "beginning.png"
-SHOWN = 8  # rows of a grid, and pictures that are completed at a time
-SMALLEST_SIDE, LARGEST_SIDE = 128, 512  # of a grid's pictures
-OF_SETS = "fid", "kid"
-BY_MEAN_COLOUR, FINITE = "mean_colour_psnr", "finite"  # figures that have no network
+SAMPLES_FOLDER, INITIAL_FILE = "samples", "beginning.png"
+GRID_ROWS = 8  # images in a grid, and in a batch
+MIN_SIDE, MAX_SIDE = 128, 512  # of a grid's images, in pixels
+SET_METRICS = "fid", "kid"  # of sets of images, not of one
+MEAN_COLOUR_PSNR, FINITE = "mean_colour_psnr", "finite"
 
 
-class Beginning:
-    """What the network that a run began with made of the first pictures.
+class InitialCompletions:
+    """Completions by the network that a fine-tuning run started from.
 
-    Kept as a file, since a run that goes on has that network no more.
+    Kept in a file, since a resumed run no longer has that network.
 
     Args:
-      workdir: the run's.
-      is_new: the run begins here, so what is there is of another one.
-      is_shown: it begins with weights that can do something already.
+      is_new: the run starts now, so an existing file belongs to another run.
+      is_shown: the run starts from pretrained weights.
     """
 
     def __init__(self, workdir: Path, is_new: bool, is_shown: bool):
-        self._path = workdir / FOLDER / BEGINNING
-        self._is_wanted = is_shown
+        self._path = workdir / SAMPLES_FOLDER / INITIAL_FILE
+        self._is_shown = is_shown
         self.completions: list[np.ndarray] = []
         if is_new:
             if jax.process_index() == 0:
@@ -62,22 +61,22 @@ class Beginning:
                     pixels = np.asarray(strip)
                 self.completions = np.split(pixels, len(pixels) // pixels.shape[1])
             except (OSError, ValueError) as error:
-                logger.warning("%s is not shown: %s", self._path, reason(error))
+                logger.warning("Cannot read %s: %s", self._path, reason(error))
 
     def keep(self, completions: list[np.ndarray]) -> None:
-        """Those of the run's first evaluation, if they are wanted."""
-        if not self._is_wanted or self.completions:
+        """Save the completions of the run's first evaluation, if it is fine-tuning."""
+        if not self._is_shown or self.completions:
             return
         self.completions = completions
         if jax.process_index() == 0:
             strip = Image.fromarray(np.concatenate(completions))
-            write_whole(self._path, lambda part: strip.save(part, format="PNG"))
+            write_whole(self._path, lambda temp: strip.save(temp, format="PNG"))
 
 
 class Samples:
-    """Held-out pictures, what is completed of them, and its figures.
+    """Held-out images, their completions and metrics.
 
-    Several processes take the batches in turns, and all get the figures of all.
+    Several processes share the batches, and all get the metrics of all images.
     """
 
     def __init__(
@@ -85,146 +84,156 @@ class Samples:
         system: System,
         held_out: HeldOut,
         frozen: Mapping[str, Any],
-        eyes: Eyes,
+        feature_networks: FeatureNetworks,
         seed: int,
-        beginning: Beginning,
+        initial: InitialCompletions,
     ):
-        self._held_out, self._eyes = held_out, eyes
-        self._beginning = beginning
+        self._held_out, self._feature_networks = held_out, feature_networks
+        self._initial = initial
         self._holes = held_out.masks[..., 0] == 0
         self._key = jax.random.key(seed)
         self._complete = jax.jit(system.inpaint)
-        starts = range(0, len(held_out), SHOWN)
-        own = starts[jax.process_index() :: jax.process_count()] or starts[:1]
-        self._own = [slice(start, start + SHOWN) for start in own]
-        self._real = [eyes.features(held_out.images[rows]) for rows in self._own]
-        self._by_mean_colour = [self._least(rows) for rows in self._own]
-        shown = self._inputs(self._own[0])
-        references = jax.jit(system.references)(frozen, *shown, self._key)
+        starts = range(0, len(held_out), GRID_ROWS)
+        local = starts[jax.process_index() :: jax.process_count()] or starts[:1]
+        self._batches = [slice(start, start + GRID_ROWS) for start in local]
+        self._real_features = [
+            feature_networks.features(held_out.images[rows]) for rows in self._batches
+        ]
+        self._mean_colour_psnr = [
+            self._compute_mean_colour_psnr(rows) for rows in self._batches
+        ]
+        inputs = self._inputs(self._batches[0])
+        references = jax.jit(system.references)(frozen, *inputs, self._key)
         self._references = {
-            name: list(_to_uint8(pictures)) for name, pictures in references.items()
+            name: list(_to_uint8(images)) for name, images in references.items()
         }
 
     def __len__(self) -> int:
         return len(self._held_out)
 
     def evaluate(self, state: TrainState) -> tuple[dict[str, float], Image.Image]:
-        """What is shipped: its figures, and a grid of this process's first pictures.
+        """Evaluate the exported networks, the EMA if there is one.
 
-        If a completion holds NaN, so do they.
+        Returns metrics, NaN if a completion is not finite, and a grid of this process's
+        first images.
         """
-        # All devices hold the same weights: this process needs no others for it.
-        shipped = {**state.params, **state.ema}
+        # Weights are replicated, so each process can compute alone, on one device.
+        exported = {**state.params, **state.ema}
         params, stats = jax.tree.map(
-            lambda x: x.addressable_data(0), (shipped, state.stats)
+            lambda x: x.addressable_data(0), (exported, state.stats)
         )
-        tables, shown = [], []
-        for batch, rows in enumerate(self._own):
+        tables, first_batch = [], []
+        for index, rows in enumerate(self._batches):
             inputs = self._inputs(rows)
-            completions = np.asarray(self._complete(params, stats, *inputs, self._key))
-            pictures = _to_uint8(completions)
-            shown = shown or list(pictures)
-            finite = np.isfinite(completions).all(axis=(1, 2, 3))
-            tables.append(self._table(batch, pictures, finite))
-        table = everyones(Table.of(tables), f"samples of step {state.step}")
-        self._beginning.keep(shown)
-        values = agreed(table.values(), f"figures of step {state.step}")
-        # Without those that cannot be said, as of very small pictures.
+            outputs = np.asarray(self._complete(params, stats, *inputs, self._key))
+            completions = _to_uint8(outputs)
+            first_batch = first_batch or list(completions)
+            finite = np.isfinite(outputs).all(axis=(1, 2, 3))
+            tables.append(self._make_table(index, completions, finite))
+        table = gather_table(Table.concatenate(tables), f"samples of step {state.step}")
+        self._initial.keep(first_batch)
+        values = from_process_0(table.values(), f"metrics of step {state.step}")
+        # Some metrics are undefined for very small images.
         values = {n: v for n, v in values.items() if not math.isnan(v)}
         if values.pop(FINITE) < 1:
-            nothing = dict.fromkeys(values.keys() - {BY_MEAN_COLOUR}, math.nan)
-            values |= nothing
-        return values, self._grid(shown)
+            values |= dict.fromkeys(values.keys() - {MEAN_COLOUR_PSNR}, math.nan)
+        return values, self._grid(first_batch)
 
     def _inputs(self, rows: slice) -> tuple[jax.Array, jax.Array]:
-        """Images in [-1, 1] and masks, as networks take them."""
+        """Return images in [-1, 1] and masks (1: known)."""
         images = jnp.asarray(self._held_out.images[rows], jnp.float32) * (2 / 255) - 1
         return images, jnp.asarray(self._held_out.masks[rows], jnp.float32)
 
-    def _least(self, rows: slice) -> np.ndarray:
+    def _compute_mean_colour_psnr(self, rows: slice) -> np.ndarray:
         truths, holes = self._held_out.images[rows], self._holes[rows]
         return image_metrics(truths, mean_colour(truths, holes), holes)["hole_psnr"]
 
-    def _table(self, batch: int, pictures: np.ndarray, finite: np.ndarray) -> Table:
-        rows = self._own[batch]
+    def _make_table(
+        self, index: int, completions: np.ndarray, finite: np.ndarray
+    ) -> Table:
+        """Measure a batch; the table's names are the images' indices."""
+        rows = self._batches[index]
         truths, holes = self._held_out.images[rows], self._holes[rows]
         return Table(
-            tuple(str(number) for number in range(len(self))[rows]),
+            tuple(str(image) for image in range(len(self))[rows]),
             holes.mean(axis=(1, 2)),
             {
-                **self._eyes.compare(truths, pictures, holes),
-                BY_MEAN_COLOUR: self._by_mean_colour[batch],
+                **self._feature_networks.compare(truths, completions, holes),
+                MEAN_COLOUR_PSNR: self._mean_colour_psnr[index],
                 FINITE: finite.astype(np.float64),
             },
-            self._real[batch],
-            self._eyes.features(pictures),
+            self._real_features[index],
+            self._feature_networks.features(completions),
         )
 
     def save_example(self, workdir: Path) -> tuple[Path, Path]:
-        """The first of the pictures and its mask, hole white, as files to try on."""
-        folder = workdir / FOLDER
+        """Write the first image and its mask, hole white; return both paths."""
+        folder = workdir / SAMPLES_FOLDER
         paths = folder / "example.png", folder / "example_mask.png"
         example = self._held_out.images[0], 255 * self._holes[0].astype(np.uint8)
         for path, pixels in zip(paths, example, strict=True):
-            picture = Image.fromarray(pixels)
-            write_whole(path, functools.partial(picture.save, format="PNG"))
+            image = Image.fromarray(pixels)
+            write_whole(path, functools.partial(image.save, format="PNG"))
         return paths
 
     def _grid(self, completions: list[np.ndarray]) -> Image.Image:
-        truths, holes = (x[self._own[0]] for x in (self._held_out.images, self._holes))
-        begun = self._beginning.completions
-        if len(begun) != len(completions):  # of other pictures
-            begun = []
+        rows = self._batches[0]
+        truths, holes = self._held_out.images[rows], self._holes[rows]
+        initial = self._initial.completions
+        if len(initial) != len(completions):  # of other images
+            initial = []
         columns = {
-            "input": list(map(with_hole, truths, holes)),
+            "input": list(map(paint_hole, truths, holes)),
             "completion": completions,
-            **({"begun with": begun} if begun else {}),
+            **({"initial": initial} if initial else {}),
             **self._references,
             "truth": list(truths),
         }
-        rows = len(completions)
-        pictures = [column[row] for row in range(rows) for column in columns.values()]
-        size = len(completions[0])
-        side = min(max(size, SMALLEST_SIDE), LARGEST_SIDE)
-        labels = list(columns) + [""] * (len(columns) * (rows - 1))
-        return contact_sheet(pictures, side, len(columns), labels)
+        height = len(completions)
+        images = [column[row] for row in range(height) for column in columns.values()]
+        side = min(max(len(completions[0]), MIN_SIDE), MAX_SIDE)
+        labels = list(columns) + [""] * (len(columns) * (height - 1))
+        return contact_sheet(images, side, len(columns), labels)
 
 
-def agreed(values: dict[str, float], name: str) -> dict[str, float]:
-    """Process 0's values, so that all processes decide alike."""
-    rows = processes.together(np.array([list(values.values())]), name)
+def from_process_0(values: dict[str, float], name: str) -> dict[str, float]:
+    """Return process 0's values, so that all processes decide alike."""
+    rows = processes.all_gather(np.array([list(values.values())]), name)
     return dict(zip(values, map(float, rows[0]), strict=True))
 
 
-def score_of(best_by: str, count: int) -> Score:
-    """The figure of held-out pictures, whose number is part of FID's name."""
-    if best_by in OF_SETS and count < 2:
+def make_score(best_by: str, count: int) -> Score:
+    """Return the metric that ranks checkpoints, measured on `count` held-out images.
+
+    The number of images is part of FID's name.
+    """
+    if best_by in SET_METRICS and count < 2:
         raise UserError(
-            f"best_by is {best_by}, which {count} held-out pictures have not: hold out "
-            f"more (data.held_out, data.validation), hundreds if you can."
+            f"best_by is {best_by}, which needs at least 2 held-out images, not "
+            f"{count}. Hold out hundreds (data.held_out, data.validation)."
         )
     name = f"fid_{count}" if best_by == "fid" else best_by
-    return Score(name, more_is_better=name.startswith(MORE))
+    return Score(name, more_is_better=name.startswith(HIGHER_IS_BETTER))
 
 
-def everyones(table: Table, name: str) -> Table:
-    """One table of the rows of all processes; those that several have count once."""
-    figures = list(table.figures)
-    numbers = np.array([int(number) for number in table.names], np.float64)
-    columns = [numbers, table.ratios, *(table.figures[name] for name in figures)]
-    own = np.concatenate([np.stack(columns, axis=1), table.real, table.fake], axis=1)
-    rows = processes.together(own, name)
+def gather_table(table: Table, name: str) -> Table:
+    """Merge the tables of all processes; an image that several have counts once."""
+    metrics = list(table.metrics)
+    indices = np.array([int(index) for index in table.names], np.float64)
+    columns = [indices, table.ratios, *(table.metrics[name] for name in metrics)]
+    local = np.concatenate([np.stack(columns, axis=1), table.real, table.fake], axis=1)
+    rows = processes.all_gather(local, name)
     _, first = np.unique(rows[:, 0], return_index=True)
-    numbers, ratios, *values = rows[first, : len(columns)].T
+    indices, ratios, *values = rows[first, : len(columns)].T
     real, fake = np.split(rows[first, len(columns) :].astype(np.float32), 2, axis=1)
-    names = tuple(str(int(number)) for number in numbers)
-    return Table(names, ratios, dict(zip(figures, values, strict=True)), real, fake)
+    names = tuple(str(int(index)) for index in indices)
+    return Table(names, ratios, dict(zip(metrics, values, strict=True)), real, fake)
 
 
 def save_grid(workdir: Path, step: int, grid: Image.Image) -> Path:
-    """As a PNG, whole or not at all."""
-    path = workdir / FOLDER / f"step_{step:08}.png"
-    write_whole(path, lambda part: grid.save(part, format="PNG"))
+    """Write a grid as a PNG, atomically."""
+    path = workdir / SAMPLES_FOLDER / f"step_{step:08}.png"
+    write_whole(path, lambda temp: grid.save(temp, format="PNG"))
     return path
 
 

@@ -1,4 +1,4 @@
-"""The stage of a run that is on: its compiled programs, and its batches."""
+"""The current stage of a run: its compiled programs and its batches."""
 
 import contextlib
 import logging
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Self
 import jax
 import numpy as np
 
-from migan_jax.data.pipeline import batches_of
+from migan_jax.data.pipeline import open_batches
 from migan_jax.systems.base import Metrics, TrainState
 from migan_jax.training import overview
 from migan_jax.training.mesh import (
-    everywhere,
     images_sharding,
     put_images,
+    replicated_sharding,
     rows_of_process,
 )
 from migan_jax.training.setup import Setup
@@ -32,7 +32,7 @@ REJECTS_FILE = "rejected.json"
 
 
 class Stages:
-    """Opens a run's stages as their steps come. To be used in a `with`."""
+    """A context manager that opens each stage of a run when it starts."""
 
     def __init__(self, setup: Setup):
         self._setup = setup
@@ -44,9 +44,9 @@ class Stages:
         self._open: OpenStage | None = None
 
     def at(self, step: int) -> "OpenStage":
-        """The stage of a step; when it begins, it is compiled and begins to load."""
+        """Return the stage of a step; compile it and start loading if it is new."""
         if self._open is None or step >= self._open.span.end_step:
-            self._stack.close()  # what the one before has loaded ahead
+            self._stack.close()  # drop batches loaded ahead for the previous stage
             span = self._setup.timeline.at(step)
             self._open = OpenStage(self._setup, span, self._shapes, step)
             self._stack.enter_context(self._open.loading())
@@ -60,7 +60,7 @@ class Stages:
 
 
 class OpenStage:
-    """The programs of a stage and its batches, from a step on."""
+    """A stage's compiled programs and batches, from a step on."""
 
     def __init__(self, setup: Setup, span: Span, shapes: TrainState, step: int):
         self.span, self.opened_at = span, step
@@ -75,16 +75,16 @@ class OpenStage:
     def _compile(
         self, shapes: TrainState, channels: dict[str, int]
     ) -> dict[int, "Compiled"]:
-        """By interval: that of an iteration (1), and of what comes after some."""
+        """Compile the programs, by interval: 1 is the step, others are lazy turns."""
         setup, span = self._setup, self.span
-        side, place = span.resolution, everywhere(setup.mesh)
+        side, replicated = span.resolution, replicated_sharding(setup.mesh)
         batch = {
             name: jax.ShapeDtypeStruct(
-                (span.batch_size, side, side, count),
+                (span.batch_size, side, side, depth),
                 np.uint8,
                 sharding=images_sharding(setup.mesh),
             )
-            for name, count in channels.items()
+            for name, depth in channels.items()
         }
 
         def compile_one(every: int) -> "Compiled":
@@ -92,18 +92,19 @@ class OpenStage:
                 setup.system,
                 span,
                 ema_halflife_kimg=setup.config.optimizer.ema_halflife_kimg,
-                microbatches=setup.config.parts,
+                microbatches=setup.config.microbatches,
                 every=every,
             )
-            program = jax.jit(step, donate_argnums=0, out_shardings=(place, place))
+            shardings = replicated, replicated
+            program = jax.jit(step, donate_argnums=0, out_shardings=shardings)
             with jax.set_mesh(setup.mesh):
                 lowered = program.lower(shapes, setup.frozen, batch, setup.key)
                 return lowered.compile()
 
         intervals = 1, *span.stage.lazy
         start, name = time.perf_counter(), span.stage.name
-        logger.info("compiling %s; on large networks this takes minutes", name)
-        with ThreadPoolExecutor(len(intervals)) as pool:  # XLA works outside the lock
+        logger.info("compiling %s; large networks take minutes", name)
+        with ThreadPoolExecutor(len(intervals)) as pool:  # XLA releases the GIL
             compiled = pool.map(compile_one, intervals)
             programs = dict(zip(intervals, compiled, strict=True))
         logger.info("compiled in %.0f s", time.perf_counter() - start)
@@ -113,25 +114,24 @@ class OpenStage:
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:
-        """Batches are loaded ahead while in here."""
+        """Load batches ahead within this context."""
         setup, span = self._setup, self.span
         report = setup.workdir / REJECTS_FILE if jax.process_index() == 0 else None
-        with batches_of(
+        with open_batches(
             setup.config,
             setup.source,
             batch_size=span.batch_size,
             resolution=span.resolution,
             rows=self._rows,
             first_step=self.opened_at,
-            # Positions are counted in images, of which earlier stages may have had
-            # more or fewer a step.
+            # Positions count images: earlier stages may have other batch sizes.
             offset=span.images(0),
             report=report,
         ) as self._batches:
             yield
 
     def next_batch(self) -> dict[str, jax.Array]:
-        """The next batch on the devices, split."""
+        """Load the next batch and put it on the devices."""
         loaded = next(self._batches)
         arrays = {name: loaded[name] for name in self._batch_names}
         return put_images(arrays, self._rows, self._setup.mesh, self.span.batch_size)
@@ -139,14 +139,14 @@ class OpenStage:
     def advance(
         self, state: TrainState, batch: dict[str, jax.Array], step: int
     ) -> tuple[TrainState, Metrics]:
-        """Take a step, and the lazy turns that are due after it.
+        """Take a step, and then the lazy turns that are due.
 
-        The metrics are still being computed.
+        Return without waiting for the results.
         """
-        rest = self._setup.frozen, batch, self._setup.key
+        inputs = self._setup.frozen, batch, self._setup.key
         metrics: Metrics = {}
         for every, program in self._programs.items():
             if step % every == 0:
-                state, reported = program(state, *rest)
-                metrics |= reported
+                state, new_metrics = program(state, *inputs)
+                metrics |= new_metrics
         return state, metrics

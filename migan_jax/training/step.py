@@ -1,13 +1,12 @@
-"""An iteration of any system: the turns of a stage, one after another, then the EMA.
+"""The training step of any system: the turns of a stage in order, then the EMA.
 
-Lazy turns are programs of their own: every so many steps one runs after the others, on
-the same batch. So a turn that is not due costs nothing, and a stage has as many
-programs as its turns have intervals.
+Lazy turns, such as gradient penalties, run every few steps, after the step and on its
+batch. They are compiled separately, so a turn that is not due costs nothing; a stage
+has one program for each interval.
 
-The state is one tree of arrays and holds no functions. What is frozen is an argument of
-its own, that is never changed and never saved. A batch that is too large for the memory
-is used in microbatches, whose gradients are summed: the same iteration, with the
-statistics that the last of them gives.
+The state is one tree of arrays. Frozen networks are a separate argument that is never
+changed or saved. Microbatches save memory: their gradients are averaged, which gives
+the same step, except that statistics are those of the last microbatch.
 """
 
 import dataclasses
@@ -17,28 +16,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from migan_jax.ops.partition import split_parts
+from migan_jax.ops.partition import split_microbatches
 from migan_jax.systems.base import Batch, Inputs, Metrics, System, TrainState, Turn
 from migan_jax.training.timeline import Span
 
-# Of (state, frozen, batch, key): uint8 pictures, and the run's key.
-Step = Callable[
+# Takes (state, frozen, batch, key): uint8 images, and the run's key.
+StepFunction = Callable[
     [TrainState, Mapping[str, Any], Batch, jax.Array], tuple[TrainState, Metrics]
 ]
 
 
 def init_state(system: System, key: jax.Array, with_ema: bool = True) -> TrainState:
-    """The state before the first step, with that of all stages' optimizers."""
+    """Return the state before the first step, with the optimizers of all stages."""
     params, stats = system.init(key)
     opt_state: dict[str, Any] = {}
     for stage in system.stages():
         for name, optimizer in stage.optimizers.items():
-            own = {network: params[network] for network in optimizer.networks}
-            made = optimizer.transformation.init(own)
-            first = opt_state.setdefault(name, made)
-            if jax.tree.structure(first) != jax.tree.structure(made):
+            trained = {network: params[network] for network in optimizer.networks}
+            initial = optimizer.transformation.init(trained)
+            first = opt_state.setdefault(name, initial)
+            if jax.tree.structure(first) != jax.tree.structure(initial):
                 raise ValueError(
-                    f"{stage.name}: {name} has another state than in the stages before"
+                    f"{stage.name}: {name} has another state than in earlier stages"
                 )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -56,13 +55,13 @@ def make_step(
     ema_halflife_kimg: float = 0.0,
     microbatches: int = 1,
     every: int = 1,
-) -> Step:
-    """The program of an iteration of a stage, or of what comes after some of them.
+) -> StepFunction:
+    """Make the function of a stage's step, or of its lazy turns of one interval.
 
     Args:
-      ema_halflife_kimg: of the exported networks' average, if there is one.
-      microbatches: in which a turn sees the batch, one after another.
-      every: the interval of the lazy turns that the program is of; 1: of the others.
+      ema_halflife_kimg: half-life of the EMA, in thousands of images.
+      microbatches: number of microbatches per batch.
+      every: the interval of the lazy turns to run; 1: the step.
     """
     groups = [group for group in span.stage.turns if group[0].every == every]
     ema_decay = 0.0
@@ -72,18 +71,18 @@ def make_step(
     def step(
         state: TrainState, frozen: Mapping[str, Any], batch: Batch, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        # A lazy turn comes after the step, of which it has the batch and the numbers.
-        number = state.step if every == 1 else state.step - 1
-        key, progress = jax.random.fold_in(key, number), span.progress(number)
+        # A lazy turn comes after the step has counted, but belongs to it.
+        index = state.step if every == 1 else state.step - 1
+        key, progress = jax.random.fold_in(key, index), span.progress(index)
         batch = system.prepare(batch, jax.random.fold_in(key, 0), progress)
         batch = split_batch(batch, microbatches, system.batch_multiple)
-        inputs = Inputs(frozen, batch, key, progress, span.kimg(number))
+        inputs = Inputs(frozen, batch, key, progress, span.kimg(index))
         metrics: Metrics = {}
         for group in groups:
-            state, reported = _take_turns(group, span, state, inputs)
-            metrics |= reported
+            state, new_metrics = _take_turns(group, span, state, inputs)
+            metrics |= new_metrics
         if every == 1:
-            ema = _averaged(state.ema, state.params, ema_decay)
+            ema = _update_ema(state.ema, state.params, ema_decay)
             state = dataclasses.replace(state, step=state.step + 1, ema=ema)
         return state, metrics
 
@@ -93,24 +92,28 @@ def make_step(
 def _take_turns(
     group: tuple[Turn, ...], span: Span, state: TrainState, inputs: Inputs
 ) -> tuple[TrainState, Metrics]:
-    """All see the same parameters, and the statistics that the one before has left."""
-    before, optimizers = state.params, span.stage.optimizers
+    """Take the turns of a group.
+
+    All differentiate at the same parameters; each gets the previous one's statistics.
+    """
+    params, optimizers = state.params, span.stage.optimizers
     metrics: Metrics = {}
     for turn in group:
-        seen = dataclasses.replace(state, params=before)
-        own = inputs._replace(key=jax.random.fold_in(inputs.key, turn.stream))
-        after, reported = turn.update(turn, optimizers, seen, own)
-        changed = {name: after.params[name] for name in turn.trains(optimizers)}
-        state = dataclasses.replace(after, params={**state.params, **changed})
-        metrics |= reported
+        before = dataclasses.replace(state, params=params)
+        turn_inputs = inputs._replace(key=jax.random.fold_in(inputs.key, turn.stream))
+        after, new_metrics = turn.update(turn, optimizers, before, turn_inputs)
+        trained = {
+            name: after.params[name] for name in turn.trained_networks(optimizers)
+        }
+        state = dataclasses.replace(after, params={**state.params, **trained})
+        metrics |= new_metrics
     return state, metrics
 
 
-def _averaged(ema: Any, params: Any, decay: float) -> Any:
-    """The EMA after a step, of those networks that have one."""
+def _update_ema(ema: Any, params: Any, decay: float) -> Any:
     return {
         name: jax.tree.map(
-            # In this form, an average of what stands still stands still exactly.
+            # In this form, the EMA of constant parameters is exactly constant.
             lambda old, new: old + (1 - decay) * (new - old),
             tree,
             params[name],
@@ -120,13 +123,13 @@ def _averaged(ema: Any, params: Any, decay: float) -> Any:
 
 
 def split_batch(batch: Batch, microbatches: int, multiple: int) -> Batch:
-    """In equal parts, [microbatches, N / microbatches, ...], of whole groups.
+    """Split a batch into microbatches of whole groups: [microbatches, N / ..., ...].
 
-    A system's losses may compare the samples of a group: `multiple` of them, which are
-    every (N / multiple)th sample. A group stays one in its microbatch.
+    Losses may compare the samples of a group: `multiple` samples, each N / multiple
+    after the one before. The groups of a batch are groups of its microbatches too.
     """
     if microbatches == 1:
-        return jax.tree.map(lambda x: split_parts(x[None]), batch)
+        return jax.tree.map(lambda x: split_microbatches(x[None]), batch)
     samples = len(jax.tree.leaves(batch)[0])
     group = min(multiple, samples)
     if samples % (microbatches * group):
@@ -135,9 +138,9 @@ def split_batch(batch: Batch, microbatches: int, multiple: int) -> Batch:
         )
 
     def split(x: jax.Array) -> jax.Array:
-        each = samples // (group * microbatches)
-        groups = x.reshape(group, microbatches, each, *x.shape[1:])
-        parts = groups.swapaxes(0, 1).reshape(microbatches, -1, *x.shape[1:])
-        return split_parts(parts)
+        groups = samples // (group * microbatches)  # of a microbatch
+        grouped = x.reshape(group, microbatches, groups, *x.shape[1:])
+        split = grouped.swapaxes(0, 1).reshape(microbatches, -1, *x.shape[1:])
+        return split_microbatches(split)
 
     return jax.tree.map(split, batch)

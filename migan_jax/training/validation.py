@@ -1,4 +1,4 @@
-"""Watching a run by its held-out pictures: figures, grids, curves, the best so far."""
+"""Validation on held-out images: metrics, grids, curves and early stopping."""
 
 import logging
 import math
@@ -8,61 +8,62 @@ import jax
 from migan_jax.systems.base import TrainState
 from migan_jax.training.curves import save_curves
 from migan_jax.training.reporting import Reporter
-from migan_jax.training.samples import BY_MEAN_COLOUR, save_grid
+from migan_jax.training.samples import MEAN_COLOUR_PSNR, save_grid
 from migan_jax.training.setup import Setup
 
 logger = logging.getLogger(__name__)
 
 
 class Validation:
-    """What the held-out pictures said last, and when they said the best."""
+    """Evaluates a run, and keeps track of its best score."""
 
     def __init__(self, setup: Setup):
         self._setup = setup
         self.best = setup.best  # step and score
-        self._figures: tuple[int, dict[str, float]] = -1, {}  # of the last evaluation
+        self._metrics: tuple[int, dict[str, float]] = -1, {}  # of the last evaluation
 
     def evaluate(self, state: TrainState, step: int, reporter: Reporter) -> None:
-        """Figures and a grid of the held-out pictures, and the curves."""
-        with reporter.aside():
+        """Log metrics and a grid of the held-out images, and draw the curves."""
+        with reporter.untimed():
             if self._setup.samples is not None:
-                self._show_samples(state, step, reporter)
+                self._evaluate_samples(state, step, reporter)
             if jax.process_index() == 0 and step > 0:
                 save_curves(self._setup.workdir, self._setup.family.panels)
 
-    def _show_samples(self, state: TrainState, step: int, reporter: Reporter) -> None:
+    def _evaluate_samples(
+        self, state: TrainState, step: int, reporter: Reporter
+    ) -> None:
         score = self._setup.score
-        figures, grid = self._setup.samples.evaluate(state)
-        self._figures = step, figures
-        value = score.of(figures)
+        metrics, grid = self._setup.samples.evaluate(state)
+        self._metrics = step, metrics
+        value = score.of(metrics)
         if not math.isfinite(value):
-            logger.warning("step %d has no %s to choose by", step, score.name)
+            logger.warning("step %d: %s is not finite", step, score.name)
         elif self.best is None or value > self.best[1]:
             self.best = step, value
-        reporter.write(step, {f"eval/{name}": v for name, v in figures.items()})
+        reporter.write(step, {f"eval/{name}": v for name, v in metrics.items()})
         reporter.show(step, "samples", grid)
         if jax.process_index() == 0:
             path = save_grid(self._setup.workdir, step, grid)
-            reporter.say(
-                f"step {step:,}: held-out hole PSNR {figures['hole_psnr']:.2f} dB, "
-                f"that of the mean colour {figures[BY_MEAN_COLOUR]:.2f} dB; {path}"
+            reporter.print(
+                f"step {step:,}: held-out hole PSNR {metrics['hole_psnr']:.2f} dB, "
+                f"mean colour {metrics[MEAN_COLOUR_PSNR]:.2f} dB; {path}"
             )
 
-    def figures_of(self, step: int) -> dict[str, float] | None:
-        """What was measured at a step, if the score is among it."""
-        measured, figures = self._figures
-        finite = {name: v for name, v in figures.items() if math.isfinite(v)}
-        return finite if measured == step and self._setup.score.name in finite else None
+    def metrics_of(self, step: int) -> dict[str, float] | None:
+        """Return the finite metrics of a step, or None if it has no score."""
+        last, metrics = self._metrics
+        finite = {name: v for name, v in metrics.items() if math.isfinite(v)}
+        return finite if last == step and self._setup.score.name in finite else None
 
-    def is_stale(self, step: int) -> bool:
-        """Whether the score has not improved for as long as is allowed.
+    def should_stop_early(self, step: int) -> bool:
+        """Return whether the score has not improved for `patience_kimg`.
 
-        Only where it is measured at regular steps, so that stops between them do not
-        matter.
+        Only at multiples of `save_every_steps`, so that interruptions do not matter.
         """
         config, timeline = self._setup.config, self._setup.timeline
         patience = config.patience_kimg
         if patience is None or self.best is None or step % config.save_every_steps:
             return False
-        shown = timeline.images(step) - timeline.images(self.best[0])
-        return shown >= 1000 * patience
+        images = timeline.images(step) - timeline.images(self.best[0])
+        return images >= 1000 * patience

@@ -1,8 +1,8 @@
 """Co-Mod-GAN's generator (Zhao et al., ICLR 2021, Figure 2 (d)), MI-GAN's teacher.
 
-A StyleGAN2 decoder whose styles see both a latent code and the encoded image. This
-is the network of the teachers that the authors of MI-GAN (Sargsyan et al., ICCV
-2023) released, in evaluation except for the dropout of training mode.
+A StyleGAN2 decoder whose styles depend on both a latent code and the encoded image. It
+is the network of the teachers released with MI-GAN (Sargsyan et al., ICCV 2023), in
+evaluation mode except for the dropout of training mode.
 """
 
 import math
@@ -16,6 +16,7 @@ from migan_jax.twins.layers import (
     Dense,
     EqualizedConv,
     Noise,
+    Pyramid,
     Upsampling,
     add_noise,
     fir_filter,
@@ -31,11 +32,9 @@ NUM_MAPPING_LAYERS = 8
 MAPPING_LR_MULT = 0.01
 ENCODER_DROPOUT = 0.5
 
-Pyramid = dict[int, Tensor]
-
 
 class Mapping(nn.Module):
-    """From the latent code z to one style code w for every layer."""
+    """Map the latent code z to one style code w for every layer."""
 
     def __init__(self, z_dim: int, w_dim: int, num_ws: int):
         super().__init__()
@@ -57,7 +56,7 @@ class Mapping(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """The features of one level, and its halved image for the next one."""
+    """Return one level's downsampled features for the next level, and its features."""
 
     def __init__(self, cin: int, cout: int, first: bool):
         super().__init__()
@@ -75,7 +74,7 @@ class EncoderBlock(nn.Module):
 
 
 class EncoderLastBlock(nn.Module):
-    """The 4x4 level and the code of the whole image."""
+    """The 4x4 level, and the code of the whole image."""
 
     def __init__(self, width: int, encoder_dim: int):
         super().__init__()
@@ -89,7 +88,7 @@ class EncoderLastBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """From the masked image to its code and to features at every resolution."""
+    """Map the masked image to its code and to features at every resolution."""
 
     def __init__(
         self, resolution: int, channel_base: int, channel_max: int, encoder_dim: int
@@ -111,7 +110,7 @@ class Encoder(nn.Module):
 
 
 class ModulatedConv(nn.Module):
-    """A 3x3 convolution with kernels scaled by a style and demodulated.
+    """A 3x3 convolution with kernels modulated by a style and demodulated.
 
     The style scales the input channels and the demodulation the output channels,
     so that all samples share one convolution.
@@ -131,7 +130,7 @@ class ModulatedConv(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor, noise: Noise) -> Tensor:
         kernel, scale = self.weight, self.affine(style)
-        # Both norms cancel in the demodulation, but for its epsilon.
+        # Both norms cancel in the demodulation, except for its epsilon.
         kernel = kernel * kernel.square().mean(dim=(1, 2, 3), keepdim=True).rsqrt()
         scale = scale * scale.square().mean().rsqrt()
         energy = F.linear(scale.square(), kernel.square().sum(dim=(2, 3)))
@@ -146,12 +145,12 @@ class ModulatedConv(nn.Module):
         if not self.up:
             return F.conv2d(x, kernel, padding=1)
         x = F.conv_transpose2d(x, kernel.transpose(0, 1), stride=2)
-        # The transposed convolution leaves one row and column too many.
+        # The transposed convolution outputs one row and column too many.
         return fir_filter(x, 4.0 * self.resample_filter, padding=1)
 
 
 class ToRGB(nn.Module):
-    """A 1x1 convolution to an image, with a style but without demodulation."""
+    """A 1x1 convolution to RGB, modulated by a style but not demodulated."""
 
     def __init__(self, cin: int, style_dim: int):
         super().__init__()
@@ -165,7 +164,7 @@ class ToRGB(nn.Module):
 
 
 class SynthesisFirstBlock(nn.Module):
-    """The 4x4 level, which starts from the code of the image."""
+    """The 4x4 level, which starts from the image's code."""
 
     num_convs = 1
 
@@ -186,7 +185,7 @@ class SynthesisFirstBlock(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """Doubles the size, adds the encoder's features, and gives an image."""
+    """Upsample, add the encoder's features, and output RGB."""
 
     num_convs = 2
 
@@ -206,7 +205,7 @@ class SynthesisBlock(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """From codes and features to the image, coarse to fine."""
+    """Map codes and features to the image, coarse to fine."""
 
     def __init__(
         self,
@@ -245,8 +244,8 @@ class Synthesis(nn.Module):
         return image, pyramid
 
 
-class Generator(nn.Module):
-    """Inpaints `concat(mask - 0.5, image * mask)`, (N, 4, R, R), as (N, 3, R, R)."""
+class TorchCoModGANGenerator(nn.Module):
+    """Inpaint `concat(mask - 0.5, image * mask)`, (N, 4, R, R), to (N, 3, R, R)."""
 
     def __init__(
         self,
@@ -274,7 +273,7 @@ class Generator(nn.Module):
         truncation: float = 1.0,
         pyramid: bool = False,
     ) -> Tensor | tuple[Tensor, Pyramid]:
-        """The image; with `pyramid` also each level's own to-RGB, by resolution."""
+        """Return the image; with `pyramid` also each level's RGB, by resolution."""
         ws = self.mapping(z, truncation)
         code, features = self.encoder(x)
         image, levels = self.synthesis(code, features, ws, noise)

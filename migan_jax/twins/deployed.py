@@ -1,14 +1,13 @@
-"""MI-GAN's generator as it runs on phones: fused, and nothing computed twice.
+"""MI-GAN's generator for export: fused, with all constants folded.
 
-It equals the inference form (Sargsyan et al., ICCV 2023, supplementary Table S.4), with
-every constant where it costs nothing: the activations' gains of sqrt(2) in the kernels
-before them, since a leaky ReLU lets positive factors through; noise times its strength
-as one image; sizes doubled by repeating pixels and smoothing them, which is the same
-filter as over an image stuffed with zeros, on a quarter of the taps.
+It equals the inference form (Sargsyan et al., ICCV 2023, supplementary Table S.4), but
+the activations' gains of sqrt(2) are folded into the kernels before them, since a leaky
+ReLU is positively homogeneous; noise is premultiplied by its strength; and upsampling
+repeats pixels and smooths them, which equals the filter on a zero-stuffed image with a
+quarter of the taps.
 
-The limit of activations is for training in 16 bits. It stands between convolutions and
-their leaky ReLUs, which runtimes otherwise compute as one, so it can be left out of
-networks that never come near it.
+The activation limit serves training in 16 bits. It prevents runtimes from fusing leaky
+ReLUs into their convolutions, so it can be removed from networks that never reach it.
 """
 
 import math
@@ -21,18 +20,18 @@ from torch import Tensor, nn
 
 from migan_jax.twins.layers import ACTIVATION_LIMIT as LIMIT
 from migan_jax.twins.layers import fir_down, fir_taps, tile
-from migan_jax.twins.migan import Generator
+from migan_jax.twins.migan import TorchMIGANGenerator
 from migan_jax.twins.separable import FusedConv, FusedSeparableConv
 
 GAIN = math.sqrt(2)
-SMALLEST_SHARE = 0.01  # of what another channel reaches
-# What a value below zero counts for when channels are compared. Before a leaky ReLU it
-# is five times as far from zero as after it, and both are rounded: so, in between.
-BELOW_ZERO = math.sqrt(5)
+MIN_SCALE = 0.01  # of a channel, relative to the one with the largest magnitude
+# Weight of negative values in a channel's magnitude. A leaky ReLU divides them by five,
+# and the values before and after it are both quantised: the geometric mean.
+NEGATIVE_WEIGHT = math.sqrt(5)
 
 
 class Activation(nn.Module):
-    """A leaky ReLU of what has its gain already, and its limit if it has one."""
+    """A leaky ReLU without gain, and the activation limit if it is kept."""
 
     def __init__(self, limited: bool):
         super().__init__()
@@ -45,8 +44,8 @@ class Activation(nn.Module):
         return x
 
 
-class Convolution(nn.Module):
-    """A kernel used as it is, with its bias."""
+class FusedConvolution(nn.Module):
+    """A convolution with a constant kernel and bias."""
 
     def __init__(self, fused: FusedConv, gain: float = 1.0):
         super().__init__()
@@ -61,8 +60,8 @@ class Convolution(nn.Module):
         )
 
 
-class Halving(nn.Module):
-    """The FIR filter, at every second pixel."""
+class Downsample(nn.Module):
+    """Downsample by 2 with the FIR filter."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -72,11 +71,11 @@ class Halving(nn.Module):
         return fir_down(x, self.taps)
 
 
-class Doubling(nn.Module):
-    """Each pixel four times, then [1, 2, 1] / 4 along rows and columns.
+class Upsample(nn.Module):
+    """Repeat each pixel 2x2, then filter with [1, 2, 1] / 4 along rows and columns.
 
-    Of pixels a, b that becomes ..., (3a + b) / 4, (a + 3b) / 4, ...: what [1, 3, 3, 1]
-    makes of them with zeros in between, and as there zeros are beyond the border.
+    Pixels a, b become ..., (3a + b) / 4, (a + 3b) / 4, ..., as with [1, 3, 3, 1] on the
+    zero-stuffed image, and zeros are beyond the border as there.
     """
 
     def __init__(self, channels: int):
@@ -90,8 +89,8 @@ class Doubling(nn.Module):
         return F.conv2d(x, self.taps, padding=1, groups=len(self.taps))
 
 
-class Noise(nn.Module):
-    """Adds a stored image to every channel: of one size, or repeated to any."""
+class NoiseLayer(nn.Module):
+    """Add a stored image, of a fixed size or tiled to any, to every channel."""
 
     def __init__(self, image: Tensor, size: tuple[int, int] | None):
         super().__init__()
@@ -103,8 +102,8 @@ class Noise(nn.Module):
         return x + (tile(self.image, *x.shape[2:]) if self.any_size else self.image)
 
 
-class Scaling(nn.Module):
-    """Every channel times a number of its own."""
+class ChannelScale(nn.Module):
+    """Multiply every channel by a constant."""
 
     def __init__(self, factors: Tensor):
         super().__init__()
@@ -115,21 +114,21 @@ class Scaling(nn.Module):
 
 
 class Deployed(nn.Module):
-    """`concat(mask - 0.5, image * mask)`, (N, 4, H, W) -> the picture, (N, 3, H, W)."""
+    """Map `concat(mask - 0.5, image * mask)`, (N, 4, H, W), to RGB, (N, 3, H, W)."""
 
     def __init__(
         self,
-        twin: Generator,
+        twin: TorchMIGANGenerator,
         size: tuple[int, int] | None,
         with_noise: bool,
         limited: bool,
     ):
-        """From the inference form.
+        """Convert the inference form.
 
         Args:
-          size: height and width of all pictures; None for any that the network takes.
-          with_noise: keep its stored noise.
-          limited: keep the limit of activations.
+          size: fixed height and width; None for any that the network takes.
+          with_noise: keep the stored noise.
+          limited: keep the activation limit.
         """
         super().__init__()
         self._size, self._resolution = size, twin.resolution
@@ -138,7 +137,7 @@ class Deployed(nn.Module):
         down, up = [*encoder.levels, 4], [4, *synthesis.levels]
         first = getattr(encoder, f"b{down[0]}")
         self.from_rgb = nn.Sequential(
-            Convolution(first.fromrgb, GAIN), Activation(limited)
+            FusedConvolution(first.fromrgb, GAIN), Activation(limited)
         )
         self.encoder = nn.ModuleList(
             self._pair(getattr(encoder, f"b{level}"), level) for level in down
@@ -147,10 +146,10 @@ class Deployed(nn.Module):
             self._pair(getattr(synthesis, f"b{level}"), level) for level in up
         )
         self.to_rgb = nn.ModuleList(
-            Convolution(getattr(synthesis, f"b{level}").torgb) for level in up
+            FusedConvolution(getattr(synthesis, f"b{level}").torgb) for level in up
         )
         self.to_skipped = nn.ModuleList(nn.Identity() for _ in up)
-        self.enlarge = Doubling(3)
+        self.enlarge = Upsample(3)
         self.eval().requires_grad_(False)
 
     def _pair(self, block: nn.Module, level: int) -> nn.ModuleList:
@@ -159,94 +158,98 @@ class Deployed(nn.Module):
 
     def _separable(self, fused: FusedSeparableConv, level: int) -> nn.Sequential:
         depthwise, pointwise = (
-            Convolution(fused.conv1, GAIN),
-            Convolution(fused.conv2, GAIN),
+            FusedConvolution(fused.conv1, GAIN),
+            FusedConvolution(fused.conv2, GAIN),
         )
         layers = [depthwise, Activation(self._limited)]
         if fused.downsample is not None:
-            layers.append(Halving(len(depthwise.weight)))
+            layers.append(Downsample(len(depthwise.weight)))
         layers.append(pointwise)
         if fused.upsample is not None:
-            layers.append(Doubling(len(pointwise.weight)))
+            layers.append(Upsample(len(pointwise.weight)))
         if fused.has_noise and self._with_noise:
             image = GAIN * fused.noise_strength.detach() * fused.noise_const
             size = self._size and tuple(
                 length * level // self._resolution for length in self._size
             )
-            layers.append(Noise(image, size))
+            layers.append(NoiseLayer(image, size))
         return nn.Sequential(*layers, Activation(self._limited))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.from_rgb(x)
         skipped = []
-        for keep, halve in self.encoder:
-            skipped.append(keep(x))
-            x = halve(skipped[-1])
+        for same, down in self.encoder:
+            skipped.append(same(x))
+            x = down(skipped[-1])
         image = None
         levels = zip(self.synthesis, self.to_skipped, self.to_rgb, strict=True)
-        for (grow, keep), to_skipped, to_rgb in levels:
-            x = keep(to_skipped(grow(x)) + skipped.pop())
+        for (up, same), to_skipped, to_rgb in levels:
+            x = same(to_skipped(up(x)) + skipped.pop())
             rgb = to_rgb(x)
             image = rgb if image is None else self.enlarge(image) + rgb
         return image
 
     def equalise(self, inputs: Sequence[np.ndarray]) -> None:
-        """Let the channels of an activation reach equally far; nothing else changes.
+        """Equalise the channel ranges of activations in place; outputs stay the same.
 
-        For 8 bits, which an activation's channels share: a channel is made larger by
-        the convolution before it and smaller by those after it, which leaky ReLUs let
-        through (Nagel et al., ICCV 2019, section 4.1). A feature that skips to the
-        other side is larger there too, so what it is added to is made so before. Not
-        where noise joins in. For networks without the limit of activations.
+        For int8, where the channels of an activation share a range. The convolution
+        before scales a channel up and those after scale it down, which leaky ReLUs let
+        through (Nagel et al., ICCV 2019, section 4.1). Features of a skip connection
+        are scaled too, so the decoder's features are scaled before the sum. Activations
+        with noise are left alone. Only for networks without the activation limit.
         """
-        places = self._equalisable()
-        reached = self._reached([takers for _, takers, _ in places], inputs)
-        for reach, (maker, takers, level) in zip(reached, places, strict=True):
-            share = (reach / reach.max()).clamp(min=SMALLEST_SHARE)
-            maker.weight /= share.reshape(-1, 1, 1, 1)
-            if maker.bias is not None:
-                maker.bias /= share
-            for taker in takers:
-                axis = (-1, 1, 1, 1) if taker.groups > 1 else (1, -1, 1, 1)
-                taker.weight *= share.reshape(axis)
+        sites = self._equalisation_sites()
+        magnitudes = self._magnitudes([consumers for _, consumers, _ in sites], inputs)
+        for magnitude, site in zip(magnitudes, sites, strict=True):
+            producer, consumers, level = site
+            scale = (magnitude / magnitude.max()).clamp(min=MIN_SCALE)
+            producer.weight /= scale.reshape(-1, 1, 1, 1)
+            if producer.bias is not None:
+                producer.bias /= scale
+            for consumer in consumers:
+                axis = (-1, 1, 1, 1) if consumer.groups > 1 else (1, -1, 1, 1)
+                consumer.weight *= scale.reshape(axis)
             if level is not None:
-                self.to_skipped[level] = Scaling(1 / share)
+                self.to_skipped[level] = ChannelScale(1 / scale)
 
-    def _equalisable(self) -> list[tuple[Convolution, list[Convolution], int | None]]:
-        """What makes and what takes channels, and where they skip to."""
-        found = []
-        source = self.from_rgb[0]
-        for depth, (keep, halve) in enumerate(self.encoder):
+    def _equalisation_sites(
+        self,
+    ) -> list[tuple[FusedConvolution, list[FusedConvolution], int | None]]:
+        """Return (producer, consumers, level of the skip connection) of activations."""
+        sites = []
+        previous = self.from_rgb[0]
+        for depth, (same, down) in enumerate(self.encoder):
             level = len(self.encoder) - 1 - depth
-            first, second, third, fourth = *_convolutions(keep), *_convolutions(halve)
-            other_side = _convolutions(self.synthesis[level][1])[0]
-            found += [
-                (source, [first], None),
+            first, second, third, fourth = *_convolutions(same), *_convolutions(down)
+            skip = _convolutions(self.synthesis[level][1])[0]
+            sites += [
+                (previous, [first], None),
                 (first, [second], None),
-                (second, [third, other_side], level),
+                (second, [third, skip], level),
                 (third, [fourth], None),
             ]
-            source = fourth
+            previous = fourth
         for separable in (separable for pair in self.synthesis for separable in pair):
             depthwise, pointwise = _convolutions(separable)
-            found.append((depthwise, [pointwise], None))
-        return found
+            sites.append((depthwise, [pointwise], None))
+        return sites
 
-    def _reached(
-        self, places: Sequence[Sequence[Convolution]], inputs: Sequence[np.ndarray]
+    def _magnitudes(
+        self, groups: Sequence[Sequence[FusedConvolution]], inputs: Sequence[np.ndarray]
     ) -> list[Tensor]:
-        """How far each channel goes that some convolutions take."""
-        seen: dict[Convolution, Tensor] = {}
+        """Return the largest magnitude of each input channel of each group."""
+        largest: dict[FusedConvolution, Tensor] = {}
 
-        def look(convolution: Convolution, arguments: tuple[Tensor]) -> None:
+        def update(convolution: FusedConvolution, arguments: tuple[Tensor]) -> None:
             (x,) = arguments
-            here = torch.maximum(x, -BELOW_ZERO * x).amax(dim=(0, 2, 3))
-            seen[convolution] = torch.maximum(seen.get(convolution, here), here)
+            current = torch.maximum(x, -NEGATIVE_WEIGHT * x).amax(dim=(0, 2, 3))
+            previous = largest.get(convolution, current)
+            largest[convolution] = torch.maximum(previous, current)
 
         handles = [
-            convolution.register_forward_pre_hook(look)
-            for takers in places
-            for convolution in takers
+            convolution.register_forward_pre_hook(update)
+            for group in groups
+            for convolution in group
         ]
         with torch.no_grad():
             for x in inputs:
@@ -254,16 +257,16 @@ class Deployed(nn.Module):
         for handle in handles:
             handle.remove()
         return [
-            torch.stack([seen[convolution] for convolution in takers]).amax(dim=0)
-            for takers in places
+            torch.stack([largest[convolution] for convolution in group]).amax(dim=0)
+            for group in groups
         ]
 
     def largest_activation(self, x: np.ndarray) -> float:
-        """That any layer makes of some inputs, before a limit."""
-        seen = [0.0]
+        """Return the largest absolute activation for a batch, before the limit."""
+        maxima = [0.0]
         handles = [
             layer.register_forward_hook(
-                lambda *call: seen.append(F.leaky_relu(call[1][0], 0.2).abs().max())
+                lambda *call: maxima.append(F.leaky_relu(call[1][0], 0.2).abs().max())
             )
             for layer in self.modules()
             if isinstance(layer, Activation)
@@ -272,9 +275,9 @@ class Deployed(nn.Module):
             self(torch.from_numpy(x))
         for handle in handles:
             handle.remove()
-        return float(max(seen))
+        return float(max(maxima))
 
 
-def _convolutions(separable: nn.Sequential) -> list[Convolution]:
-    """The depthwise and the pointwise one."""
-    return [layer for layer in separable if isinstance(layer, Convolution)]
+def _convolutions(separable: nn.Sequential) -> list[FusedConvolution]:
+    """Return the depthwise and the pointwise convolution."""
+    return [layer for layer in separable if isinstance(layer, FusedConvolution)]

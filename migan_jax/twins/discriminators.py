@@ -31,7 +31,7 @@ BRANCH_GAIN = math.sqrt(0.5)
 
 
 class MIGANBlock(nn.Module):
-    """Two separable convolutions beside a linear skip; halves the image."""
+    """Two separable convolutions and a linear skip, downsampling by 2."""
 
     def __init__(self, num_kernels: int, cin: int, cout: int, first: bool):
         super().__init__()
@@ -49,7 +49,7 @@ class MIGANBlock(nn.Module):
 
 
 class CoModGANBlock(nn.Module):
-    """Two dense convolutions beside a linear skip; halves the image."""
+    """Two dense convolutions and a linear skip, downsampling by 2."""
 
     def __init__(self, cin: int, cout: int, first: bool):
         super().__init__()
@@ -67,7 +67,7 @@ class CoModGANBlock(nn.Module):
 
 
 class Head(nn.Module):
-    """From the 4x4 level to one logit a sample."""
+    """Map the 4x4 level to one logit per sample."""
 
     def __init__(self, conv: nn.Module, width: int):
         super().__init__()
@@ -80,8 +80,8 @@ class Head(nn.Module):
         return self.out(x)
 
 
-class Discriminator(nn.Module):
-    """The pyramid; subclasses say what its blocks and its head are made of."""
+class TorchDiscriminator(nn.Module):
+    """The pyramid; subclasses choose the blocks and the head's convolution."""
 
     def __init__(
         self,
@@ -103,8 +103,8 @@ class Discriminator(nn.Module):
         return self.b4(minibatch_std(x))
 
 
-class MIGANDiscriminator(Discriminator):
-    """MI-GAN's, with `num_kernels` kernels a convolution."""
+class TorchMIGANDiscriminator(TorchDiscriminator):
+    """MI-GAN's discriminator, with `num_kernels` kernels per convolution."""
 
     def __init__(
         self,
@@ -123,14 +123,11 @@ class MIGANDiscriminator(Discriminator):
         super().__init__(resolution, width, block, conv)
 
 
-class CoModGANDiscriminator(Discriminator):
-    """Co-Mod-GAN's; the reference class's own default `channel_base` is 16384."""
+class TorchCoModGANDiscriminator(TorchDiscriminator):
+    """Co-Mod-GAN's discriminator; the reference's default `channel_base` is 16384."""
 
     def __init__(
-        self,
-        resolution: int = 256,
-        channel_base: int = 32768,
-        channel_max: int = 512,
+        self, resolution: int = 256, channel_base: int = 32768, channel_max: int = 512
     ):
         def width(r: int) -> int:
             return width_at(r, channel_base, channel_max)

@@ -1,4 +1,4 @@
-"""Building blocks that all twins share; images are NCHW.
+"""Building blocks shared by all twins; images are NCHW.
 
 The activation, FIR resampling, equalised layers and minibatch-std are StyleGAN2's,
 as Co-Mod-GAN (Zhao et al., ICLR 2021, section 3) and MI-GAN (Sargsyan et al., ICCV
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Noise = Literal["stored", "none", "random"]
+Pyramid = dict[int, Tensor]
 Upsampling = Literal["reference", "efficient"]
 
 EPSILON = 1e-8
@@ -21,17 +22,17 @@ STD_GROUP = 4
 
 
 def width_at(resolution: int, channel_base: int, channel_max: int) -> int:
-    """Number of channels of the level that is `resolution` pixels wide."""
+    """Return the number of channels of the level with `resolution` pixels."""
     return min(channel_base // resolution, channel_max)
 
 
 def levels_down(resolution: int) -> list[int]:
-    """Resolutions of the levels above the 4x4 one: `resolution`, ..., 16, 8."""
+    """Return the resolutions of the levels above 4x4: `resolution`, ..., 16, 8."""
     return [2**k for k in range(resolution.bit_length() - 1, 2, -1)]
 
 
 def lrelu_agc(x: Tensor, gain: float = 1.0) -> Tensor:
-    """Leaky ReLU, variance-preserving gain, then a clip that bounds activations."""
+    """Apply leaky ReLU, a variance-preserving gain, and the activation limit."""
     x = F.leaky_relu(x, 0.2) * (math.sqrt(2.0) * gain)
     return x.clamp(-ACTIVATION_LIMIT * gain, ACTIVATION_LIMIT * gain)
 
@@ -40,7 +41,7 @@ def lrelu_agc(x: Tensor, gain: float = 1.0) -> Tensor:
 
 
 def fir_taps() -> Tensor:
-    """The outer product of [1, 3, 3, 1] with itself, summing to 1."""
+    """Return the outer product of [1, 3, 3, 1] with itself, normalised to sum 1."""
     row = torch.tensor([1.0, 3.0, 3.0, 1.0])
     return torch.outer(row, row) / 64.0
 
@@ -78,10 +79,10 @@ def filter_zero_stuffed(x: Tensor, taps: Tensor) -> Tensor:
 
 
 def bilinear_up(x: Tensor) -> Tensor:
-    """The FIR upsampling without multiplying zeros.
+    """Upsample as the FIR filter does, without multiplying zeros.
 
-    Inside, both are bilinear interpolation with half-pixel centres; at the border
-    the FIR sees zeros, which the padding supplies and the crop removes again.
+    Inside, both are bilinear interpolation with half-pixel centres. At the border the
+    FIR filter sees zeros, which the padding supplies and the crop removes.
     """
     x = F.pad(x, (1, 1, 1, 1))
     x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
@@ -110,7 +111,7 @@ def tile(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def register_noise(module: nn.Module, size: int) -> None:
-    """Give a module the strength and the stored noise of one layer."""
+    """Add the strength and the stored noise of one layer to a module."""
     module.noise_strength = nn.Parameter(torch.zeros(()))
     module.register_buffer("noise_const", torch.randn(size, size))
 
@@ -137,7 +138,7 @@ class Dense(nn.Module):
 class EqualizedConv(nn.Module):
     """A convolution with activation, or linear if `gain` is None.
 
-    With `down` it halves the image. The unit variance of its stored kernel is scaled
+    With `down` it downsamples by 2. The stored kernel has unit variance; it is scaled
     by the fan-in at run time.
     """
 
@@ -168,8 +169,8 @@ class EqualizedConv(nn.Module):
             return F.conv2d(x, kernel, self.bias, padding=size // 2)
         if size == 1:
             return F.conv2d(fir_down(x, self.resample_filter), kernel, self.bias)
-        # The filter leaves one row and column more than x has: what a 3x3 kernel
-        # with stride 2 and no padding needs.
+        # The filter adds one row and column, as a 3x3 kernel with stride 2 and no
+        # padding needs.
         x = fir_filter(x, self.resample_filter, padding=2)
         return F.conv2d(x, kernel, self.bias, stride=2)
 
@@ -177,8 +178,8 @@ class EqualizedConv(nn.Module):
 def minibatch_std(x: Tensor) -> Tensor:
     """Append a channel with the standard deviation over a group of samples.
 
-    Groups are strided: with m groups, sample i is with the samples congruent to i
-    modulo m.
+    Groups are strided: with m groups, sample i is grouped with the samples congruent to
+    i modulo m.
     """
     n, c, h, w = x.shape
     group = min(STD_GROUP, n)

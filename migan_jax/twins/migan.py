@@ -1,9 +1,9 @@
 """MI-GAN's generator (Sargsyan et al., ICCV 2023, supplementary Table S.4).
 
-Two forms of one network: the training form sums n kernels per convolution and
+The network has two forms. The training form sums n kernels per convolution and
 normalises them; the inference form stores the fused kernels and the FIR constants.
-Where the paper and the released checkpoints differ, the checkpoints hold: there is
-no noise at 4x4.
+Where the paper and the released checkpoints differ, this follows the checkpoints: there
+is no noise at 4x4.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from migan_jax.twins.layers import (
     Noise,
+    Pyramid,
     Upsampling,
     fir_taps,
     fir_up,
@@ -29,12 +30,10 @@ from migan_jax.twins.separable import (
     Resample,
 )
 
-Pyramid = dict[int, Tensor]
-
 
 @dataclass(frozen=True)
-class Form:
-    """Builds the layers of the inference form (no num_kernels) or training form."""
+class Variant:
+    """Builds layers of the inference form (no num_kernels) or the training form."""
 
     num_kernels: int | None
     upsampling: Upsampling
@@ -67,13 +66,13 @@ class Form:
 
 
 class EncoderBlock(nn.Module):
-    """The features of one level, and its halved image for the next one."""
+    """Return one level's downsampled features for the next level, and its features."""
 
-    def __init__(self, form: Form, cin: int, cout: int, first: bool):
+    def __init__(self, variant: Variant, cin: int, cout: int, first: bool):
         super().__init__()
-        self.fromrgb = form.from_rgb(cin) if first else None
-        self.conv1 = form.separable(cin, cin)
-        self.conv2 = form.separable(cin, cout, resample="down")
+        self.fromrgb = variant.from_rgb(cin) if first else None
+        self.conv1 = variant.separable(cin, cin)
+        self.conv2 = variant.separable(cin, cout, resample="down")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.fromrgb is not None:
@@ -85,11 +84,11 @@ class EncoderBlock(nn.Module):
 class EncoderLastBlock(nn.Module):
     """The 4x4 level, which keeps its size."""
 
-    def __init__(self, form: Form, width: int):
+    def __init__(self, variant: Variant, width: int):
         super().__init__()
-        self.conv1 = form.separable(width, width)
-        self.conv2 = form.separable(width, width)
-        if not form.fused:
+        self.conv1 = variant.separable(width, width)
+        self.conv2 = variant.separable(width, width)
+        if not variant.fused:
             # Training checkpoints hold taps here that nothing uses.
             self.conv2.conv2.register_buffer("resample_filter", fir_taps())
 
@@ -99,13 +98,13 @@ class EncoderLastBlock(nn.Module):
 
 
 class SynthesisFirstBlock(nn.Module):
-    """The 4x4 level: features and the first, coarsest image."""
+    """The 4x4 level: features and the coarsest RGB."""
 
-    def __init__(self, form: Form, width: int):
+    def __init__(self, variant: Variant, width: int):
         super().__init__()
-        self.conv1 = form.separable(width, width)
-        self.conv2 = form.separable(width, width)
-        self.torgb = form.to_rgb(width)
+        self.conv1 = variant.separable(width, width)
+        self.conv2 = variant.separable(width, width)
+        self.torgb = variant.to_rgb(width)
 
     def forward(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         x = self.conv2(self.conv1(x) + features)
@@ -113,16 +112,18 @@ class SynthesisFirstBlock(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """Doubles the size, adds the encoder's features, and gives an image."""
+    """Upsample, add the encoder's features, and output RGB."""
 
-    def __init__(self, form: Form, cin: int, cout: int, size: int):
+    def __init__(self, variant: Variant, cin: int, cout: int, size: int):
         super().__init__()
-        self.upsampling = form.upsampling
-        self.conv1 = form.separable(cin, cout, resample="up", noise_size=size)
-        self.conv2 = form.separable(cout, cout, noise_size=size)
-        self.torgb = form.to_rgb(cout)
-        self.upsample = FusedUpsample(3, size, form.upsampling) if form.fused else None
-        if not form.fused:
+        self.upsampling = variant.upsampling
+        self.conv1 = variant.separable(cin, cout, resample="up", noise_size=size)
+        self.conv2 = variant.separable(cout, cout, noise_size=size)
+        self.torgb = variant.to_rgb(cout)
+        self.upsample = (
+            FusedUpsample(3, size, variant.upsampling) if variant.fused else None
+        )
+        if not variant.fused:
             self.register_buffer("resample_filter", fir_taps())
 
     def forward(
@@ -133,26 +134,26 @@ class SynthesisBlock(nn.Module):
         return x, self.torgb(x)
 
     def upsample_image(self, image: Tensor) -> Tensor:
-        """Bring the coarser image to this level's size."""
+        """Upsample the coarser image to this level's size."""
         if self.upsample is not None:
             return self.upsample(image)
         return fir_up(image, self.resample_filter, self.upsampling)
 
 
 class Encoder(nn.Module):
-    """From the masked image to features at every resolution."""
+    """Map the masked image to features at every resolution."""
 
     def __init__(
-        self, form: Form, resolution: int, channel_base: int, channel_max: int
+        self, variant: Variant, resolution: int, channel_base: int, channel_max: int
     ):
         super().__init__()
         self.levels = levels_down(resolution)
         for r in self.levels:
             cin = width_at(r, channel_base, channel_max)
             cout = width_at(r // 2, channel_base, channel_max)
-            block = EncoderBlock(form, cin, cout, first=r == resolution)
+            block = EncoderBlock(variant, cin, cout, first=r == resolution)
             self.add_module(f"b{r}", block)
-        self.b4 = EncoderLastBlock(form, width_at(4, channel_base, channel_max))
+        self.b4 = EncoderLastBlock(variant, width_at(4, channel_base, channel_max))
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         features = {}
@@ -162,18 +163,18 @@ class Encoder(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """From the encoder's features to the image, coarse to fine."""
+    """Map the encoder's features to the image, coarse to fine."""
 
     def __init__(
-        self, form: Form, resolution: int, channel_base: int, channel_max: int
+        self, variant: Variant, resolution: int, channel_base: int, channel_max: int
     ):
         super().__init__()
         self.levels = levels_down(resolution)[::-1]
-        self.b4 = SynthesisFirstBlock(form, width_at(4, channel_base, channel_max))
+        self.b4 = SynthesisFirstBlock(variant, width_at(4, channel_base, channel_max))
         for r in self.levels:
             cin = width_at(r // 2, channel_base, channel_max)
             cout = width_at(r, channel_base, channel_max)
-            self.add_module(f"b{r}", SynthesisBlock(form, cin, cout, size=r))
+            self.add_module(f"b{r}", SynthesisBlock(variant, cin, cout, size=r))
 
     def forward(
         self, x: Tensor, features: dict[int, Tensor], noise: Noise
@@ -187,12 +188,12 @@ class Synthesis(nn.Module):
         return image, pyramid
 
 
-class Generator(nn.Module):
-    """Inpaints `concat(mask - 0.5, image * mask)`, (N, 4, H, W), as (N, 3, H, W).
+class TorchMIGANGenerator(nn.Module):
+    """Inpaint `concat(mask - 0.5, image * mask)`, (N, 4, H, W), to (N, 3, H, W).
 
     Without `num_kernels` this is the inference form, with it the training form.
-    The two kinds of upsampling give equal results from the same state dict; the
-    reference one is what the released models compute, zero-stuffing included.
+    Both kinds of upsampling give equal results from the same state dict. The reference
+    one computes exactly what the released models do, including zero-stuffing.
     """
 
     def __init__(
@@ -206,21 +207,21 @@ class Generator(nn.Module):
         super().__init__()
         self.resolution = resolution
         self.fixed_size = num_kernels is None and upsampling == "reference"
-        form = Form(num_kernels, upsampling)
-        self.synthesis = Synthesis(form, resolution, channel_base, channel_max)
-        self.encoder = Encoder(form, resolution, channel_base, channel_max)
+        variant = Variant(num_kernels, upsampling)
+        self.synthesis = Synthesis(variant, resolution, channel_base, channel_max)
+        self.encoder = Encoder(variant, resolution, channel_base, channel_max)
 
     def forward(
         self, x: Tensor, noise: Noise = "stored", pyramid: bool = False
     ) -> Tensor | tuple[Tensor, Pyramid]:
-        """The image; with `pyramid` also each level's own to-RGB, by resolution."""
+        """Return the image; with `pyramid` also each level's RGB, by resolution."""
         self.check_size(x)
         bottom, features = self.encoder(x)
         image, levels = self.synthesis(bottom, features, noise)
         return (image, levels) if pyramid else image
 
     def check_size(self, x: Tensor) -> None:
-        """Raise on a size that the network cannot halve down to its last level."""
+        """Raise ValueError for sizes that cannot be halved down to the last level."""
         height, width = x.shape[2:]
         if self.fixed_size and (height, width) != (self.resolution, self.resolution):
             raise ValueError(

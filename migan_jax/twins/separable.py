@@ -35,7 +35,7 @@ def normalize_kernel(kernel: Tensor) -> Tensor:
 
 
 class SameConv(nn.Module):
-    """A stride-1 convolution that keeps the size; subclasses give the kernel."""
+    """A stride-1 convolution that keeps the size; subclasses define the kernel."""
 
     def __init__(self, cout: int, size: int, groups: int, bias: bool):
         super().__init__()
@@ -44,7 +44,7 @@ class SameConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(cout)) if bias else None
 
     def kernel(self) -> Tensor:
-        """The kernel that the convolution uses."""
+        """Return the kernel to convolve with."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class SameConv(nn.Module):
 
 
 class FusedConv(SameConv):
-    """A kernel used as it is stored."""
+    """A convolution with a stored kernel."""
 
     def __init__(
         self, cin: int, cout: int, size: int, groups: int = 1, bias: bool = True
@@ -67,7 +67,7 @@ class FusedConv(SameConv):
 
 
 class NormalizedConv(SameConv):
-    """One raw kernel, normalised whenever it is used."""
+    """A convolution with a raw kernel, normalised at run time."""
 
     def __init__(self, cin: int, cout: int, size: int):
         super().__init__(cout, size, groups=1, bias=True)
@@ -78,7 +78,7 @@ class NormalizedConv(SameConv):
 
 
 class ReparamConv(SameConv):
-    """n raw kernels, summed over sqrt(n) and normalised whenever they are used."""
+    """A convolution with n raw kernels: at run time their sum / sqrt(n), normalised."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class ReparamConv(SameConv):
 
 
 class ReparamPointwise(ReparamConv):
-    """A 1x1 convolution between its optional resampling and noise."""
+    """A 1x1 convolution with optional resampling and noise."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class ReparamSeparableConv(nn.Module):
 
 
 class Taps(nn.Module):
-    """FIR taps stored once per channel, as fused checkpoints hold them."""
+    """FIR taps stored once per channel, as in fused checkpoints."""
 
     def __init__(self, channels: int, gain: float):
         super().__init__()
@@ -167,7 +167,7 @@ class Taps(nn.Module):
 
 
 class FusedDownsample(nn.Module):
-    """FIR down x2 with taps from the checkpoint."""
+    """Downsample by 2 with FIR taps from the checkpoint."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -178,7 +178,7 @@ class FusedDownsample(nn.Module):
 
 
 class FusedUpsample(nn.Module):
-    """FIR up x2 to `size` pixels with mask and taps from the checkpoint."""
+    """Upsample by 2 to `size` pixels, with mask and FIR taps from the checkpoint."""
 
     def __init__(self, channels: int, size: int, upsampling: Upsampling):
         super().__init__()

@@ -1,1 +1,1 @@
-"""Checkpoints in and out: safe reading, name maps, fusing, workdirs."""
+"""Checkpoints: safe reading, name maps, kernel forms, workdirs."""

@@ -1,23 +1,23 @@
-"""What files need to be told of a kind of network, and a network as plain data."""
+"""Kinds of networks with their file names, and networks as JSON-ready data."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from migan_jax.models.layers import Reparam
-from migan_jax.weights.reading import Tensors
+from migan_jax.weights.tensor_files import Tensors
 
-# linen's own fields, and how to compute, which a checkpoint does not decide.
+# linen's own fields, and fields that change the computation but not the weights.
 _NOT_STORED = ("parent", "name", "dtype", "remat")
 
 
 class Network(Protocol):
-    """A linen module of any kind; its own fields say its sizes."""
+    """A linen module of any kind; its fields define its sizes."""
 
     resolution: int
 
     def inputs(self) -> list[Any]:
-        """Shapes of one sample's inputs."""
+        """Return the shapes of one sample's inputs."""
 
     def init(self, *args: Any) -> Any: ...
 
@@ -26,28 +26,28 @@ class Network(Protocol):
     def clone(self, **fields: Any) -> "Network": ...
 
 
-# Patterns in the paths of our trees, joined by "/", and what files have instead.
+# (pattern, replacement): from paths in our trees, joined by "/", to names in files.
 Rules = Sequence[tuple[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of network, and its files.
+    """A kind of network, and how files store it.
 
     Attributes:
-      name: what workdirs and messages call it.
-      role: what systems call it, such as "generator".
+      name: its name in workdirs and messages.
+      role: its name in systems, such as "generator".
       module: its class.
-      sign: the pattern of a tensor's name that no other kind has.
-      infer: the network that has such tensors.
-      rules: how its parameters are named in files.
-      constants: what its files hold besides, which is no parameter.
+      signature: regular expression for a tensor name that no other kind has.
+      infer: returns the network that has the given tensors.
+      rules: renames its parameters to the names in files.
+      constants: tensors in its files that are not parameters.
     """
 
     name: str
     role: str
     module: type[Network]
-    sign: str
+    signature: str
     infer: Callable[[Tensors], Network]
     rules: Callable[[Network], Rules]
     constants: Callable[[Network], Tensors]
@@ -57,23 +57,23 @@ Kinds = Sequence[Kind]
 
 
 def kind_of(network: Network, kinds: Kinds) -> Kind:
-    """The kind of a network, among those given."""
+    """Return the kind of a network."""
     for kind in kinds:
         if type(network) is kind.module:
             return kind
-    raise LookupError(f"there is no kind of network for {type(network).__name__}")
+    raise LookupError(f"no kind of network for {type(network).__name__}")
 
 
 def kind_named(name: str, kinds: Kinds) -> Kind:
-    """The kind that workdirs call so."""
+    """Return the kind with this name."""
     for kind in kinds:
         if kind.name == name:
             return kind
-    raise LookupError(f"there is no kind of network named {name}")
+    raise LookupError(f"no kind of network named {name}")
 
 
 def describe(network: Network, kinds: Kinds) -> dict[str, Any]:
-    """The network as JSON-ready data."""
+    """Return the network as JSON-ready data."""
     fields = {
         field.name: getattr(network, field.name)
         for field in dataclasses.fields(network)
@@ -85,7 +85,7 @@ def describe(network: Network, kinds: Kinds) -> dict[str, Any]:
 
 
 def build(description: Mapping[str, Any], kinds: Kinds) -> Network:
-    """The network that `describe` gave the data of."""
+    """Build the network from the data that `describe` returned."""
     # JSON has lists only, and networks have to be hashable.
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
     kind = kind_named(fields.pop("family"), kinds)
@@ -95,5 +95,5 @@ def build(description: Mapping[str, Any], kinds: Kinds) -> Network:
 
 
 def has_kernels(network: Network) -> bool:
-    """Whether it has re-parametrised kernels, in one of their forms."""
+    """Return whether the network has re-parametrised kernels, in any form."""
     return hasattr(network, "reparam")

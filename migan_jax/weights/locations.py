@@ -1,6 +1,6 @@
-"""Where checkpoints lie: what a path that a user names may be, without reading it.
+"""Paths of checkpoints, and checks of the paths that users give.
 
-JAX is not needed for it, so that a wrong path is named before that is imported.
+Does not import JAX, so that a wrong path is reported at once.
 """
 
 import os
@@ -10,55 +10,56 @@ from pathlib import Path
 from migan_jax.errors import UserError
 from migan_jax.files import refuse_address, refuse_undecodable
 
-TORCH_ENDINGS = ".pt", ".pth"
-FILE_ENDINGS = *TORCH_ENDINGS, ".safetensors"
-# In a run's workdir: its checkpoints, and the settings that it was begun with.
+TORCH_SUFFIXES = ".pt", ".pth"
+FILE_SUFFIXES = *TORCH_SUFFIXES, ".safetensors"
+# In a run's workdir: its checkpoints and its initial settings.
 CHECKPOINTS, CONFIG_FILE = "checkpoints", "config.json"
 
 
-def located(path: Path) -> tuple[Path, int | None]:
-    """The workdir and step that a path names: `<workdir>/checkpoints/<step>` or not."""
+def resolve_path(path: Path) -> tuple[Path, int | None]:
+    """Split `<workdir>/checkpoints/<step>`; the step of other paths is None."""
     if path.parent.name == CHECKPOINTS and path.name.isdecimal():
         return path.parent.parent, int(path.name)
     return path, None
 
 
-def check_checkpoint(path: Path, more_endings: Sequence[str] = ()) -> None:
-    """UserError for what is no checkpoint by its name or place.
+def check_checkpoint(path: Path, more_suffixes: Sequence[str] = ()) -> None:
+    """Raise UserError if the path cannot be a checkpoint.
 
     Args:
       path: a file, a workdir, or one of its checkpoints.
-      more_endings: of files that the caller takes besides.
+      more_suffixes: further extensions that the caller accepts.
     """
     refuse_address(path)
     if os.path.isdir(path):
         refuse_undecodable(path)
-        workdir, _ = located(path)
+        workdir, _ = resolve_path(path)
         if not (workdir / CHECKPOINTS).is_dir():
             raise UserError(
                 f"{path} is not a run's workdir: it has no folder {CHECKPOINTS}/."
             )
     else:
-        check_file(path, more_endings)
+        check_file(path, more_suffixes)
 
 
-def check_file(path: Path, more_endings: Sequence[str] = ()) -> None:
-    """The same of a file of tensors."""
-    if not os.path.isfile(path):  # unlike Path.is_file, False for forbidden folders
+def check_file(path: Path, more_suffixes: Sequence[str] = ()) -> None:
+    """Raise UserError if the path cannot be a tensor file."""
+    if not os.path.isfile(path):  # unlike Path.is_file, False in forbidden folders
         raise UserError(f"There is no checkpoint at {path}.")
     if path.suffix in (".pkl", ".pickle"):
-        raise needs_code(path)
-    if path.suffix not in (*FILE_ENDINGS, *more_endings):
+        raise pickled_code_error(path)
+    if path.suffix not in (suffixes := (*FILE_SUFFIXES, *more_suffixes)):
         raise UserError(
-            f"{path} is not a checkpoint: expected a file ending in "
-            f"{', '.join((*FILE_ENDINGS, *more_endings))}, or a run's workdir."
+            f"{path} is not a checkpoint: its extension must be one of "
+            f"{', '.join(suffixes)}. A run's workdir is accepted too."
         )
 
 
-def needs_code(path: Path) -> UserError:
-    """The sentence for a file that pickles more than tensors."""
+def pickled_code_error(path: Path) -> UserError:
+    """Return the error for a file that pickles more than tensors."""
     return UserError(
-        f"{path} is refused: reading it would run code stored in the file (it pickles "
-        f"more than tensors). Where you trust it, load it in the program that made it "
-        f"and save only the weights: torch.save(network.state_dict(), 'weights.pt')."
+        f"{path} was not loaded, because that would run code stored in the file (it "
+        f"pickles more than tensors). If you trust it, load it in the program that "
+        f"wrote it and save only the weights: torch.save(network.state_dict(), "
+        f"'weights.pt')."
     )

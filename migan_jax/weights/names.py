@@ -1,8 +1,7 @@
-"""Parameter names of the released checkpoints, and how our trees map onto them.
+"""Maps between the leaves of our trees and the tensor names of released checkpoints.
 
-A network's own abstract tree is walked, so the map covers exactly what the network has;
-a file that has more or less is reported whole, every misfit at once. Names differ
-between the released, fused generators and the n-kernel networks of training.
+The map comes from a network's abstract tree, so it covers exactly the network's leaves.
+The released, fused generators and the n-kernel training networks use different names.
 """
 
 import dataclasses
@@ -12,13 +11,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from migan_jax.models.channels import channels_at, levels
 from migan_jax.ops.resample import TAPS
 from migan_jax.weights.kinds import Kind, Network, Rules
-from migan_jax.weights.reading import Tensors
+from migan_jax.weights.tensor_files import Tensors
 
-# Paths in our trees, joined by "/", to the reference's: (pattern, replacement).
+# (pattern, replacement): from paths in our trees, joined by "/", to the reference's.
 _COMMON = (("/depthwise/", "/conv1/"), ("/pointwise/", "/conv2/"))
 _RELEASED = (
     *_COMMON,
@@ -33,7 +33,7 @@ _TRAINING = (
     (r"/kernels$", "/w{}"),
 )
 
-# Constants in the files that are no parameters: filter taps and zero-stuffing masks.
+# Constants in the files: filter taps and zero-stuffing masks.
 _CONSTANT = re.compile(
     r"(^|\.)(resample_filter|filter_const|(up|down)sample\.filter\.weight)$"
 )
@@ -41,7 +41,7 @@ _CONSTANT = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One leaf of our trees: where it is, and the tensors it is made of."""
+    """One leaf of our trees, and the names of its tensors."""
 
     collection: str  # "params" or "stats"
     path: tuple[str, ...]
@@ -62,7 +62,7 @@ class Entry:
 
     @property
     def tensor_shape(self) -> tuple[int, ...]:
-        """Shape of each tensor in the file."""
+        """The shape of each tensor in the file."""
         shape = self.shape[1:] if self.stacked else self.shape
         return tuple(shape[axis] for axis in self.axes)
 
@@ -74,26 +74,26 @@ class Entry:
     def to_tensors(self, leaf: Any) -> Tensors:
         arrays = np.asarray(leaf) if self.stacked else [np.asarray(leaf)]
         return {
-            # `copy`, because ascontiguousarray would make a scalar a vector.
+            # Not ascontiguousarray, which would turn a scalar into a vector.
             name: np.transpose(array, self.axes).copy(order="C")
             for name, array in zip(self.names, arrays, strict=True)
         }
 
 
 def entries(network: Network, kind: Kind) -> list[Entry]:
-    """Every leaf of the network's trees with its names in a checkpoint."""
-    leaves = jax.tree_util.tree_flatten_with_path(abstract_variables(network))[0]
+    """Return all leaves of the network's trees with their names in files."""
+    leaves = flatten_dict(abstract_variables(network))
     rules = kind.rules(network)
-    return [_entry(rules, path, leaf.shape) for path, leaf in leaves]
+    return [_make_entry(rules, path, leaf.shape) for path, leaf in leaves.items()]
 
 
 def abstract_variables(network: Network) -> dict[str, Any]:
-    """Shapes of the network's parameters and stats, without computing anything."""
+    """Return the shapes of the network's parameters and stats."""
     return jax.eval_shape(network.init, jax.random.key(0), *network.inputs())
 
 
-def _entry(rules: Rules, path: Any, shape: tuple[int, ...]) -> Entry:
-    collection, *keys = (part.key for part in path)
+def _make_entry(rules: Rules, path: tuple[str, ...], shape: tuple[int, ...]) -> Entry:
+    collection, *keys = path
     name = "/" + "/".join(keys)
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
@@ -104,24 +104,26 @@ def _entry(rules: Rules, path: Any, shape: tuple[int, ...]) -> Entry:
 
 
 def reference_rules(network: Network) -> Rules:
-    """Those of MI-GAN's reference, and of StyleGAN2's descendants."""
+    """Return the rules for the names in the reference, which follow StyleGAN2's."""
     reparam = getattr(network, "reparam", None)
     if reparam is None or reparam.form == "fused":
         return _RELEASED
     if reparam.form == "collapsed":
-        raise ValueError("Collapsed kernels have no names in a file: expand or fuse.")
+        raise ValueError(
+            "Collapsed kernels have no names in files: expand or fuse them."
+        )
     return _TRAINING
 
 
 def is_constant(name: str) -> bool:
-    """Whether a tensor of this name is a constant that files carry along."""
+    """Return whether a tensor of this name is a constant in files."""
     return _CONSTANT.search(name) is not None
 
 
 def filter_buffers(network: Network, owners: Sequence[str]) -> Tensors:
-    """FIR taps as training's networks hold them: a buffer [4, 4] in each owner.
+    """Return the training networks' FIR taps: a buffer [4, 4] in each owner.
 
-    "{}" in an owner's name stands for every level above 4; others have one.
+    "{}" in an owner's name stands for all levels above 4.
     """
     upper = levels(network.resolution)[1:]
     return {
@@ -132,7 +134,7 @@ def filter_buffers(network: Network, owners: Sequence[str]) -> Tensors:
 
 
 def fused_constants(network: Network) -> Tensors:
-    """What released MI-GAN generators hold beside their parameters."""
+    """Return all constants of the released MI-GAN generators."""
     masks = {}
     for r in levels(network.resolution)[1:]:
         stuffing = np.zeros((1, 1, r, r), np.float32)
@@ -143,7 +145,7 @@ def fused_constants(network: Network) -> Tensors:
 
 
 def fused_filter_taps(network: Network) -> Tensors:
-    """FIR taps as the released generators hold them: depthwise kernels [C, 1, 4, 4]."""
+    """Return the released generators' FIR taps: depthwise kernels [C, 1, 4, 4]."""
     taps = {}
     for r in levels(network.resolution)[1:]:
         c = channels_at(r, network.channel_base, network.channel_max)

@@ -1,16 +1,16 @@
-"""The part of a run's folder that other programs read: networks and exported weights.
+"""Checkpoints in a workdir, as every program reads them: `checkpoints/<step>/`.
 
-`<workdir>/checkpoints/<step>/` is an Orbax checkpoint; its item `network` describes the
-exported networks as JSON, by role, `exported` holds the weights to ship (in training:
-the EMA). Of versions that had one network to export, both are of it alone. Beside the
-items, a manifest has the SHA-256 of their files: damage is found by it, and not by what
-libraries do with damaged files.
+An Orbax checkpoint. Its item `network` describes the exported networks as JSON, by
+role; `exported` holds their weights (of a run: the EMA). Earlier versions exported one
+network, and stored both items without a role. A manifest beside the items holds the
+SHA-256 of their files, since libraries do not notice all damage.
 """
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +20,40 @@ import orbax.checkpoint as ocp
 from migan_jax.errors import UserError
 from migan_jax.files import read_json, reason, sha256_of, sync_tree, write_whole
 from migan_jax.weights.kinds import Kinds, Network, build, describe, kind_named
-from migan_jax.weights.locations import CHECKPOINTS, check_checkpoint, located
+from migan_jax.weights.locations import CHECKPOINTS, check_checkpoint, resolve_path
 from migan_jax.weights.names import abstract_variables
 
 MANIFEST = "manifest.json"
 
-Parts = tuple[Network, Any, Any]  # a network, its parameters and stats
+NetworkWeights = tuple[Network, Any, Any]  # a network, its parameters and stats
 
 
 def steps_in(checkpoints: Path) -> list[int]:
-    """Steps of which there is a checkpoint; Orbax completes it under another name."""
+    """Return the steps of finished checkpoints; unfinished ones have other names."""
     with os.scandir(checkpoints) as entries:
         names = [entry.name for entry in entries if entry.is_dir()]
     return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
-def seal(step: Path) -> None:
-    """Write the manifest of a step's folder, and have all of it on the disk."""
+def write_manifest(step: Path) -> None:
+    """Write the manifest of a step's folder, and sync the folder to the disk."""
     items = (path for path in step.rglob("*") if path.is_file() and path.parent != step)
     digests = {path.relative_to(step).as_posix(): sha256_of(path) for path in items}
     (step / MANIFEST).write_text(json.dumps({"sha256": digests}, indent=1) + "\n")
     sync_tree(step)
 
 
-def is_sealed(step: Path) -> bool:
-    """Whether there is a manifest; versions before there was one wrote none."""
+def has_manifest(step: Path) -> bool:
+    """Return whether there is a manifest; early versions wrote none."""
     return os.path.lexists(step / MANIFEST)
 
 
-def check_sealed(step: Path, *items: str) -> None:
-    """ValueError or UserError if a file of these items is not as it was sealed."""
-    if not is_sealed(step):
+def check_manifest(step: Path, *items: str) -> None:
+    """Raise ValueError or UserError if a file of these items does not match it."""
+    if not has_manifest(step):
         return
-    why = "nothing tells what is whole"
-    manifest = read_json(step / MANIFEST, why, sha256=dict[str, str])
+    hint = "without it, damage cannot be found"
+    manifest = read_json(step / MANIFEST, hint, sha256=dict[str, str])
     unseen = set(items)
     for name, digest in manifest["sha256"].items():
         item = name.partition("/")[0]
@@ -63,13 +63,13 @@ def check_sealed(step: Path, *items: str) -> None:
         if not (step / name).is_file():
             raise ValueError(f"{name} is missing")
         if sha256_of(step / name) != digest:
-            raise ValueError(f"{name} is not what was written")
+            raise ValueError(f"{name} has changed since it was written")
     if unseen:
-        raise ValueError(f"{MANIFEST} has nothing of {', '.join(sorted(unseen))}")
+        raise ValueError(f"{MANIFEST} does not list {', '.join(sorted(unseen))}")
 
 
-def write(path: Path, networks: Mapping[str, Parts], kinds: Kinds) -> None:
-    """Make a workdir with one checkpoint, step 0, of networks by role."""
+def write(path: Path, networks: Mapping[str, NetworkWeights], kinds: Kinds) -> None:
+    """Write a workdir with one checkpoint, step 0, of networks by role."""
     variables = {
         role: {"params": params, "stats": stats}
         for role, (_, params, stats) in networks.items()
@@ -81,7 +81,7 @@ def write(path: Path, networks: Mapping[str, Parts], kinds: Kinds) -> None:
         step = part.absolute() / CHECKPOINTS / "0"
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
             writer.save(step, args=items)
-        seal(step)
+        write_manifest(step)
 
     write_whole(path, save)
 
@@ -89,7 +89,7 @@ def write(path: Path, networks: Mapping[str, Parts], kinds: Kinds) -> None:
 def export_items(
     networks: Mapping[str, Network], variables: Mapping[str, Any], kinds: Kinds
 ) -> dict[str, Any]:
-    """The items that other programs read, as Orbax saves them."""
+    """Return the items `network` and `exported`, for Orbax to save."""
     described = {role: describe(network, kinds) for role, network in networks.items()}
     return {
         "network": ocp.args.JsonSave(described),
@@ -97,60 +97,93 @@ def export_items(
     }
 
 
-def read(path: Path, kinds: Kinds) -> dict[str, Parts]:
-    """The exported networks of a workdir's newest step, or of a given one, by role."""
-    check_checkpoint(path)
-    step = step_folder(path)
-    try:
-        check_sealed(step, "network", "exported")
-        return _restore(step, kinds)
-    except Exception as error:  # damage can show anywhere in Orbax's reader
-        raise UserError(
-            f"{step} cannot be read, it is damaged or incomplete ({reason(error)}): "
-            f"get it again, or move it away to use an older step."
-        ) from error
-
-
 def step_folder(path: Path) -> Path:
-    """That of a workdir's newest step, or the given one."""
-    workdir, step = located(path)
+    """Return the folder of a workdir's newest step, or of the given one."""
+    workdir, step = resolve_path(path)
     if step is None:
         try:
             step = max(steps_in(workdir / CHECKPOINTS), default=None)
         except OSError as error:
-            raise UserError(f"{workdir} cannot be read: {reason(error)}.") from error
+            raise UserError(f"Cannot read {workdir}: {reason(error)}.") from error
     if step is None:
         raise UserError(f"{workdir} holds no finished checkpoint yet.")
     return (workdir / CHECKPOINTS / str(step)).absolute()
 
 
-def _restore(step: Path, kinds: Kinds) -> dict[str, Parts]:
-    described = json.loads((step / "network" / "metadata").read_text())
-    if "family" in described:  # of a version with one network to export
-        described = {kind_named(described["family"], kinds).role: described}
-    networks = {role: build(fields, kinds) for role, fields in described.items()}
-    if not networks:
-        raise ValueError("it describes no network")
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-        {
-            role: {"stats": {}, **abstract_variables(network)}
+def read(path: Path, kinds: Kinds) -> dict[str, NetworkWeights]:
+    """Read the exported networks of a workdir's newest or given step, by role."""
+    check_checkpoint(path)
+    step = step_folder(path)
+    with _explain_damage(step):
+        check_manifest(step, "network", "exported")
+        described = read_json_item(step, "network")
+        if "family" in described:  # an earlier version, with one network
+            described = {kind_named(described["family"], kinds).role: described}
+        networks = {role: build(fields, kinds) for role, fields in described.items()}
+        if not networks:
+            raise ValueError("it describes no network")
+        variables = read_exported(
+            step,
+            _on_one_device(
+                {
+                    role: {"stats": {}, **abstract_variables(network)}
+                    for role, network in networks.items()
+                }
+            ),
+        )
+        return {
+            role: (network, variables[role]["params"], variables[role]["stats"])
             for role, network in networks.items()
-        },
-    )
-    variables = read_exported(step, target)
-    return {
-        role: (network, variables[role]["params"], variables[role]["stats"])
-        for role, network in networks.items()
-    }
+        }
 
 
-def read_exported(step: Path, like: Mapping[str, Any]) -> dict[str, Any]:
-    """The exported variables of a step, by role, onto the devices of `like`."""
-    described = json.loads((step / "network" / "metadata").read_text())
+def read_trained(path: Path) -> dict[str, Any] | None:
+    """Read `params` and `stats` of all networks of a run, exported or not.
+
+    Returns None for a workdir without a run, such as a converted checkpoint.
+    """
+    step = step_folder(path)
+    if not (step / "params").exists():
+        return None
+    with _explain_damage(step):
+        check_manifest(step, "params")
+        return read_arrays(step, "params")
+
+
+def read_exported(step: Path, target: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the exported variables by role, onto the devices of `target`."""
+    if "family" in read_json_item(step, "network"):
+        ((role, tree),) = target.items()
+        return {role: read_arrays(step, "exported", tree)}
+    return read_arrays(step, "exported", dict(target))
+
+
+def read_json_item(step: Path, item: str, name: str = "metadata") -> Any:
+    """Read an item that Orbax saved as JSON."""
+    return json.loads((step / item / name).read_text())
+
+
+def read_arrays(step: Path, item: str, target: Any = None) -> Any:
+    """Read an item of arrays, onto the devices of `target`, by default onto one."""
     with ocp.StandardCheckpointer() as reader:
-        if "family" in described:
-            ((role, target),) = like.items()
-            return {role: reader.restore(step / "exported", target)}
-        return reader.restore(step / "exported", dict(like))
+        if target is None:
+            target = _on_one_device(reader.metadata(step / item).item_metadata.tree)
+        return reader.restore(step / item, target)
+
+
+def _on_one_device(tree: Any) -> Any:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), tree
+    )
+
+
+@contextlib.contextmanager
+def _explain_damage(step: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Orbax's reader fails in many ways on damaged files
+        raise UserError(
+            f"Cannot read {step}: it is damaged or incomplete ({reason(error)}). Get "
+            f"it again, or move it away to use an older step."
+        ) from error

@@ -1,4 +1,4 @@
-"""Networks that metrics look at pictures with: those whose public weights are here."""
+"""Loading of the feature networks of FID, KID and LPIPS, where weights are found."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from migan_jax.errors import UserError
-from migan_jax.metrics.evaluator import Eyes, on_every_device
+from migan_jax.metrics.evaluator import FeatureNetworks, replicate
 from migan_jax.training import processes
 from migan_jax.weights.feature_networks import (
     FILES,
@@ -15,30 +15,30 @@ from migan_jax.weights.feature_networks import (
     load_perceptual,
 )
 
-Missing = dict[str, str]  # by metric, why it cannot be had
+Missing = dict[str, str]  # by metric: why it is unavailable
 
 
-def open_eyes() -> tuple[Eyes, Missing]:
-    """All that can be opened."""
+def open_feature_networks() -> tuple[FeatureNetworks, Missing]:
+    """Load all feature networks whose weights are found."""
     paths, missing = _find_all()
     return _load_all(paths, missing), missing
 
 
-def open_common_eyes(best_by: str) -> Eyes:
-    """Of a run: those that all its processes have, `best_by`'s among them.
+def open_shared_feature_networks(best_by: str) -> FeatureNetworks:
+    """Load the feature networks that all processes have.
 
-    The others are done without, and nothing is said of them: nobody asked.
+    Raise UserError if `best_by` needs another one. Others are silently skipped.
     """
     paths, missing = _find_all()
-    here = np.array([[name in paths for name in FILES]], np.uint32)
-    everywhere = processes.together(here, "feature weights are looked for").all(axis=0)
-    for name, on_all in zip(FILES, everywhere, strict=True):
+    found = np.array([[name in paths for name in FILES]], np.uint32)
+    found_by_all = processes.all_gather(found, "feature weights").all(axis=0)
+    for name, on_all in zip(FILES, found_by_all, strict=True):
         if not on_all and paths.pop(name, None):
-            _miss(missing, name, f"{FILES[name].name} is not on all hosts.")
-    eyes = _load_all(paths, missing)
+            _add_missing(missing, name, f"{FILES[name].name} is not on all hosts.")
+    feature_networks = _load_all(paths, missing)
     if best_by in missing:
         raise UserError(f"best_by is {best_by}, but {missing[best_by]}")
-    return eyes
+    return feature_networks
 
 
 def _find_all() -> tuple[dict[str, Path], Missing]:
@@ -48,20 +48,20 @@ def _find_all() -> tuple[dict[str, Path], Missing]:
         try:
             paths[name] = find(name)
         except UserError as error:
-            _miss(missing, name, str(error))
+            _add_missing(missing, name, str(error))
     return paths, missing
 
 
-def _load_all(paths: dict[str, Path], missing: Missing) -> Eyes:
-    """Files that cannot be read join the missing ones."""
+def _load_all(paths: dict[str, Path], missing: Missing) -> FeatureNetworks:
+    """Load the networks; add those that cannot be read to `missing`."""
     inception, perceptual = None, {}
     sources = {name: FILES[name].sha256 for name in paths}
 
     def load(name: str, loader: Any, *arguments: Any) -> Any:
         try:
-            return on_every_device(loader(*arguments))
-        except UserError as error:  # as without PyTorch, which reads them
-            _miss(missing, name, str(error))
+            return replicate(loader(*arguments))
+        except UserError as error:  # for example, PyTorch is not installed
+            _add_missing(missing, name, str(error))
             del sources[name]
             return None
 
@@ -72,9 +72,9 @@ def _load_all(paths: dict[str, Path], missing: Missing) -> Eyes:
             files = paths[name], paths[f"{name}_lpips"]
             if loaded := load(name, load_perceptual, name, *files):
                 perceptual[name] = loaded
-    return Eyes(inception, perceptual, sources)
+    return FeatureNetworks(inception, perceptual, sources)
 
 
-def _miss(missing: Missing, name: str, why: str) -> None:
+def _add_missing(missing: Missing, name: str, why: str) -> None:
     for metric in FILES[name].metrics:  # some need two files
         missing[metric] = f"{missing.get(metric, '')} {why}".strip()

@@ -1,13 +1,10 @@
-"""Forms of kernels: the same network fused, un-fused, collapsed and expanded."""
-
-import functools
+"""Kernel forms: the same network fused, un-fused, collapsed and expanded."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from test_weights_names import NARROW, NETWORKS, random_tensors
+from test_weights_names import NETWORKS, random_tensors
 
 from migan_jax.errors import UserError
 from migan_jax.families import (
@@ -17,12 +14,10 @@ from migan_jax.families import (
     to_tensors,
 )
 from migan_jax.inpainting import Model
-from migan_jax.models import discriminators, migan
 from migan_jax.models.layers import Reparam
-from migan_jax.ops.conv import normalise_kernel
-from migan_jax.weights import fusing
+from migan_jax.weights import kernel_forms
 from migan_jax.weights.checkpoint import to_form
-from migan_jax.weights.reading import write_tensors
+from migan_jax.weights.tensor_files import write_tensors
 
 X = np.random.default_rng(3).standard_normal((2, 16, 16, 4)).astype(np.float32)
 TOLERANCE = 2e-6
@@ -33,14 +28,14 @@ def forward(checkpoint):
     return [np.asarray(rgb), *(np.asarray(pyramid[r]) for r in sorted(pyramid))]
 
 
-def assert_same_pictures(actual, expected):
+def assert_same_outputs(actual, expected):
     for ours, theirs in zip(actual, expected, strict=True):
         difference = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
         assert difference <= TOLERANCE
 
 
 def normalised(params):
-    """Path and value of every weight that is normalised."""
+    """Return all normalised weights by path."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     named = {tuple(part.key for part in path): leaf for path, leaf in leaves}
     return {
@@ -56,7 +51,7 @@ def expanded():
 
 
 @pytest.fixture(scope="module")
-def pictures(expanded):
+def outputs(expanded):
     return forward(expanded)
 
 
@@ -65,26 +60,26 @@ def fused(expanded):
     return to_form(expanded, "fused")
 
 
-def test_fused_network_is_the_same(fused, pictures):
+def test_fused_network_is_the_same(fused, outputs):
     assert fused.network.reparam.form == "fused"
-    assert_same_pictures(forward(fused), pictures)
+    assert_same_outputs(forward(fused), outputs)
 
 
-def test_unfused_network_is_the_same(fused, pictures):
+def test_unfused_network_is_the_same(fused, outputs):
     unfused = to_form(fused, "training")
     assert unfused.network.reparam.form == "collapsed"
-    assert_same_pictures(forward(unfused), pictures)
+    assert_same_outputs(forward(unfused), outputs)
 
 
-def test_collapsed_network_is_the_same(expanded, pictures, tmp_path):
+def test_collapsed_network_is_the_same(expanded, outputs, tmp_path):
     write_tensors(tmp_path / "x.safetensors", to_tensors(expanded))
     collapsed = load_checkpoint(tmp_path / "x.safetensors")
     assert collapsed.network.reparam == Reparam("collapsed", 3)
-    assert_same_pictures(forward(collapsed), pictures)
+    assert_same_outputs(forward(collapsed), outputs)
 
 
 def test_norms(fused):
-    """All are 1 when fused, and of a fresh kernel's expected size when un-fused."""
+    """Fused kernels have norm 1, un-fused ones that of newly initialised kernels."""
     unfused = to_form(fused, "training")
     before, after = normalised(fused.params), normalised(unfused.params)
     assert before.keys() == after.keys()
@@ -100,8 +95,8 @@ def test_norms(fused):
     np.testing.assert_allclose(np.linalg.norm(from_rgb[0, 0, :, 0]), 2, rtol=1e-5)
 
 
-def test_every_kernel_and_nothing_else_is_fused(expanded, fused):
-    before = fusing.collapse(expanded.params)
+def test_fusing_changes_kernels_only(expanded, fused):
+    before = kernel_forms.collapse(expanded.params)
     changed = normalised(before)
     assert len(changed) == 28  # the encoder's 13 and the decoder's 15
     for path, leaf in jax.tree_util.tree_leaves_with_path(before):
@@ -112,7 +107,7 @@ def test_every_kernel_and_nothing_else_is_fused(expanded, fused):
         assert np.array_equal(leaf, after) != (keys in changed), keys
 
 
-def test_stats_are_kept(expanded, fused):
+def test_stats_stay_unchanged(expanded, fused):
     for checkpoint in (fused, to_form(fused, "training")):
         jax.tree.map(np.testing.assert_array_equal, checkpoint.stats, expanded.stats)
 
@@ -128,38 +123,35 @@ def test_fusing_twice_changes_nothing(fused):
 
 def test_half_precision_is_accepted(fused):
     half = jax.tree.map(lambda x: np.asarray(x, np.float16), fused.params)
-    brain = jax.tree.map(lambda x: np.asarray(x, jnp.bfloat16), fused.params)
-    for rounded in (half, brain):
+    bfloat = jax.tree.map(lambda x: np.asarray(x, jnp.bfloat16), fused.params)
+    for rounded in (half, bfloat):
         read = jax.tree.map(lambda x: x.astype(np.float32), rounded)
-        fusing.unfuse(read, "a file in half precision")
+        kernel_forms.unfuse(read, "a file in half precision")
 
 
 @pytest.mark.parametrize("norm", [0.0, 0.99, 1.01, 2.0, np.nan])
 @pytest.mark.parametrize(
-    "place", [("conv1", "pointwise", "kernel"), ("fromrgb", "weight")]
+    "path", [("conv1", "pointwise", "kernel"), ("fromrgb", "weight")]
 )
-def test_other_norms_are_refused(norm, place, fused):
+def test_other_norms_are_refused(norm, path, fused):
     params = jax.tree.map(np.array, fused.params)
     leaf = params["encoder"]["b16"]
-    for key in place:
+    for key in path:
         leaf = leaf[key]
     leaf[..., 3] *= norm
     with pytest.raises(UserError) as caught:
-        fusing.unfuse(params, "that.pt")
-    sentence = str(caught.value)
-    assert sentence.startswith("that.pt cannot be trained on")
-    assert f"encoder.b16.{'.'.join(place)} has a kernel of norm {norm:.4g}" in sentence
-    assert "--form=fused" in sentence
+        kernel_forms.unfuse(params, "that.pt")
+    message = str(caught.value)
+    assert "that.pt" in message and "--form=fused" in message
+    assert f"encoder.b16.{'.'.join(path)}" in message and f"{norm:.4g}" in message
 
 
 def test_refusals_name_the_file_and_write_nothing(tmp_path):
-    """Random kernels are of any norm: all are misfits, three are named."""
+    """Random kernels have other norms: all 28 are refused, three are named."""
     path = tmp_path / "odd.safetensors"
     write_tensors(path, random_tensors(NETWORKS["migan_fused"]))
     checkpoint = load_checkpoint(path)
-    with pytest.raises(
-        UserError, match=r"norm \S+; .*norm \S+; .* and 25 more"
-    ) as caught:
+    with pytest.raises(UserError, match=r"norm \S+; .*norm \S+; .* 25 more") as caught:
         save_checkpoint(checkpoint, tmp_path / "new" / "run", "training")
     assert str(path) in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["odd.safetensors"]
@@ -173,73 +165,23 @@ def test_expand_and_collapse(count):
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 1, 5))
     bias = jnp.arange(5.0)
     params = {"a": {"kernel": kernel, "bias": bias}, "b": {"weight": kernel}}
-    expanded = fusing.expand(params, count)
+    expanded = kernel_forms.expand(params, count)
     assert expanded["a"].keys() == {"kernels", "bias"}
     assert expanded["a"]["kernels"].shape == (count, 3, 3, 1, 5)
     assert np.array_equal(expanded["b"]["weight"], kernel)
-    collapsed = fusing.collapse(expanded)
+    collapsed = kernel_forms.collapse(expanded)
     np.testing.assert_allclose(collapsed["a"]["kernel"], kernel, rtol=1e-6)
     assert np.array_equal(collapsed["a"]["bias"], bias)
     assert jax.tree.structure(collapsed) == jax.tree.structure(params)
 
 
 def test_collapsing_is_linear():
-    """So the EMA of a collapsed kernel is the collapsed EMA."""
+    """Hence the EMA of a collapsed kernel is the collapsed EMA."""
     first, second = (
         {"kernels": jax.random.normal(jax.random.key(seed), (3, 1, 1, 4, 5))}
         for seed in (0, 1)
     )
     mean = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, first, second)
-    one, two = (fusing.collapse(tree)["kernel"] for tree in (first, second))
-    actual = fusing.collapse(mean)["kernel"]
+    one, two = (kernel_forms.collapse(tree)["kernel"] for tree in (first, second))
+    actual = kernel_forms.collapse(mean)["kernel"]
     np.testing.assert_allclose(actual, 0.9 * one + 0.1 * two, rtol=1e-5, atol=1e-6)
-
-
-@jax.jit
-def adam_after_two_steps(params, targets):
-    """Adam's state on n kernels, as the network's own gradients make it."""
-    adam = optax.scale_by_adam(b1=0.5, b2=0.99)
-    state = adam.init(params)
-
-    def loss(params, target):
-        kernel = normalise_kernel(fusing.collapse(params)["a"]["kernel"])
-        return jnp.sum((kernel - target) ** 2) + jnp.sum(params["a"]["bias"] ** 2)
-
-    for target in targets:
-        updates, state = adam.update(jax.grad(loss)(params, target), state)
-        params = jax.tree.map(lambda p, u: p - 0.01 * u, params, updates)
-    return state
-
-
-def test_adam_state_survives_collapse_and_expand():
-    rng = np.random.default_rng(9)
-    kernels = rng.standard_normal((4, 3, 3, 1, 5), np.float32)
-    targets = rng.standard_normal((2, 3, 3, 1, 5), np.float32)
-    params = {"a": {"kernels": kernels, "bias": np.ones(5, np.float32)}}
-    state = adam_after_two_steps(params, targets)
-    collapsed = fusing.collapse_adam(state)
-    for moments in (collapsed.mu, collapsed.nu):
-        assert moments["a"]["kernel"].shape == (3, 3, 1, 5)
-        assert np.any(moments["a"]["kernel"])
-    back = fusing.expand_adam(collapsed, 4)
-    assert back.count == state.count == 2
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)  # noqa: E731
-    jax.tree.map(close, back, state)
-    again = fusing.collapse_adam(back)
-    jax.tree.map(np.testing.assert_array_equal, again, collapsed)
-
-
-@pytest.mark.parametrize("kind", [migan.Generator, discriminators.MIGANDiscriminator])
-def test_whole_adam_states_have_the_forms_of_their_networks(kind):
-    def state(form):
-        network = kind(**NARROW, reparam=Reparam(form, 3))
-        params = network.init(jax.random.key(0), X)["params"]
-        return optax.scale_by_adam().init(params)
-
-    collapsed, expanded = (
-        jax.eval_shape(functools.partial(state, form))
-        for form in ("collapsed", "expanded")
-    )
-    assert jax.eval_shape(fusing.collapse_adam, expanded) == collapsed
-    expand = functools.partial(fusing.expand_adam, count=3)
-    assert jax.eval_shape(expand, collapsed) == expanded

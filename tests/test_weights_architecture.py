@@ -1,42 +1,41 @@
-"""Which network a file holds, and every misfit at once."""
+"""Inferring the network in a file, and listing all its mismatches."""
 
 import jax
 import numpy as np
 import pytest
-from test_weights_names import (
-    CODES,
-    NETWORKS,
-    parameter_shapes,
-    random_tensors,
-)
+from test_weights_names import CODES, NETWORKS, parameter_shapes, random_tensors
 from variables import assert_same_trees, constants
 
 from migan_jax.errors import UserError
 from migan_jax.families import all_kinds, from_tensors, load_checkpoint
 from migan_jax.models import comodgan, discriminators, migan
 from migan_jax.models.layers import Reparam
-from migan_jax.weights.inference import Misfit, Unknown, infer_networks
-from migan_jax.weights.reading import write_tensors
+from migan_jax.weights.architecture import (
+    NetworkMismatch,
+    UnknownNetwork,
+    infer_networks,
+)
+from migan_jax.weights.tensor_files import write_tensors
 
 ONE = np.ones(1, np.float32)
 
 
-def misfits(tensors):
-    """What is wrong with these tensors, all of it."""
-    with pytest.raises(Misfit) as caught:
+def problems_of(tensors):
+    """Return all problems of these tensors."""
+    with pytest.raises(NetworkMismatch) as caught:
         from_tensors(tensors)
     return sorted(caught.value.problems)
 
 
-# Which network it is.
+# Inference.
 
 
 @pytest.mark.parametrize("sizes", [(8, 70, 9), (32, 500, 1000), (16, 10**6, 7)])
 @pytest.mark.parametrize("family", ["migan", "comodgan", "discriminator", "residual"])
 def test_sizes_are_inferred(family, sizes):
     make = {
-        "migan": lambda *a: migan.Generator(*a, reparam=Reparam("expanded", 2)),
-        "comodgan": lambda *a: comodgan.Generator(*a, **CODES),
+        "migan": lambda *a: migan.MIGANGenerator(*a, reparam=Reparam("expanded", 2)),
+        "comodgan": lambda *a: comodgan.CoModGANGenerator(*a, **CODES),
         "discriminator": lambda *a: discriminators.MIGANDiscriminator(
             *a, reparam=Reparam("expanded", 2)
         ),
@@ -45,7 +44,7 @@ def test_sizes_are_inferred(family, sizes):
     shapes = parameter_shapes(make(*sizes))
     tensors = {k: np.broadcast_to(np.float32(0), s) for k, s in shapes.items()}
     (network,) = infer_networks(tensors, all_kinds())
-    # Several bases may give the same widths.
+    # Not the networks: several bases may give the same widths.
     assert parameter_shapes(network) == shapes
 
 
@@ -56,7 +55,7 @@ def test_order_of_tensors_does_not_matter():
         assert infer_networks(backwards, all_kinds()) == [network]
 
 
-NOTHING_KNOWN = {
+UNKNOWN = {
     "nothing": {},
     "other names": {"conv.weight": np.ones((3, 3), np.float32)},
     "one level": {"synthesis.b4.torgb.weight": np.ones((3, 8, 1, 1), np.float32)},
@@ -76,24 +75,24 @@ NOTHING_KNOWN = {
 }
 
 
-@pytest.mark.parametrize("case", NOTHING_KNOWN)
+@pytest.mark.parametrize("case", UNKNOWN)
 def test_unknown_networks(case):
-    with pytest.raises(Unknown, match="not those of any network known here"):
-        from_tensors(NOTHING_KNOWN[case])
+    with pytest.raises(UnknownNetwork):
+        from_tensors(UNKNOWN[case])
 
 
-def test_resolution_that_is_no_power_of_two():
+def test_resolution_that_is_not_a_power_of_two():
     tensors = random_tensors(NETWORKS["migan_fused"])
     renamed = {k.replace(".b16.", ".b24."): v for k, v in tensors.items()}
-    with pytest.raises(Unknown, match="not those of"):
+    with pytest.raises(UnknownNetwork):
         from_tensors(renamed)
 
 
-# Misfits: all of them, and only them.
+# Mismatches: all of them, and only them.
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_misfit_is_listed_at_once(name):
+def test_all_mismatches_are_listed_at_once(name):
     tensors = random_tensors(NETWORKS[name])
     bias, weight, other = sorted(k for k in tensors if k.endswith("bias"))[:3]
     length = tensors[weight].shape[0]
@@ -102,7 +101,7 @@ def test_every_misfit_is_listed_at_once(name):
     bad[weight] = np.ones((length + 1, 2), np.float32)
     bad[other] = tensors[other].astype(np.int32)
     bad["b7.extra"] = ONE
-    assert misfits(bad) == sorted(
+    assert problems_of(bad) == sorted(
         [
             f"missing: {bias}, shape {missing_shape}",
             f"{weight}: shape [{length + 1}, 2] instead of [{length}]",
@@ -126,7 +125,7 @@ EXTRA = [
 @pytest.mark.parametrize("extra", EXTRA, ids=lambda name: name[:32])
 def test_one_extra_tensor(extra, name):
     tensors = {**random_tensors(NETWORKS[name]), extra: ONE}
-    assert misfits(tensors) == [f"not part of this network: {extra}"]
+    assert problems_of(tensors) == [f"not part of this network: {extra}"]
 
 
 @pytest.mark.parametrize(
@@ -150,13 +149,15 @@ def test_one_misshapen_tensor(name, tensor, factor):
     shape = tensors[tensor].shape
     wrong = tuple(size * factor for size in shape)
     tensors[tensor] = np.zeros(wrong, np.float32)
-    assert misfits(tensors) == [f"{tensor}: shape {list(wrong)} instead of {[*shape]}"]
+    assert problems_of(tensors) == [
+        f"{tensor}: shape {list(wrong)} instead of {[*shape]}"
+    ]
 
 
 def test_empty_latents():
     tensors = random_tensors(NETWORKS["comodgan"])
     tensors["mapping.fc0.weight"] = np.zeros((CODES["w_dim"], 0), np.float32)
-    (problem,) = misfits(tensors)
+    (problem,) = problems_of(tensors)
     assert problem.startswith("mapping.fc0.weight: shape [10, 0] instead of [10,")
 
 
@@ -166,22 +167,22 @@ def test_a_missing_level():
     lost = [key for key in tensors if ".b8." in key]
     rest = {key: value for key, value in tensors.items() if key not in lost}
     parameters = [key for key in lost if key not in constants(network)]
-    assert [p.split(",")[0] for p in misfits(rest)] == [
+    assert [p.split(",")[0] for p in problems_of(rest)] == [
         f"missing: {key}" for key in sorted(parameters)
     ]
 
 
 def test_all_shapes_wrong():
     tensors = random_tensors(NETWORKS["migan_fused"])
-    grown = {
+    wrong = {
         name: value if "torgb.weight" in name else np.ones((2, 2), np.float32)
         for name, value in tensors.items()
     }
-    counted = len(tensors) - len(constants(NETWORKS["migan_fused"]))
+    count = len(tensors) - len(constants(NETWORKS["migan_fused"]))
     levels = 3
-    with pytest.raises(Misfit) as caught:
-        from_tensors(grown)
-    assert len(caught.value.problems) == counted - levels
+    with pytest.raises(NetworkMismatch) as caught:
+        from_tensors(wrong)
+    assert len(caught.value.problems) == count - levels
     for problem in caught.value.problems:
         assert problem in str(caught.value)
 
@@ -189,12 +190,12 @@ def test_all_shapes_wrong():
 def test_gaps_among_kernels():
     tensors = random_tensors(NETWORKS["migan_3_kernels"])
     without = {k: v for k, v in tensors.items() if k != "encoder.b8.conv1.conv1.w1"}
-    assert misfits(without) == [
+    assert problems_of(without) == [
         "missing: encoder.b8.conv1.conv1.w1, shape [24, 1, 3, 3]"
     ]
     gaps = {k: v for k, v in tensors.items() if not k.endswith(".w1")}  # w0, w2
     layers = [k[:-3] for k in tensors if k.endswith(".w1")]
-    problems = misfits(gaps)
+    problems = problems_of(gaps)
     assert len(problems) == 2 * len(layers)
     for layer in layers:
         assert f"not part of this network: {layer}.w2" in problems
@@ -204,7 +205,7 @@ def test_values_that_are_not_finite():
     tensors = random_tensors(NETWORKS["comodgan"])
     tensors["mapping.fc0.weight"][0, 0] = np.nan
     tensors["synthesis.b8.torgb.bias"][0] = -np.inf
-    assert misfits(tensors) == [
+    assert problems_of(tensors) == [
         "mapping.fc0.weight: holds NaN or infinity",
         "synthesis.b8.torgb.bias: holds NaN or infinity",
     ]
@@ -220,18 +221,17 @@ def test_constants_are_ignored():
     assert_same_trees(from_tensors({**bare, **odd}), expected)
 
 
-def test_misfits_name_the_file_and_the_family(tmp_path):
+def test_mismatches_name_the_file_and_the_network(tmp_path):
     path = tmp_path / "x.safetensors"
     write_tensors(path, {**random_tensors(NETWORKS["comodgan"]), "extra": ONE})
     with pytest.raises(UserError) as caught:
         load_checkpoint(path)
-    assert str(caught.value) == (
-        f"{path} does not fit: it looks like a comodgan at 16 px, but for 1 tensor:\n"
-        f"  not part of this network: extra"
-    )
+    head, *problems = str(caught.value).splitlines()
+    assert str(path) in head and "comodgan at 16 px" in head and "1 tensor" in head
+    assert problems == ["  not part of this network: extra"]
 
 
-def test_types_of_numbers(tmp_path):
+def test_dtypes(tmp_path):
     path = tmp_path / "x.safetensors"
     tensors = random_tensors(NETWORKS["migan_fused"])
     for kind in (np.float16, np.float64):

@@ -8,9 +8,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and scatter of features seen so far, in float64.
+    """Count, mean and scatter of features, in float64.
 
-    Kept about the mean: sums of squares would lose the digits that the mean has.
+    The scatter is about the mean: plain sums of squares would cancel digits.
     """
 
     count: int
@@ -22,7 +22,7 @@ class Moments:
         return cls(0, np.zeros(features), np.zeros((features, features)))
 
     def update(self, features: np.ndarray) -> Self:
-        """With more of them, [N, features]."""
+        """Return the moments with more features, [N, features], added."""
         if not len(features):
             return self
         features = features.astype(np.float64)
@@ -31,17 +31,17 @@ class Moments:
         return self.merge(type(self)(len(features), mean, deviations.T @ deviations))
 
     def merge(self, other: Self) -> Self:
-        """As if all had been seen by one."""
+        """Return the moments of both sets together."""
         count = self.count + other.count
         if not count:
             return self
-        apart = other.mean - self.mean
+        delta = other.mean - self.mean
         return type(self)(
             count,
-            self.mean + apart * (other.count / count),
+            self.mean + delta * (other.count / count),
             self.scatter
             + other.scatter
-            + np.outer(apart, apart) * (self.count * other.count / count),
+            + np.outer(delta, delta) * (self.count * other.count / count),
         )
 
     @property
@@ -55,42 +55,42 @@ def frechet_distance(
     other_mean: np.ndarray,
     other_covariance: np.ndarray,
 ) -> float:
-    """Squared, as FID is.
+    """Return the squared distance, as FID does.
 
-    The trace of the root of the product of two covariances is that of a symmetric
-    matrix of the same eigenvalues. So it is real whatever the rank, which a set with
-    fewer pictures than features does not have in full.
+    The trace of the root of the covariances' product equals that of a symmetric matrix
+    with the same eigenvalues. So it is real at any rank: a set with fewer images than
+    features does not have full rank.
     """
     values, vectors = np.linalg.eigh(covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    common = np.linalg.eigvalsh(root @ other_covariance @ root)
-    shared = np.sqrt(np.maximum(common, 0)).sum()
-    apart = mean - other_mean
+    eigenvalues = np.linalg.eigvalsh(root @ other_covariance @ root)
+    root_trace = np.sqrt(np.maximum(eigenvalues, 0)).sum()
+    delta = mean - other_mean
     traces = np.trace(covariance) + np.trace(other_covariance)
-    return float(apart @ apart + traces - 2 * shared)
+    return float(delta @ delta + traces - 2 * root_trace)
 
 
-def fid_of_features(real: np.ndarray, fake: np.ndarray) -> float:
-    """The same from the features themselves, [N, features] and [M, features].
+def fid_from_features(real: np.ndarray, fake: np.ndarray) -> float:
+    """Compute FID from features, [N, features] and [M, features].
 
-    Of small sets the covariances are large, and have few eigenvalues that are not zero:
-    their shared trace is the sum of the singular values of an N by M matrix.
+    Covariances of small sets are large but have few non-zero eigenvalues. There the
+    trace of the root is the sum of the singular values of an N by M matrix.
     """
     features = real.shape[1]
-    sets = [Moments.empty(features).update(values) for values in (real, fake)]
+    moments = [Moments.empty(features).update(values) for values in (real, fake)]
     if max(len(real), len(fake)) >= features or min(len(real), len(fake)) < 2:
-        return fid(*sets)
-    ours, theirs = (
-        (values - moments.mean) / np.sqrt(moments.count - 1)
-        for values, moments in zip((real, fake), sets, strict=True)
+        return fid(*moments)
+    x, y = (
+        (values - m.mean) / np.sqrt(m.count - 1)
+        for values, m in zip((real, fake), moments, strict=True)
     )
-    shared = np.linalg.svd(ours @ theirs.T, compute_uv=False).sum()
-    apart = sets[0].mean - sets[1].mean
-    return float(apart @ apart + (ours**2).sum() + (theirs**2).sum() - 2 * shared)
+    root_trace = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    delta = moments[0].mean - moments[1].mean
+    return float(delta @ delta + (x**2).sum() + (y**2).sum() - 2 * root_trace)
 
 
 def fid(real: Moments, fake: Moments) -> float:
-    """NaN where either set has less than two pictures."""
+    """Compute FID from moments; NaN if a set has fewer than two images."""
     if min(real.count, fake.count) < 2:
         return float("nan")
     return frechet_distance(real.mean, real.covariance, fake.mean, fake.covariance)

@@ -1,4 +1,4 @@
-"""The ONNX graph of a checkpoint: fused weights, PyTorch twin, exporter, precision."""
+"""Building of a checkpoint's ONNX graph: fuse, trace the twin, set the precision."""
 
 import dataclasses
 import json
@@ -15,36 +15,36 @@ from migan_jax.exporting.int8 import to_int8
 from migan_jax.families import (
     FAMILIES,
     all_kinds,
+    can_inpaint,
     family_of,
-    inpaints,
     name_of,
     to_tensors,
 )
 from migan_jax.weights.checkpoint import Checkpoint, to_form
 from migan_jax.weights.kinds import describe
-from migan_jax.weights.reading import import_torch
+from migan_jax.weights.tensor_files import import_torch
 
 if TYPE_CHECKING:
     import onnx
 
-Kind = Literal["network", "pipeline"]
+ExportKind = Literal["network", "pipeline"]
 Precision = Literal["float32", "float16", "int8"]
-# The limit of activations is left out where none comes nearer to it than this.
-SAFE_SHARE = 0.25
+# The activation limit is removed if no activation exceeds this fraction of it.
+SAFE_FRACTION = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """What is to be exported.
+class ExportOptions:
+    """What to export.
 
     Attributes:
-      kind: the bare network, or everything from photo to photo around it.
+      kind: the bare network, or the whole pipeline from photo to photo.
       size: height and width that a network takes; None for any.
-      batch: pictures at a time; None for any number.
-      noise: whether the stored noise is kept.
+      batch: batch size; None for any.
+      noise: whether to keep the stored noise.
     """
 
-    kind: Kind
+    kind: ExportKind
     size: tuple[int, int] | None
     batch: int | None
     noise: bool = True
@@ -53,16 +53,16 @@ class Wanted:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """A graph, the same in float32, and the largest activation that was seen."""
+    """A graph, its float32 version, and the largest activation found."""
 
     model: "onnx.ModelProto"
     in_float32: "onnx.ModelProto"
     largest_activation: float
-    limited: bool
+    limited: bool  # keeps the activation limit
 
 
 def import_tools() -> None:
-    """Everything that exporting needs, or the sentence that says how to get it."""
+    """Import all that exporting needs; raise UserError saying how to install it."""
     import_torch("Exporting")
     for package in ("onnx", "onnxscript", "onnxruntime"):
         try:
@@ -71,33 +71,33 @@ def import_tools() -> None:
             raise missing_extra(package, "onnx", "Exporting") from error
 
 
-def check_exportable(checkpoint: Checkpoint, wanted: Wanted) -> None:
-    """Say in one sentence what cannot be exported."""
+def check_exportable(checkpoint: Checkpoint, options: ExportOptions) -> None:
+    """Raise UserError if the checkpoint or the size cannot be exported."""
     network = checkpoint.network
-    if not (family_of(network).is_exportable and inpaints(network)):
+    if not (family_of(network).is_exportable and can_inpaint(network)):
         titles = [f.title for f in FAMILIES.values() if f.is_exportable]
         raise UserError(
-            f"{checkpoint.source} is a {name_of(network)}: only {', '.join(titles)}'s "
-            f"generator can be exported."
+            f"{checkpoint.source} is a {name_of(network)}. Only {', '.join(titles)} "
+            f"generators can be exported."
         )
     step = network.resolution // 4
-    if wanted.size is not None and any(n % step or n < step for n in wanted.size):
-        height, width = wanted.size
+    if options.size is not None and any(n % step or n < step for n in options.size):
+        height, width = options.size
         raise UserError(
-            f"{checkpoint.source} takes heights and widths that are multiples of "
-            f"{step}, not {height}x{width}."
+            f"--resolution={height}x{width}: {checkpoint.source} needs multiples of "
+            f"{step}."
         )
 
 
 def build(
-    checkpoint: Checkpoint, wanted: Wanted, inputs: Sequence[np.ndarray]
+    checkpoint: Checkpoint, options: ExportOptions, inputs: Sequence[np.ndarray]
 ) -> Exported:
-    """The graph, with what it is written into it.
+    """Build the graph, with metadata.
 
     Args:
-      checkpoint: a MI-GAN generator's.
-      inputs: of the network on typical pictures, float32 [1, H, W, 4]: whether the
-        limit of activations is needed, and the ranges of whole numbers, come from them.
+      checkpoint: of a MI-GAN generator.
+      inputs: calibration inputs, float32 [1, H, W, 4] each. They decide whether the
+        activation limit is kept, and the ranges of int8.
     """
     from migan_jax.twins.build import load_twin
     from migan_jax.twins.deployed import LIMIT, Deployed
@@ -107,42 +107,42 @@ def build(
     fused = to_form(checkpoint, "fused")
     resolution = fused.network.resolution
     twin = load_twin(fused.network, to_tensors(fused))
-    whole = wanted.kind == "pipeline"
-    size = (resolution, resolution) if whole else wanted.size
-    batch = None if whole else wanted.batch
+    is_pipeline = options.kind == "pipeline"
+    size = (resolution, resolution) if is_pipeline else options.size
+    batch = None if is_pipeline else options.batch
     inputs = [np.ascontiguousarray(np.moveaxis(x, -1, 1)) for x in inputs]
-    trial = Deployed(twin, None, wanted.noise, limited=True)
+    probe = Deployed(twin, None, options.noise, limited=True)
     largest = 0.0
-    with progress(len(inputs), "picture") as advance:
+    with progress(len(inputs), "image") as advance:
         for x in inputs:
-            largest = max(largest, trial.largest_activation(x))
+            largest = max(largest, probe.largest_activation(x))
             advance(1)
-    limited = largest > SAFE_SHARE * LIMIT
-    deployed = Deployed(twin, size, wanted.noise, limited)
+    limited = largest > SAFE_FRACTION * LIMIT
+    deployed = Deployed(twin, size, options.noise, limited)
     network = to_onnx(deployed, resolution, size, batch)
-    about = {
-        **_description(checkpoint, wanted),
+    metadata = {
+        **_describe(checkpoint, options),
         "activation_limit": str(LIMIT) if limited else "none",
     }
 
-    def finished(network: "onnx.ModelProto") -> "onnx.ModelProto":
-        model = to_pipeline(network, resolution) if whole else network
-        described = _with_metadata(model, about)
-        described.ir_version = FILE_VERSION  # which converters raise again
-        return described
+    def finish(network: "onnx.ModelProto") -> "onnx.ModelProto":
+        model = to_pipeline(network, resolution) if is_pipeline else network
+        result = _add_metadata(model, metadata)
+        result.ir_version = FILE_VERSION  # converters raise it
+        return result
 
-    smaller = network
-    if wanted.precision == "float16":
-        smaller = to_float16(network)
-    elif wanted.precision == "int8":
+    converted = network
+    if options.precision == "float16":
+        converted = to_float16(network)
+    elif options.precision == "int8":
         if not limited:
             deployed.equalise(inputs)
-        smaller = to_int8(to_onnx(deployed, resolution, size, batch), inputs)
-    return Exported(finished(smaller), finished(network), largest, limited)
+        converted = to_int8(to_onnx(deployed, resolution, size, batch), inputs)
+    return Exported(finish(converted), finish(network), largest, limited)
 
 
-def _description(checkpoint: Checkpoint, wanted: Wanted) -> dict[str, str]:
-    """What people need who have nothing but the file."""
+def _describe(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, str]:
+    """Return what someone needs to know who has only the file."""
     tensors = {
         "network": "input float32 (N, 4, H, W): mask - 0.5, then RGB * mask; mask 1 "
         "where known, 0 in the hole; RGB / 127.5 - 1, so from -1 to 1; output (N, 3, "
@@ -151,11 +151,11 @@ def _description(checkpoint: Checkpoint, wanted: Wanted) -> dict[str, str]:
         "0 hole; result like image, of any size",
     }
     return {
-        "tensors": tensors[wanted.kind],
+        "tensors": tensors[options.kind],
         "mask": "high is known, low is the hole",
-        "kind": wanted.kind,
-        "precision": wanted.precision,
-        "noise": "stored" if wanted.noise else "dropped",
+        "kind": options.kind,
+        "precision": options.precision,
+        "noise": "stored" if options.noise else "dropped",
         "resolution": str(checkpoint.network.resolution),
         "config": json.dumps(describe(checkpoint.network, all_kinds())),
         "checkpoint_sha256": checkpoint.digest,
@@ -163,8 +163,8 @@ def _description(checkpoint: Checkpoint, wanted: Wanted) -> dict[str, str]:
     }
 
 
-def _with_metadata(
-    model: "onnx.ModelProto", about: Mapping[str, str]
+def _add_metadata(
+    model: "onnx.ModelProto", metadata: Mapping[str, str]
 ) -> "onnx.ModelProto":
     import onnx
 
@@ -173,10 +173,10 @@ def _with_metadata(
     result.producer_name = "migan_jax"
     result.producer_version = migan_jax.__version__
     del result.metadata_props[:]
-    onnx.helper.set_model_props(result, dict(about))
+    onnx.helper.set_model_props(result, dict(metadata))
     used = {node.domain for node in result.graph.node}
     opsets = [opset for opset in result.opset_import if opset.domain in used]
-    del result.opset_import[:]  # which converters fill with what is too new for many
+    del result.opset_import[:]  # converters add unused domains that few runtimes know
     result.opset_import.extend(opsets)
     for node in result.graph.node:
         node.ClearField("doc_string")
@@ -184,8 +184,8 @@ def _with_metadata(
     return result
 
 
-def session_of(model: "onnx.ModelProto", threads: int) -> Any:
-    """onnxruntime's, on processors."""
+def make_session(model: "onnx.ModelProto", threads: int) -> Any:
+    """Create an onnxruntime session on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
