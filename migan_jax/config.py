@@ -1,4 +1,4 @@
-"""Settings with their defaults, recipes, and what all command lines share."""
+"""Settings with their defaults, recipes, and helpers that all verbs share."""
 
 import argparse
 import contextlib
@@ -7,7 +7,6 @@ import errno
 import functools
 import gc
 import importlib.util
-import logging
 import math
 import os
 import re
@@ -28,43 +27,8 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
-logger = logging.getLogger(__name__)
-
 # The authors' repository, which links to their weights.
 RELEASED = "https://github.com/Picsart-AI-Research/MI-GAN"
-
-
-# Earlier names of settings, which are read until version 0.2.
-RENAMED = {"parts": "microbatches", "data.bad_share": "data.max_rejected_fraction"}
-
-
-def current_key(key: str) -> str:
-    """The key of a setting, which may be given by an earlier name."""
-    if key in RENAMED:
-        _warn_of_renamed(key)
-    return RENAMED.get(key, key)
-
-
-@functools.cache  # once a process
-def _warn_of_renamed(key: str) -> None:
-    logger.warning(
-        "%s is now called %s; the old name will stop working in version 0.2.",
-        key,
-        RENAMED[key],
-    )
-
-
-@functools.cache
-def _settings_class(section: str = "") -> "type[ConfigDict]":
-    """A ConfigDict that also takes settings by their earlier names."""
-    from ml_collections import ConfigDict
-
-    class Settings(ConfigDict):
-        def __setitem__(self, key: str, value: Any) -> None:
-            current = current_key(section + key).removeprefix(section)
-            super().__setitem__(current, value)
-
-    return Settings
 
 
 def base_config() -> "ConfigDict":
@@ -74,7 +38,9 @@ def base_config() -> "ConfigDict":
     """
     from ml_collections.config_dict import FieldReference, placeholder
 
-    return _settings_class()(
+    from migan_jax.settings import Settings
+
+    return Settings(
         {
             "system": "migan",  # a name in families.py
             "seed": 0,
@@ -115,7 +81,7 @@ def base_config() -> "ConfigDict":
                 # which every device has work.
                 "space": FieldReference("auto", field_type=object)
             },
-            "data": _settings_class("data.")(_data_settings()),
+            "data": _data_settings(),
             "log_every_steps": 100,
             "save_every_steps": 2500,  # checkpoint, sample grid, held-out metrics
             "keep_last": 2,  # newest checkpoints to keep
@@ -158,7 +124,7 @@ def _data_settings() -> dict[str, Any]:
         # Your own masks, with the names of the pictures: a folder or zip.
         "masks": placeholder(str),
         "mask_hole": "white",  # or "black": the colour of the hole in your masks
-        "mask_kind": "free_form",  # of random masks, if there are no masks of yours
+        "mask_kind": "free_form",  # of random masks, without your own
         "draw_masks_on": "device",  # or "host", which is faster on CPUs
         "crop": "square",  # the largest; or "whole" (squeezed) or "native"
         "crop_scale": 1.0,  # minimum side of a random crop, relative to the largest
@@ -355,7 +321,10 @@ def flat(config: "ConfigDict") -> dict[str, Any]:
 
 def _apply(config: "ConfigDict", setting: str) -> None:
     """Set one "key=value"."""
+    from migan_jax.settings import current_key, warn_of_renamed
+
     key, _, text = setting.partition("=")
+    warn_of_renamed(key)
     key, keys = current_key(key), flat(config)
     if key not in keys:
         near = did_you_mean(key, keys) or did_you_mean(key.rpartition(".")[2], keys)
@@ -436,9 +405,8 @@ def whole_number(minimum: int, maximum: int = 1_000_000_000) -> Callable[[str], 
     """Make an argument type: a whole number from `minimum` to `maximum`."""
 
     def read(text: str) -> int:
-        readable = (
-            text.isdecimal() and len(text) < 20
-        )  # int() rejects thousands of digits
+        # int() rejects thousands of digits.
+        readable = text.isdecimal() and len(text) < 20
         if not readable or not minimum <= int(text) <= maximum:
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not a whole number from {minimum} to {maximum:,}"

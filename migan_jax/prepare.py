@@ -2,7 +2,7 @@
 
   # A folder of photos (recursively, any formats) or a zip, unchanged:
   python -m migan_jax.prepare photos prepared
-  # Shrunk to what a network of 512 needs: smaller, and faster to load:
+  # Shrunk for a 512-pixel network: smaller, and faster to load:
   python -m migan_jax.prepare photos.zip prepared --size=512
   # Photos with masks of the same names, white in the hole:
   python -m migan_jax.prepare photos prepared --own-masks=masks

@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = {
     "errors": -2,
     "files": -1,
+    "settings": -1,
     **dict.fromkeys(("config", "ops", "geometry", "metadata"), 0),
     **dict.fromkeys(("models", "losses", "data"), 1),
     **dict.fromkeys(("systems", "metrics", "weights", "twins"), 2),

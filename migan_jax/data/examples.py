@@ -133,15 +133,13 @@ def decode_crop(
 def too_small_error(name: object, width: int, height: int, minimum: int) -> UserError:
     """Return the error for an image whose shorter side is below `minimum`."""
     return UserError(
-        f"{name} has {width}x{height} pixels, and its shorter side is below {minimum}."
+        f"{name} has {width}x{height} pixels; its shorter side is below {minimum}."
     )
 
 
 def _check_colours(image: Image.Image, name: object) -> None:
     if image.mode == "CMYK":
-        raise UserError(
-            f"{name} has the colours of a print (CMYK): save it as RGB to use it."
-        )
+        raise UserError(f"{name} has print colours (CMYK). Save it as RGB to use it.")
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -165,7 +163,7 @@ def _to_upright_rgb(image: Image.Image, name: object) -> Image.Image:
     pixels, mode = decode_pixels(image, name)
     has_key = mode == "I;16" and "transparency" in image.info  # a transparent level
     if has_key or (mode in ("LA", "RGBA") and pixels[..., -1].min() < 255):
-        raise UserError(f"{name} is transparent in parts: what is there is unknown.")
+        raise UserError(f"{name} has transparent parts, whose colours are unknown.")
     return Image.fromarray(to_rgb(pixels, mode))
 
 
@@ -179,11 +177,11 @@ def _decode_hole(
         hole = decode_mask(mask, mask_hole, f"the mask of {name}").hole
     if hole.shape != (height, width):
         raise UserError(
-            f"{name} has {width}x{height} pixels, but its mask {hole.shape[1]}x"
+            f"{name} has {width}x{height} pixels, but its mask has {hole.shape[1]}x"
             f"{hole.shape[0]}."
         )
     if not hole.any():
-        raise UserError(f"the mask of {name} marks no hole.")
+        raise UserError(f"The mask of {name} marks no hole.")
     return hole
 
 

@@ -50,22 +50,22 @@ def open_image(file: BinaryIO, name: object) -> Iterator[Image.Image]:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":
             raise UserError(
-                f"{name} holds {frames} pictures, of which all but one would be lost: "
-                f"save the one that is meant as a file of its own."
+                f"{name} holds {frames} images, but only one can be used. Save that "
+                f"one as a separate file."
             )
         yield image
     except UserError:
         raise
     except MemoryError as error:
         raise UserError(
-            f"{name} is larger than the memory that is free: make it smaller, or use a "
+            f"{name} does not fit into the free memory. Make it smaller, or use a "
             f"machine with more memory."
         ) from error
     except Image.DecompressionBombError as error:
         limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
         raise UserError(
-            f"{name} has more than {limit:.0f} million pixels, which is the limit "
-            f"against files made to exhaust the memory: make it smaller."
+            f"{name} has more than {limit:.0f} million pixels, the limit that protects "
+            f"against decompression bombs. Make it smaller."
         ) from error
     except UnidentifiedImageError as error:
         raise UserError(
@@ -99,7 +99,7 @@ def unreadable_error(name: object, error: Exception) -> UserError:
     if isinstance(error, OSError) and error.strerror:
         return UserError(f"{name} cannot be read: {reason(error)}.")
     return UserError(
-        f"{name} cannot be read as an image, it is damaged or incomplete "
+        f"{name} cannot be read as an image: it is damaged or incomplete "
         f"({reason(error)})."
     )
 
@@ -115,7 +115,7 @@ def decode_pixels(image: Image.Image, name: object) -> tuple[np.ndarray, str]:
         mode = WITH_ALPHA.get(mode, mode)
     if mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
         raise UserError(
-            f"{name} has pixels of mode {image.mode}: save it as 8-bit grey or RGB."
+            f"{name} has pixels of mode {image.mode}. Save it as 8-bit grey or RGB."
         )
     return np.asarray(image if image.mode == mode else image.convert(mode)), mode
 
@@ -193,8 +193,8 @@ def decode_mask(image: Image.Image, mask_hole: MaskHole, name: object) -> Mask:
         values = values[..., :-1]
     if _is_photo(values):
         raise UserError(
-            f"{name} looks like a photo, not like a mask: paint what is to go in white "
-            f"on black, at the photo's size; or erase it in a copy of the photo, so "
+            f"{name} looks like a photo, not like a mask. Paint the hole white on a "
+            f"black image of the photo's size. Or erase it in a copy of the photo, so "
             f"that it is transparent there, and save the copy as PNG."
         )
     if values.ndim == 3:

@@ -111,7 +111,9 @@ class ShardWriter:
         """Raise UserError if the folder's plan has other files or options."""
         earlier = Fingerprint.from_json(plan["source"])
         if change := self.source.fingerprint.change_since(earlier):
-            raise UserError(f"{change} {self.output} is older: {HINT}.")
+            raise UserError(
+                f"{change} {self.output} was prepared before the change: {HINT}."
+            )
         for name, value in self._plan["options"].items():
             before = plan["options"][name]
             if before != value:

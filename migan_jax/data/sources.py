@@ -152,7 +152,8 @@ class FileSource(Source):
                 hole = self[index].hole
             except UserError:  # is rejected when it is loaded
                 continue
-            warnings.append(polarity_warning(hole, f"mask_hole={other}"))
+            hint = f"mask_hole={other} (the setting is data.mask_hole)"
+            warnings.append(polarity_warning(hole, hint))
         if sum(map(bool, warnings)) > len(warnings) / 2:
             logger.warning("%s: %s", self.masks.location, next(filter(None, warnings)))
 

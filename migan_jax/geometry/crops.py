@@ -97,9 +97,8 @@ def _crop_axis(
     """
     covered = min(side, length)
     first = min(max((start + stop - side) // 2, 0), length - covered)
-    inner = max(
-        1, (2 * covered * size + side) // (2 * side)
-    )  # round(covered*size/side)
+    # That is, round(covered * size / side).
+    inner = max(1, (2 * covered * size + side) // (2 * side))
     return first, first + covered, (size - inner) // 2, inner
 
 

@@ -100,7 +100,7 @@ def fill_holes(
             warned = True
             warn(
                 f"The hole takes {fraction:.0%} of the {size} x {size} pixels that the "
-                f"network sees: expect a rough guess."
+                f"network sees, so it has little context: expect a rough guess."
             )
         output = np.asarray(predict(masked, known), np.float32)
         if not np.isfinite(output).all():

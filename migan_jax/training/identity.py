@@ -5,10 +5,11 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from migan_jax.config import RENAMED, base_config, flat
+from migan_jax.config import base_config, flat
 from migan_jax.data.sources import Fingerprint
 from migan_jax.errors import UserError
 from migan_jax.families import Family
+from migan_jax.settings import current_key
 from migan_jax.systems.base import Frozen
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def check_resume(
     """Raise UserError if resuming would mix two runs; log harmless changes."""
     # Checkpoints of earlier versions may lack settings; they had the defaults.
     settings, before = now["config"], flat(base_config())
-    before |= {RENAMED.get(key, key): value for key, value in earlier["config"].items()}
+    before |= {current_key(key): value for key, value in earlier["config"].items()}
     changed = [
         key
         for key in sorted(settings.keys() | before.keys())

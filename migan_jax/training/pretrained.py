@@ -84,12 +84,12 @@ def _check_kind(source: Path, theirs: Network, ours: Network | None) -> None:
     found = f"{source} is a {name_of(theirs)} for {theirs.resolution} pixels"
     if ours is None:
         raise UserError(
-            f"{found}, which this configuration does not train. Choose another recipe."
+            f"{found}, which this configuration does not train. Choose a recipe for it."
         )
     if (type(ours), ours.resolution) != (type(theirs), theirs.resolution):
         raise UserError(
             f"{found}, but the configuration trains a {name_of(ours)} for "
-            f"{ours.resolution} pixels. Choose another recipe."
+            f"{ours.resolution} pixels. Choose a recipe for it."
         )
 
 

@@ -101,7 +101,9 @@ class Reporter:
             self._board = EventsWriter(str(board / "events"), f".{first_step:08}")
             # SummaryWriter's purge_step: TensorBoard hides earlier files' later events.
             start = SessionLog(status=SessionLog.START)
-            self._board.write_event(Event(step=last_kept + 1, session_log=start))
+            self._board.write_event(
+                Event(step=last_kept + 1, wall_time=time.time(), session_log=start)
+            )
             self._board_files = [*board.glob(f"events.*.{first_step:08}")]
             sync(board)
             sync(workdir)

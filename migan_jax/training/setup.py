@@ -116,7 +116,7 @@ def set_up(
 ) -> Setup:
     """Check the settings, open the data, and restore or initialise the state.
 
-    Nothing long is computed before everything is checked.
+    Settings, data and pretrained weights are checked before the state is computed.
     """
     family = check_settings(config)
     if init_from is not None and not any((workdir / CHECKPOINTS).iterdir()):

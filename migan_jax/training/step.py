@@ -123,7 +123,7 @@ def _update_ema(ema: Any, params: Any, decay: float) -> Any:
 
 
 def split_batch(batch: Batch, microbatches: int, multiple: int) -> Batch:
-    """Split a batch into microbatches of whole groups: [microbatches, N / ..., ...].
+    """Split [N, ...] into [microbatches, N / microbatches, ...], in whole groups.
 
     Losses may compare the samples of a group: `multiple` samples, each N / multiple
     after the one before. The groups of a batch are groups of its microbatches too.

@@ -38,7 +38,7 @@ class Validation:
         self._metrics = step, metrics
         value = score.of(metrics)
         if not math.isfinite(value):
-            logger.warning("step %d: %s is not finite", step, score.name)
+            logger.warning("step %d: %s is missing or not finite", step, score.name)
         elif self.best is None or value > self.best[1]:
             self.best = step, value
         reporter.write(step, {f"eval/{name}": v for name, v in metrics.items()})

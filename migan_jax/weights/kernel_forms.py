@@ -45,7 +45,7 @@ def fuse(params: Tree) -> Tree:
 def unfuse(params: Tree, source: str) -> Tree:
     """Scale fused kernels to the norm of newly initialised ones, sqrt(fan_in).
 
-    The norm does not change the forward pass, but the effective learning rate.
+    The norm does not affect the forward pass, but sets the effective learning rate.
     `source` names the network in messages.
     """
     problems = []

@@ -3,7 +3,7 @@
 An Orbax checkpoint. Its item `network` describes the exported networks as JSON, by
 role; `exported` holds their weights (of a run: the EMA). Earlier versions exported one
 network, and stored both items without a role. A manifest beside the items holds the
-SHA-256 of their files, since libraries do not notice all damage.
+SHA-256 of their files, since Orbax does not notice all damage.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from migan_jax.errors import UserError
@@ -122,15 +123,15 @@ def read(path: Path, kinds: Kinds) -> dict[str, NetworkWeights]:
         networks = {role: build(fields, kinds) for role, fields in described.items()}
         if not networks:
             raise ValueError("it describes no network")
-        variables = read_exported(
-            step,
-            _on_one_device(
-                {
-                    role: {"stats": {}, **abstract_variables(network)}
-                    for role, network in networks.items()
-                }
-            ),
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+            {
+                role: {"stats": {}, **abstract_variables(network)}
+                for role, network in networks.items()
+            },
         )
+        variables = read_exported(step, target)
         return {
             role: (network, variables[role]["params"], variables[role]["stats"])
             for role, network in networks.items()
@@ -138,7 +139,7 @@ def read(path: Path, kinds: Kinds) -> dict[str, NetworkWeights]:
 
 
 def read_trained(path: Path) -> dict[str, Any] | None:
-    """Read `params` and `stats` of all networks of a run, exported or not.
+    """Read `params` and `stats` of all networks of a run, exported or not, as numpy.
 
     Returns None for a workdir without a run, such as a converted checkpoint.
     """
@@ -147,7 +148,10 @@ def read_trained(path: Path) -> dict[str, Any] | None:
         return None
     with _explain_damage(step):
         check_manifest(step, "params")
-        return read_arrays(step, "params")
+        with ocp.PyTreeCheckpointer() as reader:
+            tree = reader.metadata(step / "params").item_metadata.tree
+            on_host = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), tree)
+            return reader.restore(step / "params", restore_args=on_host)
 
 
 def read_exported(step: Path, target: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,19 +167,10 @@ def read_json_item(step: Path, item: str, name: str = "metadata") -> Any:
     return json.loads((step / item / name).read_text())
 
 
-def read_arrays(step: Path, item: str, target: Any = None) -> Any:
-    """Read an item of arrays, onto the devices of `target`, by default onto one."""
+def read_arrays(step: Path, item: str, target: Any) -> Any:
+    """Read an item of arrays, onto the devices of `target`."""
     with ocp.StandardCheckpointer() as reader:
-        if target is None:
-            target = _on_one_device(reader.metadata(step / item).item_metadata.tree)
         return reader.restore(step / item, target)
-
-
-def _on_one_device(tree: Any) -> Any:
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), tree
-    )
 
 
 @contextlib.contextmanager
