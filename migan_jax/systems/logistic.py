@@ -106,7 +106,8 @@ class LogisticGAN:
     ) -> dict[str, jax.Array]:
         """Return the weighted terms: the adversarial loss, and L1 in holes."""
         image, mask = inputs.batch["image"], inputs.batch["mask"]
-        logits = self._discriminate(params, completion, inputs.batch)
+        fake = images.composite(image, completion, mask)
+        logits = self._discriminate(params, fake, mask)
         terms = {"adversarial": jnp.mean(gan.logistic_generator_loss(logits))}
         if self.l1_weight:
             terms["l1"] = self.l1_weight * jnp.mean(l1_in_hole(completion, image, mask))
@@ -115,8 +116,10 @@ class LogisticGAN:
     def discriminator_loss(self, params: Params, stats: Stats, inputs: Inputs) -> Value:
         """Return the loss of classifying real images and completions."""
         completion, _, stats = self.complete(params, stats, inputs)
-        fake = self._discriminate(params, completion, inputs.batch)
-        real = self._discriminate(params, None, inputs.batch)
+        image, mask = inputs.batch["image"], inputs.batch["mask"]
+        completed = images.composite(image, completion, mask)
+        fake = self._discriminate(params, completed, mask)
+        real = self._discriminate(params, image, mask)
         loss = jnp.mean(gan.logistic_discriminator_loss(real, fake))
         metrics = {
             "d/adversarial": loss,
@@ -138,12 +141,9 @@ class LogisticGAN:
         return self.r1_interval * self.r1_gamma * r1, (stats, {"d/r1": r1})
 
     def _discriminate(
-        self, params: Params, completion: jax.Array | None, batch: Batch
+        self, params: Params, image: jax.Array, mask: jax.Array
     ) -> jax.Array:
-        """Return the logits of completions pasted into the batch, or of its images."""
-        image, mask = batch["image"], batch["mask"]
-        if completion is not None:
-            image = images.composite(image, completion, mask)
+        """Return the logits of real or completed images."""
         x = images.discriminator_input(image, mask)
         return self.discriminator.apply({"params": params["discriminator"]}, x)
 
