@@ -66,13 +66,13 @@ def operations(shape: tuple[int, int, int, int]) -> dict:
 
     forms = {
         "depthwise": (
-            depthwise._shift_and_add,
+            depthwise.depthwise3x3,
             depthwise._grouped_convolution,
             convolve,
         ),
-        "FIR up": (resample._up_cpu, resample._up_convolution, layers.bilinear_up),
+        "FIR up": (resample.upsample2x, resample._up_convolution, layers.bilinear_up),
         "FIR down": (
-            resample._down_cpu,
+            resample.downsample2x,
             resample._down_convolution,
             lambda image: layers.fir_down(image, taps),
         ),

@@ -355,7 +355,7 @@ def test_when_killed_every_file_is_old_or_new(folders, checkpoint, run):
         for name, content in new.items():
             assert (out / name).read_bytes() in (b"old", content), name
     assert killed
-    for path in out.glob(".*"):
+    for path in out.rglob(".*"):
         os.unlink(path)
     assert run(*arguments) == 0
     assert {name: (out / name).read_bytes() for name in list_files(out)} == new

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from forms import use_accelerator_forms, use_tpu_forms
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from variables import random_variables
 
@@ -173,19 +174,27 @@ def run_on_one_device(name):
 # CI compares a small family's step (test_families.py) and the gradients of these
 # networks (test_models_sharding.py) with those of one device.
 @pytest.mark.full
+@pytest.mark.parametrize("forms", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("space", [1, 2])
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_devices_do_not_change_the_result(name, space, float64):
+def test_devices_do_not_change_the_result(name, space, forms, float64, monkeypatch):
     """Eight devices hold a sample each, or half of one of four samples."""
     expected = run_on_one_device(name)
+    if forms == "tpu":
+        use_tpu_forms(monkeypatch)
+    elif forms == "gpu":
+        use_accelerator_forms(monkeypatch)
     *ours, program = run_step(SYSTEMS[name], 8, space)
     assert_close(ours, expected, TOLERANCE)
     # A device computes features of its samples and rows, and fetches rows from
     # neighbours. Only the gradient of depthwise kernels (MI-GAN) on CPUs uses the
     # whole batch.
-    local = rf"f64\[{BATCH * space // 8},{SIZE // space},{SIZE},4\]"
+    samples, rows = BATCH * space // 8, SIZE // space
+    if forms == "tpu":  # strips make a batch of eight
+        samples, rows = 8, rows * samples // 8
+    local = rf"f64\[{samples},{rows},{SIZE},4\]"
     assert len(re.findall(local, program)) > 100
-    if name == "comodgan":
+    if name == "comodgan" or forms != "cpu":
         assert not re.search(rf"f64\[{BATCH},{SIZE},{SIZE},", program)
     assert ("collective-permute" in program) == (space > 1)
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from migan_jax.errors import UserError
+from migan_jax.ops.partition import map_samples, split_images
 
 # DeepFillv2's brush: strokes zigzag with about this angle between segments, whose mean
 # length is an eighth of the image's diagonal.
@@ -45,6 +46,7 @@ def check_size(size: int) -> None:
         )
 
 
+@jax.named_scope("masks")
 def masks_on_device(sampler: Sampler, keys: jax.Array, size: int) -> jax.Array:
     """Draw a mask for each key: float32 [N, size, size, 1], 1 where known."""
     check_size(size)
@@ -59,11 +61,12 @@ def masks_on_device(sampler: Sampler, keys: jax.Array, size: int) -> jax.Array:
             _, hole = state
             return hole.all() | ~hole.any()
 
-        state = attempt((key, jnp.zeros((size, size), jnp.bool_)))
-        _, hole = jax.lax.while_loop(is_uniform, attempt, state)
-        return 1.0 - hole[..., None].astype(jnp.float32)
+        empty = jnp.zeros((size, size), jnp.bool_)  # uniform, so that one is drawn
+        _, hole = jax.lax.while_loop(is_uniform, attempt, (key, empty))
+        return hole
 
-    return jax.vmap(draw)(keys)
+    holes = split_images(map_samples(jax.vmap(draw), keys))
+    return 1.0 - holes[..., None].astype(jnp.float32)
 
 
 def mask_on_host(sampler: Sampler, rng: np.random.Generator, size: int) -> np.ndarray:
@@ -90,19 +93,25 @@ class Brush:
         count = jax.random.randint(count_key, (), *self.strokes)
         max_count = self.strokes[1] - 1
 
-        def add(hole, index):
-            stroke = self._stroke_on_device(jax.random.fold_in(key, index), size)
-            return hole | (stroke & (index < count)), None
+        index = jnp.arange(max_count)
+        # Few large operations, rather than many small ones in a loop.
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        paths = jax.vmap(lambda key: self._path_on_device(key, size))(keys)
+
+        def add(hole, stroke):
+            exists, path = stroke
+            return hole | (_paint_path(*path, size) & exists), None
 
         empty = jnp.zeros((size, size), jnp.bool_)
-        hole, _ = jax.lax.scan(add, empty, jnp.arange(max_count))
+        hole, _ = jax.lax.scan(add, empty, (index < count, paths))
         if self.flips:
             down, right = jax.random.bernoulli(flip_key, 0.5, (2,))
             hole = jnp.where(down, hole[::-1], hole)
             hole = jnp.where(right, hole[:, ::-1], hole)
         return hole
 
-    def _stroke_on_device(self, key: jax.Array, size: int) -> jax.Array:
+    def _path_on_device(self, key: jax.Array, size: int) -> tuple[jax.Array, ...]:
+        """Draw a stroke: its points (x, y), the last one's index, and its width."""
         keys = jax.random.split(key, 6)
         max_segments = self.segments[1] - 1
         segments = jax.random.randint(keys[0], (), *self.segments)
@@ -128,7 +137,7 @@ class Brush:
         width = jnp.trunc(width * (size / 256 if self.width_scales else 1))
         width = jnp.maximum(width, 1)  # or the hole would always be empty
         points = jnp.concatenate([start[None], points])
-        return _paint_path(points, segments, width, size)
+        return points, segments, width
 
     def hole_on_host(self, rng: np.random.Generator, size: int) -> np.ndarray:
         image = Image.new("1", (size, size))

@@ -1,7 +1,6 @@
 """Co-Mod-GAN's generator (Zhao et al., ICLR 2021), MI-GAN's teacher."""
 
 import math
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -31,9 +30,9 @@ from migan_jax.models.layers import (
 )
 from migan_jax.models.noise import LayerNoise, Noise, layer_noise
 from migan_jax.ops.activation import lrelu_agc
-from migan_jax.ops.conv import conv, conv_pointwise, conv_transposed, demodulated_conv
+from migan_jax.ops.conv import conv3x3, conv_pointwise, conv_up, demodulated_conv
+from migan_jax.ops.partition import like_feature_maps, per_strip
 from migan_jax.ops.precision import at_least_float32, compute_dtype
-from migan_jax.ops.resample import fir_filter
 
 MAPPING_LAYERS = 8
 MAPPING_LEARNING_RATE_MULTIPLIER = 0.01
@@ -271,7 +270,8 @@ class LowestBlock(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         n, r, c = style.shape[0], self.resolution, self.channels
         x = lrelu_agc(Dense(c * r * r, name="fc")(style.astype(feature.dtype)))
-        x = x.reshape(n, c, r, r).transpose(0, 2, 3, 1) + feature
+        x = x.reshape(n, c, r, r).transpose(0, 2, 3, 1)
+        x = like_feature_maps(x, feature) + feature
         x = ModulatedConv(c, r, name="conv")(
             x, styles[:, 0], layer_noise(noise, f"{self.name}/conv")
         )
@@ -324,10 +324,9 @@ class ModulatedConv(nn.Module):
         scales = Dense(channels, bias_init=1.0, name="affine")(style)
         weight = self.param("weight", normal, (3, 3, channels, self.features))
         if self.up:
-            x = demodulated_conv(x, weight, scales, conv_transposed)
-            x = 4 * fir_filter(x, padding=1)
+            x = 4 * demodulated_conv(x, weight, scales, conv_up)
         else:
-            x = demodulated_conv(x, weight, scales, partial(conv, padding=1))
+            x = demodulated_conv(x, weight, scales, conv3x3)
         x = NoiseInjection(self.resolution, name="noise")(x, noise)
         bias = self.param("bias", constant(0), (self.features,))
         return lrelu_agc(add_bias(x, bias))
@@ -351,7 +350,7 @@ class ToRGB(nn.Module):
         scales = Dense(channels, bias_init=1.0, name="affine")(style)
         scales *= 1 / math.sqrt(channels)
         weight = self.param("weight", normal, (1, 1, channels, 3))
-        x = at_least_float32(x) * scales[:, None, None]
+        x = at_least_float32(x) * per_strip(scales)[:, None, None]
         y = conv_pointwise(x, weight)
         return add_bias(y, self.param("bias", constant(0), (3,)))
 

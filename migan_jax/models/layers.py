@@ -27,15 +27,21 @@ from migan_jax.models.costs import (
 from migan_jax.models.noise import LayerNoise, tile_noise
 from migan_jax.ops.activation import lrelu_agc
 from migan_jax.ops.conv import (
-    conv,
+    conv3x3,
     conv_depthwise,
+    conv_down,
     conv_pointwise,
     join_kernels,
     normalise_kernel,
 )
-from migan_jax.ops.partition import split_images
+from migan_jax.ops.partition import (
+    image_size,
+    in_strips,
+    like_feature_maps,
+    split_images,
+)
 from migan_jax.ops.precision import at_least_float32, broadcast_like
-from migan_jax.ops.resample import downsample2x, fir_filter, upsample2x
+from migan_jax.ops.resample import downsample2x, upsample2x
 
 Resampling = Literal["up", "down"] | None
 
@@ -141,8 +147,8 @@ class NoiseInjection(nn.Module):
             if noise == "none":
                 return x
             stored = self.get_variable("stats", "noise")
-            noise = tile_noise(stored, *x.shape[1:3])[None, :, :, None]
-        return x + broadcast_like(strength * noise, x)
+            noise = tile_noise(stored, *image_size(x))[None, :, :, None]
+        return x + broadcast_like(strength * like_feature_maps(noise, x), x)
 
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
@@ -243,9 +249,9 @@ class EqualisedConv(nn.Module):
         if self.size == 1:
             y = conv_pointwise(downsample2x(x) if self.down else x, weight)
         elif self.down:
-            y = conv(fir_filter(x, padding=2), weight, padding=0, strides=2)
+            y = conv_down(x, weight)
         else:
-            y = conv(x, weight, padding=self.size // 2)
+            y = conv3x3(x, weight)
         if self.use_bias:
             y = add_bias(y, self.param("bias", constant(0), (self.features,)))
         return y
@@ -265,15 +271,17 @@ class EqualisedConv(nn.Module):
 def run_block(
     block: nn.Module, remat: bool, *inputs: jax.Array, **constants: Any
 ) -> Any:
-    """Run one level of a network, with its images sharded over the mesh, if any.
+    """Run one level of a network, with its images split over devices and into strips.
 
     With `remat`, the backward pass recomputes its activations instead of storing them.
+    A block's feature maps may be strips of rows (ops/partition.py).
     """
     inputs = tuple(split_images(x) if x.ndim == 4 else x for x in inputs)
-    if not remat:
-        return block(*inputs, **constants)
-    recomputed = nn.remat(lambda block, *inputs: block(*inputs, **constants))
-    return recomputed(block, *inputs)
+
+    def run(block: nn.Module, *inputs: jax.Array) -> Any:
+        return in_strips(lambda *inputs: block(*inputs, **constants), *inputs)
+
+    return (nn.remat(run) if remat else run)(block, *inputs)
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
@@ -288,4 +296,6 @@ def flatten_channels_first(x: jax.Array) -> jax.Array:
 
 def add_to_image(image: jax.Array | None, rgb: jax.Array) -> jax.Array:
     """Output skip connection: up-sample the image so far, add this level's to-RGB."""
-    return rgb if image is None else upsample2x(image) + at_least_float32(rgb)
+    if image is None:
+        return rgb
+    return in_strips(upsample2x, image) + at_least_float32(rgb)

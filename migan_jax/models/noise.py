@@ -20,6 +20,7 @@ Noise = Literal["stored", "none"] | Mapping[str, jax.Array]
 LayerNoise = Literal["stored", "none"] | jax.Array
 
 
+@jax.named_scope("noise")
 def random_noise(
     keys: jax.Array, shapes: Mapping[str, tuple[int, int]]
 ) -> dict[str, jax.Array]:
@@ -29,8 +30,10 @@ def random_noise(
     """
 
     def draw(key: jax.Array) -> dict[str, jax.Array]:
+        # All layers' keys at once: TPUs compile scalar operations one by one.
+        layers = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(shapes)))
         return {
-            name: jax.random.normal(jax.random.fold_in(key, index), (h, w, 1))
+            name: jax.random.normal(layers[index], (h, w, 1))
             for index, (name, (h, w)) in enumerate(shapes.items())
         }
 

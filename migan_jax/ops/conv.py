@@ -1,19 +1,20 @@
 """Convolutions of MI-GAN (section 3.1) and of the StyleGAN2 family (Co-Mod-GAN).
 
-Kernels are [kh, kw, I, O]. Inputs may be half precision while kernels are float32: the
-kernel is cast to the input's dtype, but its gradient is summed and returned in float32.
-(A plain cast would round it, and data-parallel training would all-reduce it in half
-precision.)
+Kernels are [kh, kw, I, O]; their gradients are in at least float32 (ops/bilinear.py).
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from migan_jax.ops.depthwise import depthwise3x3, depthwise_kernel_gradient
+from migan_jax.ops.bilinear import Operation, bilinear
+from migan_jax.ops.depthwise import depthwise3x3
+from migan_jax.ops.partition import Strips, per_strip
 from migan_jax.ops.precision import at_least_float32, broadcast_like, full_precision
+from migan_jax.ops.resample import fir_filter
 
 # Kernels.
 
@@ -30,33 +31,36 @@ def normalise_kernel(kernel: jax.Array) -> jax.Array:
     return kernel / jnp.sqrt(square + 1e-8)
 
 
-# Convolutions whose kernel gradient is in at least float32.
+# Convolutions.
 
 
 def conv_depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """3x3 depthwise convolution, zero padding 1; kernel [3, 3, 1, C]."""
-    return _depthwise(x, kernel)
+    return depthwise3x3(x, kernel)
 
 
 def conv_pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """1x1 convolution as a matrix product; kernel [1, 1, I, O]."""
-    return _matrix_product(x, kernel)
+    return _matrix_product.apply(x, kernel)
 
 
-def conv(x: jax.Array, kernel: jax.Array, padding: int, strides: int = 1) -> jax.Array:
-    """Dense convolution with symmetric zero padding."""
-    return _dense(kernel.shape[0], strides, padding, dilation=1)(x, kernel)
+def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Dense convolution, zero padding 1."""
+    return _same.apply(x, kernel)
 
 
-def conv_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Transposed convolution, stride 2, no padding: H -> 2H + 1 for a 3x3 kernel.
+def conv_down(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """FIR filter and 3x3 convolution with stride 2: halves height and width."""
+    return _down.apply(x, kernel)
+
+
+def conv_up(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Transposed 3x3 convolution and FIR filter: doubles height and width.
 
     The kernel is not flipped (scatter convention): input pixel i adds kernel[k] to
-    output pixel 2i + k.
+    pixel 2i + k of what is filtered.
     """
-    size = kernel.shape[0]
-    scatter = _dense(size, strides=1, padding=size - 1, dilation=2)
-    return scatter(x, kernel[::-1, ::-1])
+    return _down.transpose(x, _swap_channels(kernel))
 
 
 def demodulated_conv(
@@ -79,49 +83,29 @@ def demodulated_conv(
     power = jnp.sum(kernel**2, axis=(0, 1))  # [I, O]
     squares = jnp.matmul(styles**2, power, precision=full_precision(styles))
     norm = lax.rsqrt(squares + 1e-8)  # [N, O]
+    styles, norm = per_strip(styles), per_strip(norm)
     y = convolve(x * broadcast_like(styles[:, None, None], x), kernel)
     return y * broadcast_like(norm[:, None, None], y)
 
 
-def _with_kernel_gradient(
-    apply: Callable[[jax.Array, jax.Array], jax.Array],
-    kernel_gradient: Callable[[jax.Array, jax.Array], jax.Array],
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Run `apply(x, kernel)` in x's dtype, its kernel gradient in at least float32.
-
-    `apply` is bilinear. It and its transpose (in x) have the same kernel gradient and
-    are each other's derivatives in x, so derivatives of any order keep this precision.
-    """
-
-    def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return apply(x, kernel.astype(x.dtype))
-
-    def run_transposed(x: jax.Array, dy: jax.Array, kernel: jax.Array) -> jax.Array:
-        (dx,) = jax.vjp(lambda x: run(x, kernel), x)[1](dy)  # only x's shape matters
-        return dx
-
-    def backward(saved, dy: jax.Array):
-        x, kernel = saved
-        gradient = kernel_gradient(x, dy).astype(kernel.dtype)
-        return transposed(x, dy, kernel), gradient
-
-    def backward_transposed(saved, dx: jax.Array):
-        x, dy, kernel = saved
-        gradient = kernel_gradient(dx, dy).astype(kernel.dtype)
-        return jnp.zeros_like(x), convolve(dx, kernel), gradient
-
-    convolve, transposed = jax.custom_vjp(run), jax.custom_vjp(run_transposed)
-    convolve.defvjp(lambda *args: (convolve(*args), args), backward)
-    transposed.defvjp(lambda *args: (transposed(*args), args), backward_transposed)
-    return convolve
+# Their forms. With a halo, x has rows beyond the image, in place of padding.
 
 
-def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    contraction = (((3,), (0,)), ((), ()))
+def _swap_channels(kernel: jax.Array) -> jax.Array:
+    return kernel.swapaxes(2, 3)
+
+
+def _pointwise(
+    strips: Strips | None, x: jax.Array, kernel: jax.Array, axis: int = 0
+) -> jax.Array:
+    """Sum over the kernel's inputs (axis 0) or, for its transpose, outputs (1)."""
+    contraction = (((3,), (axis,)), ((), ()))
     return lax.dot_general(x, kernel[0, 0], contraction, precision=full_precision(x))
 
 
-def _pointwise_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+def _pointwise_kernel_gradient(
+    strips: Strips | None, x: jax.Array, dy: jax.Array
+) -> jax.Array:
     # Flattened, XLA on CPU needs no transposed copy. Elsewhere keep the axes, so that
     # an image sharded by rows stays sharded.
     product = lax.platform_dependent(
@@ -144,43 +128,93 @@ def _outer_product_flat(x: jax.Array, dy: jax.Array) -> jax.Array:
     return _outer_product(x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1]))
 
 
-def _dense(
-    kernel_size: int, strides: int, padding: int, dilation: int
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Make a dense convolution of this geometry, with a float32 kernel gradient."""
-
-    def apply(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(strides, strides),
-            padding=((padding, padding), (padding, padding)),
-            lhs_dilation=(dilation, dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=full_precision(x),
-        )
-
-    def end_padding(size: int, window: int) -> int:
-        """Padding at the end with which the kernel gradient has kernel_size taps."""
-        span = (window - 1) * strides + 1
-        return kernel_size - 1 + span - ((size - 1) * dilation + 1) - padding
-
-    def kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-        # The gradient sums over the batch, which takes the role of input channels.
-        return lax.conv_general_dilated(
-            x,
-            dy,
-            window_strides=(1, 1),
-            padding=[(padding, end_padding(x.shape[i], dy.shape[i])) for i in (1, 2)],
-            lhs_dilation=(dilation, dilation),
-            rhs_dilation=(strides, strides),
-            dimension_numbers=("CHWN", "IHWO", "HWNC"),
-            precision=full_precision(x),
-            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
-        )
-
-    return _with_kernel_gradient(apply, kernel_gradient)
+def _convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    rows: int,
+    columns: int,
+    strides: int = 1,
+    dilation: int = 1,
+) -> jax.Array:
+    """Convolve with zero padding by rows and columns."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(strides, strides),
+        padding=((rows, rows), (columns, columns)),
+        lhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=full_precision(x),
+    )
 
 
-_depthwise = _with_kernel_gradient(depthwise3x3, depthwise_kernel_gradient)
-_matrix_product = _with_kernel_gradient(_pointwise, _pointwise_kernel_gradient)
+def _convolve_batches(
+    x: jax.Array, dy: jax.Array, rows: int, columns: int, strides: int = 1
+) -> jax.Array:
+    """Return the kernel gradient of `_convolve`, in at least float32."""
+    # It sums over the batch, which takes the role of input channels.
+    return lax.conv_general_dilated(
+        x,
+        dy,
+        window_strides=(1, 1),
+        padding=((rows, rows), (columns, columns)),
+        rhs_dilation=(strides, strides),
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        precision=full_precision(x),
+        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+    )
+
+
+def _same3x3(x: jax.Array, kernel: jax.Array, halo: int) -> jax.Array:
+    return _convolve(x, kernel, rows=1 - halo, columns=1)
+
+
+def _same3x3_gradient(x: jax.Array, dy: jax.Array, halo: int) -> jax.Array:
+    return _convolve_batches(x, dy, rows=1 - halo, columns=1)
+
+
+def _filter_and_convolve(x: jax.Array, kernel: jax.Array, halo: int) -> jax.Array:
+    filtered = fir_filter(x, padding=2, halo=halo)
+    return _convolve(filtered, kernel, rows=0, columns=0, strides=2)
+
+
+def _filter_and_convolve_gradient(x: jax.Array, dy: jax.Array, halo: int) -> jax.Array:
+    filtered = fir_filter(x, padding=2, halo=halo)
+    return _convolve_batches(filtered, dy, rows=0, columns=0, strides=2)
+
+
+def _scatter_and_filter(x: jax.Array, kernel: jax.Array, halo: int) -> jax.Array:
+    """The transpose of `_filter_and_convolve`."""
+    flipped = _swap_channels(kernel[::-1, ::-1])
+    scattered = _convolve(x, flipped, rows=2 - halo, columns=2, dilation=2)
+    return fir_filter(scattered, padding=1, halo=halo)
+
+
+def _with_halo(function: Callable[..., jax.Array], halo: int) -> Operation:
+    """Run `function(x, other, halo)` on images, or on strips with a halo."""
+
+    def run(strips: Strips | None, x: jax.Array, other: jax.Array) -> jax.Array:
+        if strips is None:
+            return function(x, other, 0)
+        return function(strips.add_halo(x, halo), other, halo)
+
+    return run
+
+
+def _same3x3_transpose(dy: jax.Array, kernel: jax.Array, halo: int) -> jax.Array:
+    return _same3x3(dy, _swap_channels(kernel[::-1, ::-1]), halo)
+
+
+_matrix_product = bilinear(
+    _pointwise, partial(_pointwise, axis=1), _pointwise_kernel_gradient
+)
+_same = bilinear(
+    _with_halo(_same3x3, 1),
+    _with_halo(_same3x3_transpose, 1),
+    _with_halo(_same3x3_gradient, 1),
+)
+_down = bilinear(
+    _with_halo(_filter_and_convolve, 2),
+    _with_halo(_scatter_and_filter, 1),
+    _with_halo(_filter_and_convolve_gradient, 2),
+)

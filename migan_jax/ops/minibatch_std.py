@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from migan_jax.ops.precision import at_least_float32
 
 GROUP_SIZE = 4
 
 
+@jax.named_scope("batch_statistics")
 def append_minibatch_std(x: jax.Array) -> jax.Array:
     """Append one channel, the mean deviation of each sample's group: [N, H, W, C + 1].
 
@@ -21,7 +23,9 @@ def append_minibatch_std(x: jax.Array) -> jax.Array:
             f"The discriminator cannot split a batch of {n} into groups: use a batch "
             f"size that is a multiple of {group}."
         )
-    grouped = at_least_float32(x).reshape(group, n // group, h, w, c)
+    # The barrier keeps XLA from adding half-precision samples of several devices.
+    wide = lax.optimization_barrier(at_least_float32(x))
+    grouped = wide.reshape(group, n // group, h, w, c)
     std = jnp.mean(
         jnp.sqrt(jnp.var(grouped, axis=0) + 1e-8), axis=(1, 2, 3)
     )  # [N / group]

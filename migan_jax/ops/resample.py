@@ -5,25 +5,41 @@ Per axis, with zeros outside the image:
   down  out[i]  = (x[2i-1] + 3 x[2i] + 3 x[2i+1] + x[2i+2]) / 8
 The two are each other's adjoints up to a factor of four. The adjoint of the plain
 filter is itself with padding 3 - p. Accelerators run grouped convolutions. These are
-slow on CPUs, which run shifted slices and use the adjoints as derivatives.
+slow on CPUs, which run shifted slices.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from migan_jax.ops.partition import Strips, current_strips
 from migan_jax.ops.precision import at_least_float32, full_precision
 
 TAPS = (1.0, 3.0, 3.0, 1.0)
 _FILTER_1D = np.array(TAPS) / sum(TAPS)
 
 
+# Of feature maps that are strips or, if None, images.
+Linear = Callable[[Strips | None, jax.Array], jax.Array]
+
+
+def _linear_with_adjoint(function: Linear, adjoint: Linear) -> Linear:
+    """Make a linear map with this derivative; the adjoint may call the map again."""
+    wrapped = jax.custom_vjp(function, nondiff_argnums=(0,))
+    wrapped.defvjp(
+        lambda strips, x: (wrapped(strips, x), None),
+        lambda strips, _, dy: (adjoint(strips, dy),),
+    )
+    return wrapped
+
+
 def upsample2x(x: jax.Array) -> jax.Array:
     """Double height and width: [N, H, W, C] -> [N, 2H, 2W, C]."""
-    return lax.platform_dependent(x, cpu=_up_cpu, default=_up_convolution)
+    return _up(current_strips(), x)
 
 
 def downsample2x(x: jax.Array) -> jax.Array:
@@ -33,23 +49,47 @@ def downsample2x(x: jax.Array) -> jax.Array:
         raise ValueError(
             f"downsample2x needs even sizes, not height {h} and width {w}."
         )
-    return lax.platform_dependent(x, cpu=_down_cpu, default=_down_convolution)
+    return _down(current_strips(), x)
 
 
-def fir_filter(x: jax.Array, padding: int) -> jax.Array:
-    """Filter without resampling: [N, H, W, C] -> [N, H + 2p - 3, W + 2p - 3, C]."""
+def fir_filter(x: jax.Array, padding: int, halo: int = 0) -> jax.Array:
+    """Filter without resampling: [N, H, W, C] -> [N, H + 2p - 3, W + 2p - 3, C].
+
+    With a halo, x has that many rows on both sides in place of padding.
+    """
     return lax.platform_dependent(
         x,
-        cpu=lambda x: _filter_cpu(x, padding),
-        default=lambda x: _filter_convolution(x, padding),
+        cpu=partial(_filter_shifts, padding=padding, halo=halo),
+        default=partial(_filter_convolution, padding=padding, halo=halo),
     )
 
 
-# Accelerators: depthwise convolutions with the 4x4 filter.
+def _upsample(strips: Strips | None, x: jax.Array) -> jax.Array:
+    if strips is not None:
+        return _up_convolution(strips.add_halo(x, 1), halo=1)
+    return lax.platform_dependent(x, cpu=_up_phases, default=_up_convolution)
+
+
+def _downsample(strips: Strips | None, x: jax.Array) -> jax.Array:
+    if strips is not None:
+        return _down_convolution(strips.add_halo(x, 1), halo=1)
+    return lax.platform_dependent(x, cpu=_down_slices, default=_down_convolution)
+
+
+_up = _linear_with_adjoint(_upsample, lambda strips, dy: 4 * _down(strips, dy))
+_down = _linear_with_adjoint(_downsample, lambda strips, dy: _up(strips, dy) / 4)
+
+
+# Accelerators: depthwise convolutions with the 4x4 filter. With a halo, x has rows
+# beyond the image, in place of padding.
 
 
 def _fir_convolution(
-    x: jax.Array, gain: float, strides: int, padding: tuple[int, int], dilation: int
+    x: jax.Array,
+    gain: float,
+    strides: int,
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    dilation: int,
 ) -> jax.Array:
     channels = x.shape[-1]
     taps = gain * np.outer(_FILTER_1D, _FILTER_1D)
@@ -58,7 +98,7 @@ def _fir_convolution(
         x,
         kernel,  # [4, 4, 1, C]
         window_strides=(strides, strides),
-        padding=(padding, padding),
+        padding=padding,
         lhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=channels,
@@ -66,31 +106,23 @@ def _fir_convolution(
     )
 
 
-def _up_convolution(x: jax.Array) -> jax.Array:
-    return _fir_convolution(x, gain=4, strides=1, padding=(2, 2), dilation=2)
+def _up_convolution(x: jax.Array, halo: int = 0) -> jax.Array:
+    rows = 2 - 2 * halo
+    return _fir_convolution(x, 4, strides=1, padding=((rows,) * 2, (2, 2)), dilation=2)
 
 
-def _down_convolution(x: jax.Array) -> jax.Array:
-    return _fir_convolution(x, gain=1, strides=2, padding=(1, 1), dilation=1)
+def _down_convolution(x: jax.Array, halo: int = 0) -> jax.Array:
+    rows = 1 - halo
+    return _fir_convolution(x, 1, strides=2, padding=((rows,) * 2, (1, 1)), dilation=1)
 
 
-def _filter_convolution(x: jax.Array, padding: int) -> jax.Array:
-    return _fir_convolution(
-        x, gain=1, strides=1, padding=(padding, padding), dilation=1
-    )
+def _filter_convolution(x: jax.Array, padding: int, halo: int = 0) -> jax.Array:
+    rows = padding - halo
+    edges = (rows, rows), (padding, padding)
+    return _fir_convolution(x, 1, strides=1, padding=edges, dilation=1)
 
 
-# CPU: sums of shifted slices, with their exact adjoints.
-
-
-def _linear_with_adjoint(
-    function: Callable[[jax.Array], jax.Array],
-    adjoint: Callable[[jax.Array], jax.Array],
-) -> Callable[[jax.Array], jax.Array]:
-    """Make a linear map with this derivative; the adjoint may call the map again."""
-    wrapped = jax.custom_vjp(function)
-    wrapped.defvjp(lambda x: (wrapped(x), None), lambda _, dy: (adjoint(dy),))
-    return wrapped
+# CPU: sums of shifted slices.
 
 
 def pad_by_one(x: jax.Array) -> jax.Array:
@@ -141,13 +173,10 @@ def _down_slices(x: jax.Array) -> jax.Array:
     return total.astype(x.dtype)
 
 
-_up_cpu = _linear_with_adjoint(_up_phases, lambda dy: 4 * _down_cpu(dy))
-_down_cpu = _linear_with_adjoint(_down_slices, lambda dy: _up_cpu(dy) / 4)
-
-
-def _filter_shifts(x: jax.Array, padding: int) -> jax.Array:
-    edges = (padding, padding)
-    padded = jnp.pad(at_least_float32(x), ((0, 0), edges, edges, (0, 0)))
+def _filter_shifts(x: jax.Array, padding: int, halo: int = 0) -> jax.Array:
+    rows, columns = padding - halo, padding
+    edges = (0, 0), (rows, rows), (columns, columns), (0, 0)
+    padded = jnp.pad(at_least_float32(x), edges)
     for axis in (1, 2):
         size = padded.shape[axis] - 3
         padded = sum(
@@ -155,10 +184,3 @@ def _filter_shifts(x: jax.Array, padding: int) -> jax.Array:
             for i, weight in enumerate(_FILTER_1D)
         )
     return padded.astype(x.dtype)
-
-
-def _filter_cpu(x: jax.Array, padding: int) -> jax.Array:
-    function = _linear_with_adjoint(
-        lambda x: _filter_shifts(x, padding), lambda dy: _filter_cpu(dy, 3 - padding)
-    )
-    return function(x)

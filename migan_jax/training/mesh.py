@@ -5,10 +5,12 @@ Everything else is replicated.
 """
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from migan_jax.errors import UserError
@@ -20,8 +22,9 @@ def make_mesh(
     batches: Mapping[str, tuple[int, int]],
     microbatches: int,
     multiple: int,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """Make a mesh of all devices, or raise UserError if the batches do not divide.
+    """Make a mesh, or raise UserError if the batches do not divide.
 
     Args:
       space: devices per image. "auto": the fewest with which every device has a part of
@@ -29,11 +32,9 @@ def make_mesh(
       batches: batch size and resolution, by stage.
       microbatches: number of microbatches per batch.
       multiple: group size; batches larger than a group are split into whole groups.
+      devices: None for all of JAX's.
     """
-    # A process's devices are neighbours, so that it loads as few images as possible.
-    devices = sorted(
-        jax.devices(), key=lambda device: (device.process_index, device.id)
-    )
+    devices = list(devices or jax.devices())
     count = len(devices)
 
     def required_multiple(batch_size: int, space: int) -> int:
@@ -64,8 +65,23 @@ def make_mesh(
             raise _batch_error(
                 label, size, count, space, microbatches, multiple, required, choices
             )
-    shape = np.array(devices).reshape(count // space, space)
-    return Mesh(shape, (DATA, SPACE), axis_types=(AxisType.Auto, AxisType.Auto))
+    grid = _arrange(devices, space)
+    return Mesh(grid, (DATA, SPACE), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _arrange(devices: list[jax.Device], space: int) -> np.ndarray:
+    """Arrange devices: [data, space]."""
+    shape = len(devices) // space, space
+    if space > 1 and devices[0].platform == "tpu":
+        # Those that share an image are neighbours: where links have few routes, as in
+        # large slices of v5e, they could not exchange rows while they compute.
+        grid = create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        key = operator.attrgetter("process_index", "id")
+        grid = np.array(sorted(devices, key=key)).reshape(shape)
+    # Images of one process follow each other, so that it loads as few as possible.
+    first = [min(device.process_index for device in row) for row in grid]
+    return grid[np.argsort(first, kind="stable")]
 
 
 def _batch_error(
