@@ -96,7 +96,7 @@ class Saving:
         from migan_jax.config import load_config
         from migan_jax.families import all_kinds
         from migan_jax.training.checkpoint import Checkpoints, Score
-        from migan_jax.training.setup import build_system, initial_state
+        from migan_jax.training.programs import build_system, initial_state
 
         config = load_config(recipe, [], smoke)
         system = build_system(config, {})

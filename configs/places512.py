@@ -5,8 +5,9 @@ with comodgan_places512.
 
 Data      Places365-Standard, high-resolution images, cropped to squares and resized:
             python -m migan_jax.prepare places365/train datasets/places512 --size=512
-Hardware  Batches of 32 images. If memory is too small, raise `microbatches`. With more
-          than 32 chips, split each image over several (`mesh.space`).
+Hardware  Batches of 32 images. If memory is too small, raise `microbatches`. More than
+          32 chips share images (`mesh.space`). docs/plans.md: what fits, and how long
+          it would take.
 Length    25,000 kimg, 781,250 steps.
 Expect    FID 10.00, LPIPS .345 on 36,500 validation images, from the paper's Table 2.
           We have not run this recipe to its end.

@@ -13,7 +13,16 @@ import sys
 
 from migan_jax.config import RELEASED, did_you_mean, run_verb
 
-VERBS = "inpaint", "train", "evaluate", "export", "prepare", "convert", "summary"
+VERBS = (
+    "inpaint",
+    "train",
+    "plan",
+    "evaluate",
+    "export",
+    "prepare",
+    "convert",
+    "summary",
+)
 
 
 def main() -> None:

@@ -401,6 +401,39 @@ def verb_parser(verb: str, documentation: str) -> argparse.ArgumentParser:
     )
 
 
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --config and, for the help, --config.KEY, which `split_settings` reads."""
+    parser.add_argument(
+        "--config",
+        metavar="RECIPE[:VARIANT]",
+        required=True,
+        help=f"a .py file, or one of {', '.join(recipe_names())}",
+    )
+    parser.add_argument(
+        "--config.KEY",
+        metavar="VALUE",
+        help="override a setting, such as --config.batch_size=16; "
+        "migan_jax/config.py lists all of them",
+    )
+
+
+def split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split off --config.KEY=VALUE and --config.KEY VALUE, as "KEY=VALUE"."""
+    settings, others = [], []
+    remaining = iter(words)
+    for word in remaining:
+        key = word.removeprefix("--config.")
+        if key == word:
+            others.append(word)
+        elif "=" in word:
+            settings.append(key)
+        else:
+            value = next(remaining, "")
+            settings.append(f"{key}={'' if value.startswith('--') else value}")
+            others += [value] if value.startswith("--") else []
+    return settings, others
+
+
 def whole_number(minimum: int, maximum: int = 1_000_000_000) -> Callable[[str], int]:
     """Make an argument type: a whole number from `minimum` to `maximum`."""
 

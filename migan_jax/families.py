@@ -25,7 +25,12 @@ from migan_jax.weights import checkpoint as checkpoints
 from migan_jax.weights.architecture import infer_by_levels
 from migan_jax.weights.checkpoint import Checkpoint, KernelForm
 from migan_jax.weights.kinds import Kind, Kinds, Network, kind_of
-from migan_jax.weights.names import filter_buffers, fused_constants, reference_rules
+from migan_jax.weights.names import (
+    abstract_variables,
+    filter_buffers,
+    fused_constants,
+    reference_rules,
+)
 from migan_jax.weights.tensor_files import Tensors
 
 if TYPE_CHECKING:
@@ -70,6 +75,8 @@ class Family:
         `model.forward` passes them to the first network.
       frozen: by name of a frozen network, the setting that names its file.
       load_frozen: loads the frozen networks whose settings name a file.
+      outline_frozen: the same for plans, with shapes for weights. If a file does not
+        exist, its network has the authors' size. None: plans load the files.
       architecture: settings that determine which arrays exist.
       labels: metrics in the progress output, in order, and their labels there.
       panels: a run's curves, beside that of the held-out images.
@@ -91,6 +98,7 @@ class Family:
     panels: tuple[Panel, ...]
     frozen: Mapping[str, str] = dataclasses.field(default_factory=dict)
     load_frozen: Callable[["ConfigDict"], dict[str, Frozen]] = lambda config: {}
+    outline_frozen: Callable[["ConfigDict"], dict[str, Frozen]] | None = None
     published: Mapping[int, Published] = dataclasses.field(default_factory=dict)
     is_exportable: bool = False
 
@@ -204,6 +212,16 @@ def _load_teacher(config: "ConfigDict") -> dict[str, Frozen]:
     return {"teacher": Frozen.of(network, loaded.variables)}
 
 
+def _outline_teacher(config: "ConfigDict") -> dict[str, Frozen]:
+    if not config.teacher:
+        return {}
+    if Path(config.teacher).exists():
+        network = _load_teacher(config)["teacher"].network
+    else:
+        network = comodgan.CoModGANGenerator(config.resolution)
+    return {"teacher": Frozen(network, abstract_variables(network), digest="")}
+
+
 MIGAN_FAMILY = Family(
     name="migan",
     title="MI-GAN",
@@ -239,6 +257,7 @@ MIGAN_FAMILY = Family(
     draw=lambda networks, key, count: {},
     frozen={"teacher": "teacher"},
     load_frozen=_load_teacher,
+    outline_frozen=_outline_teacher,
     architecture=(*_GAN_SIZES, "reparam.kernels", "reparam.expanded"),
     labels=_GAN_LABELS,
     panels=_GAN_PANELS,

@@ -27,14 +27,15 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from migan_jax.config import (
+    add_config_arguments,
     load_config,
-    recipe_names,
     run_verb,
+    split_settings,
     verb_parser,
     whole_number,
 )
@@ -50,23 +51,12 @@ logger = logging.getLogger("migan_jax.train")  # __name__ may be "__main__"
 
 def parse_arguments() -> argparse.Namespace:
     parser = verb_parser("train", __doc__)
-    parser.add_argument(
-        "--config",
-        metavar="RECIPE[:VARIANT]",
-        required=True,
-        help=f"a .py file, or one of {', '.join(recipe_names())}",
-    )
+    add_config_arguments(parser)
     parser.add_argument(
         "--workdir",
         metavar="DIR",
         type=Path,
         help="the run's folder (default: runs/RECIPE[-VARIANT][-smoke])",
-    )
-    parser.add_argument(
-        "--config.KEY",
-        metavar="VALUE",
-        help="override a setting, such as --config.batch_size=16; "
-        "migan_jax/config.py lists all of them",
     )
     parser.add_argument(
         "--init-from",
@@ -114,23 +104,6 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.workdir is None:
         arguments.workdir = default_workdir(arguments.config, arguments.smoke)
     return arguments
-
-
-def split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split off --config.KEY=VALUE and --config.KEY VALUE, as "KEY=VALUE"."""
-    settings, others = [], []
-    remaining = iter(words)
-    for word in remaining:
-        key = word.removeprefix("--config.")
-        if key == word:
-            others.append(word)
-        elif "=" in word:
-            settings.append(key)
-        else:
-            value = next(remaining, "")
-            settings.append(f"{key}={'' if value.startswith('--') else value}")
-            others += [value] if value.startswith("--") else []
-    return settings, others
 
 
 def default_workdir(recipe: str, smoke: bool) -> Path:

@@ -27,6 +27,7 @@ TINY = {
     "data": ["--sizes", "16", "--batches", "2"],
     "onnx": "--resolutions 16 --width=0.03125 --photos 40x30".split(),
     "evaluate": ["--size=32", "--batch=2", "--batches=3"],
+    "scaling": "--resolution=32 --meshes 1x1 2x2".split(),
     "syncing": "--smoke --photos=2 --side=32".split(),
     # Without the variant `compiled`, which takes minutes at any size.
     "train_step": "--resolution=32 --width=0.03125 --variants ours eager".split(),

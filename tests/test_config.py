@@ -26,12 +26,8 @@ from migan_jax.config import (
 )
 from migan_jax.errors import UserError
 from migan_jax.settings import RENAMED, warn_of_renamed
-from migan_jax.training.setup import (
-    build_system,
-    check_settings,
-    initial_state,
-    make_timeline,
-)
+from migan_jax.training.programs import build_system, initial_state, make_timeline
+from migan_jax.training.setup import check_settings
 from migan_jax.training.step import make_step
 
 VARIANTS = ("baseline", "reparam", "reparam_kd", "teacher")

@@ -25,7 +25,8 @@ from migan_jax.errors import UserError
 from migan_jax.families import FAMILIES, load_checkpoints, save_checkpoint
 from migan_jax.systems.base import Inputs
 from migan_jax.training.loop import train
-from migan_jax.training.setup import build_system, initial_state, make_timeline, set_up
+from migan_jax.training.programs import build_system, initial_state, make_timeline
+from migan_jax.training.setup import set_up
 from migan_jax.training.step import make_step
 
 TESTS = Path(__file__).parent

@@ -14,7 +14,7 @@ from migan_jax.models.discriminators import MIGANDiscriminator
 from migan_jax.models.layers import Reparam
 from migan_jax.models.migan import MIGANGenerator
 from migan_jax.systems.optimizers import adam, lazy_adam
-from migan_jax.training.setup import build_system
+from migan_jax.training.programs import build_system
 from migan_jax.weights.kernel_forms import collapse, expand, fuse, unfuse
 
 NARROW = {"resolution": 8, "channel_base": 64, "channel_max": 8}

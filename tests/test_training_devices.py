@@ -10,12 +10,13 @@ from migan_jax.errors import UserError
 from migan_jax.training import devices, mesh, processes
 from migan_jax.training.devices import has_bfloat16, idle_accelerator, resolve_dtype
 from migan_jax.training.mesh import make_mesh
-from migan_jax.training.setup import build_system
+from migan_jax.training.programs import build_system
 
 
 def fake_devices(monkeypatch, count, **attributes):
     """Replace the devices by `count` others, which are only counted and ordered."""
-    fakes = [SimpleNamespace(process_index=0, id=n, **attributes) for n in range(count)]
+    attributes = {"process_index": 0, "platform": "cpu"} | attributes
+    fakes = [SimpleNamespace(id=n, **attributes) for n in range(count)]
     monkeypatch.setattr(jax, "devices", lambda: fakes)
     monkeypatch.setattr(mesh, "Mesh", lambda array, *names, **types: array)
 

@@ -113,6 +113,7 @@ def mean_over_microbatches(
     return jax.tree.map(lambda x: x / microbatches, total), last
 
 
+@jax.named_scope("optimizer")
 def apply_gradient(
     name: str,
     optimizer: Optimizer,

@@ -14,6 +14,7 @@ from migan_jax.systems.base import Batch
 MIN_HOLE_ERROR = 1e-10  # limits PSNR to 100 dB
 
 
+@jax.named_scope("prepare")
 def prepare(batch: Batch, key: jax.Array, sampler: Sampler) -> Batch:
     """Normalise and flip "image" to [-1, 1], flip or draw "mask"; both are float32.
 

@@ -53,17 +53,20 @@ def has_bfloat16(device: jax.Device) -> bool:
         return True
 
 
-def resolve_dtype(dtype: str, previous: str | None = None) -> str:
+def resolve_dtype(
+    dtype: str, previous: str | None = None, device: jax.Device | None = None
+) -> str:
     """Return float32 or bfloat16 for the setting networks.dtype, which may be "auto".
 
     Args:
       previous: the dtype of the run that is resumed.
+      device: None for JAX's first.
     """
     if dtype != "auto":
         return dtype
     if previous is not None:
         return previous
-    return "bfloat16" if has_bfloat16(jax.devices()[0]) else "float32"
+    return "bfloat16" if has_bfloat16(device or jax.devices()[0]) else "float32"
 
 
 def describe_dtype(dtype: str, is_auto: bool) -> str:

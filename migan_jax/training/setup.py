@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -17,15 +16,21 @@ from migan_jax.data.splits import load_held_out, open_splits
 from migan_jax.errors import UserError
 from migan_jax.families import Family, family_named
 from migan_jax.metrics import image
-from migan_jax.systems.base import Frozen, System, TrainState
+from migan_jax.systems.base import System, TrainState
 from migan_jax.training.checkpoint import Checkpoints, Score
 from migan_jax.training.devices import resolve_dtype
 from migan_jax.training.feature_networks import open_shared_feature_networks
 from migan_jax.training.identity import check_resume, run_identity
-from migan_jax.training.mesh import make_mesh, replicated_sharding
+from migan_jax.training.mesh import replicated_sharding
 from migan_jax.training.pretrained import Pretrained, read_pretrained, replace_weights
+from migan_jax.training.programs import (
+    build_system,
+    initial_state,
+    make_timeline,
+    mesh_of,
+    shapes_of,
+)
 from migan_jax.training.samples import InitialCompletions, Samples, make_score
-from migan_jax.training.step import init_state
 from migan_jax.training.timeline import Timeline
 from migan_jax.weights.kinds import kind_of
 from migan_jax.weights.locations import CHECKPOINTS, check_checkpoint
@@ -86,28 +91,6 @@ def check_settings(config: "ConfigDict") -> Family:
     return family
 
 
-def build_system(config: "ConfigDict", frozen: Mapping[str, Frozen]) -> System:
-    """Build the networks and losses of a configuration."""
-    dtype = jnp.dtype(resolve_dtype(config.networks.dtype))
-    return family_named(config.system).system(config, frozen, dtype)
-
-
-def make_timeline(config: "ConfigDict", system: System) -> Timeline:
-    """Make the schedule of a run's stages."""
-    return Timeline(
-        system.stages(),
-        batch_size=config.batch_size,
-        resolution=config.resolution,
-        total_kimg=config.total_kimg,
-    )
-
-
-def initial_state(config: "ConfigDict", system: System) -> TrainState:
-    """Return the state before the first step, from the seed; jit this."""
-    with_ema = config.optimizer.ema_halflife_kimg > 0
-    return init_state(system, jax.random.key(config.seed), with_ema)
-
-
 def set_up(
     config: "ConfigDict",
     workdir: Path,
@@ -122,15 +105,7 @@ def set_up(
     if init_from is not None and not any((workdir / CHECKPOINTS).iterdir()):
         check_checkpoint(init_from)
     system = build_system(config, {})  # frozen networks take long to load
-    mesh = make_mesh(
-        config.mesh.space,
-        {
-            span.stage.name: (span.batch_size, span.resolution)
-            for span in make_timeline(config, system).spans
-        },
-        config.microbatches,
-        system.batch_multiple,
-    )
+    mesh = mesh_of(config, system, make_timeline(config, system))
     source, held_out = open_splits(config)
     validation = load_held_out(held_out, config)
     score = make_score(config.best_by, len(validation or ()))
@@ -229,11 +204,7 @@ def _restore_or_init(
     with jax.set_mesh(mesh):
         make = jax.jit(lambda: initial_state(config, system), out_shardings=sharding)
         shapes = jax.eval_shape(make)
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-    )
-    saved = checkpoints.restore(like)
+    saved = checkpoints.restore(shapes_of(shapes, sharding))
     if saved is not None:
         logger.info("resuming at step %s", f"{int(saved.state.step):,}")
         return saved.state, saved.run

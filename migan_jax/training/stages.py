@@ -8,19 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 import jax
-import numpy as np
 
 from migan_jax.data.pipeline import open_batches
 from migan_jax.systems.base import Metrics, TrainState
 from migan_jax.training import overview
-from migan_jax.training.mesh import (
-    images_sharding,
-    put_images,
-    replicated_sharding,
-    rows_of_process,
-)
+from migan_jax.training.mesh import put_images, replicated_sharding, rows_of_process
+from migan_jax.training.programs import Programs, shapes_of
 from migan_jax.training.setup import Setup
-from migan_jax.training.step import make_step
 from migan_jax.training.timeline import Span
 
 if TYPE_CHECKING:
@@ -36,9 +30,14 @@ class Stages:
 
     def __init__(self, setup: Setup):
         self._setup = setup
-        self._shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-            setup.state,
+        self.programs = Programs(
+            setup.config,
+            setup.system,
+            setup.mesh,
+            *shapes_of(
+                (setup.state, setup.frozen, setup.key), replicated_sharding(setup.mesh)
+            ),
+            setup.source.has_masks,
         )
         self._stack = contextlib.ExitStack()
         self._open: OpenStage | None = None
@@ -48,7 +47,7 @@ class Stages:
         if self._open is None or step >= self._open.span.end_step:
             self._stack.close()  # drop batches loaded ahead for the previous stage
             span = self._setup.timeline.at(step)
-            self._open = OpenStage(self._setup, span, self._shapes, step)
+            self._open = OpenStage(self._setup, span, self.programs, step)
             self._stack.enter_context(self._open.loading())
         return self._open
 
@@ -62,55 +61,30 @@ class Stages:
 class OpenStage:
     """A stage's compiled programs and batches, from a step on."""
 
-    def __init__(self, setup: Setup, span: Span, shapes: TrainState, step: int):
+    def __init__(self, setup: Setup, span: Span, programs: Programs, step: int):
         self.span, self.opened_at = span, step
         self._setup = setup
         self._rows = rows_of_process(setup.mesh, span.batch_size, span.resolution)
-        channels = {"image": 3}
-        if setup.source.has_masks or setup.config.data.draw_masks_on == "host":
-            channels["mask"] = 1
-        self._batch_names = tuple(channels)
-        self._programs = self._compile(shapes, channels)
+        self._batch_names = tuple(programs.channels)
+        self._programs = self._compile(programs)
 
-    def _compile(
-        self, shapes: TrainState, channels: dict[str, int]
-    ) -> dict[int, "Compiled"]:
+    def _compile(self, programs: Programs) -> dict[int, "Compiled"]:
         """Compile the programs, by interval: 1 is the step, others are lazy turns."""
-        setup, span = self._setup, self.span
-        side, replicated = span.resolution, replicated_sharding(setup.mesh)
-        batch = {
-            name: jax.ShapeDtypeStruct(
-                (span.batch_size, side, side, depth),
-                np.uint8,
-                sharding=images_sharding(setup.mesh),
-            )
-            for name, depth in channels.items()
-        }
+        span = self.span
 
         def compile_one(every: int) -> "Compiled":
-            step = make_step(
-                setup.system,
-                span,
-                ema_halflife_kimg=setup.config.optimizer.ema_halflife_kimg,
-                microbatches=setup.config.microbatches,
-                every=every,
-            )
-            shardings = replicated, replicated
-            program = jax.jit(step, donate_argnums=0, out_shardings=shardings)
-            with jax.set_mesh(setup.mesh):
-                lowered = program.lower(shapes, setup.frozen, batch, setup.key)
-                return lowered.compile()
+            return programs.compile(programs.lower(span, every))
 
         intervals = 1, *span.stage.lazy
         start, name = time.perf_counter(), span.stage.name
         logger.info("compiling %s; large networks take minutes", name)
         with ThreadPoolExecutor(len(intervals)) as pool:  # XLA releases the GIL
             compiled = pool.map(compile_one, intervals)
-            programs = dict(zip(intervals, compiled, strict=True))
+            by_interval = dict(zip(intervals, compiled, strict=True))
         logger.info("compiled in %.0f s", time.perf_counter() - start)
-        for line in overview.describe_memory(name, programs):
+        for line in overview.describe_memory(name, by_interval):
             logger.info(line)
-        return programs
+        return by_interval
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:

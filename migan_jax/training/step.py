@@ -101,7 +101,8 @@ def _take_turns(
     for turn in group:
         before = dataclasses.replace(state, params=params)
         turn_inputs = inputs._replace(key=jax.random.fold_in(inputs.key, turn.stream))
-        after, new_metrics = turn.update(turn, optimizers, before, turn_inputs)
+        with jax.named_scope(turn.name):  # for profiles and `plan`
+            after, new_metrics = turn.update(turn, optimizers, before, turn_inputs)
         trained = {
             name: after.params[name] for name in turn.trained_networks(optimizers)
         }
@@ -110,6 +111,7 @@ def _take_turns(
     return state, metrics
 
 
+@jax.named_scope("ema")
 def _update_ema(ema: Any, params: Any, decay: float) -> Any:
     return {
         name: jax.tree.map(

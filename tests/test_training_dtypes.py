@@ -1,7 +1,7 @@
-"""Dtypes and collectives of a half-precision training step.
+"""Dtypes of a half-precision training step.
 
-CPUs compute and reduce bfloat16 in float32, so dtypes are checked in programs for TPUs:
-lowered for one, or compiled for a topology.
+CPUs compute bfloat16 in float32, so dtypes are checked in programs lowered for TPUs.
+test_plan.py compiles a step.
 """
 
 import re
@@ -9,8 +9,6 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from topologies import all_reduces, tpu_devices
 
 from migan_jax.data.mask_samplers import SAMPLERS
 from migan_jax.models import comodgan, discriminators, migan
@@ -18,8 +16,7 @@ from migan_jax.systems.base import Inputs
 from migan_jax.systems.comodgan import CoModGAN
 from migan_jax.systems.migan import MIGAN
 from migan_jax.systems.optimizers import lazy_adam
-from migan_jax.training.step import init_state, make_step
-from migan_jax.training.timeline import Timeline
+from migan_jax.training.step import init_state
 from migan_jax.weights.names import abstract_variables
 
 BATCH, SIZE = 8, 32
@@ -141,9 +138,6 @@ def test_r1_is_computed_in_float32(name):
     assert "bf16" in gradient_program(system.discriminator_loss)
 
 
-# Compiled for a TPU.
-
-
 def abstract_state(system):
     return jax.eval_shape(lambda: init_state(system, jax.random.key(0)))
 
@@ -152,68 +146,3 @@ def frozen_of(system):
     return (
         {"teacher": abstract_variables(TEACHER)} if system is SYSTEMS["migan"] else {}
     )
-
-
-def compile_step(system, devices, penalty=False):
-    """Compile a step or the lazy R1 turn, as a run does; return the program's text."""
-    mesh = Mesh(devices, ("data", "space"), axis_types=(AxisType.Auto,) * 2)
-    replicated = NamedSharding(mesh, PartitionSpec())
-
-    def with_sharding(leaf, sharding=replicated):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    state, frozen, key = jax.tree.map(
-        with_sharding, (abstract_state(system), frozen_of(system), jax.random.key(0))
-    )
-    images = jax.ShapeDtypeStruct((BATCH, SIZE, SIZE, 3), jnp.uint8)
-    split = NamedSharding(mesh, PartitionSpec("data", "space"))
-    span = Timeline(
-        system.stages(), batch_size=BATCH, resolution=SIZE, total_kimg=1
-    ).at(0)
-    every = span.stage.lazy[0] if penalty else 1
-    step = make_step(system, span, ema_halflife_kimg=BATCH / 1000, every=every)
-    program = jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
-    batch = {"image": with_sharding(images, split)}
-    with jax.set_mesh(mesh):
-        lowered = program.lower(state, frozen, batch, key)
-        return lowered.compile().as_text()
-
-
-@pytest.fixture
-def devices(monkeypatch):
-    return tpu_devices(monkeypatch)
-
-
-@pytest.mark.aot
-@pytest.mark.full
-@pytest.mark.parametrize("penalty", [False, True])
-def test_gradients_are_reduced_in_float32(penalty, devices):
-    system = SYSTEMS["migan"]
-    program = compile_step(system, devices.reshape(4, 1), penalty)
-    sums = list(all_reduces(program))
-    # The loops that draw masks use integers.
-    assert {dtype for dtype, _ in sums} <= {"f32", "u32", "s32", "pred"}
-    total = sum(elements for dtype, elements in sums if dtype == "f32")
-    params = abstract_state(system).params
-    trained = sum(
-        leaf.size
-        for name in (["discriminator"] if penalty else system.networks)
-        for leaf in jax.tree.leaves(params[name])
-    )
-    # Most of the discriminator's gradients are reduced twice, for real and fake images.
-    # Minibatch statistics are the rest, a lot compared with so few weights.
-    assert trained <= total <= 2.2 * trained
-    # The batch is split, and no image is.
-    assert f"[{BATCH // 4},{SIZE},{SIZE},8]" in program
-    assert f"[{BATCH},{SIZE},{SIZE}" not in program
-    assert "collective-permute" not in program
-
-
-@pytest.mark.aot
-def test_rows_are_split_and_neighbours_exchange_them(devices):
-    program = compile_step(SYSTEMS["migan"], devices.reshape(2, 2))
-    assert "collective-permute" in program
-    assert f"bf16[{BATCH // 2},{SIZE // 2},{SIZE},8]" in program
-    assert not re.search(rf"\[{BATCH // 2},{SIZE},{SIZE},\d+\]", program)
-    sums = {dtype for dtype, _ in all_reduces(program)}
-    assert "f32" in sums and sums <= {"f32", "u32", "s32", "pred"}
