@@ -238,6 +238,9 @@ def test_convolutions_of_cudnn(target, operands, result):
          "all-reduce", 32768, 2, True),
         ("f32[64,128]{1,0} all-reduce(%a), replica_groups={}",
          "all-reduce", 32768, 8, False),
+        ("f32[64,128]{1,0} all-reduce(%a), "
+         "replica_groups=mesh['axis_0'=2,'axis_1'=4,'axis_2'=1] {'axis_1','axis_2'}",
+         "all-reduce", 32768, 4, False),
         ("(f32[64,128]{1,0}, f32[128,128]{1,0}) all-gather-start(%a), "
          "replica_groups={{0,1}}, dimensions={0}", "all-gather", 65536, 2, True),
         ("f32[16,128]{1,0} reduce-scatter(%a), replica_groups=[2,4]<=[8]",
@@ -257,6 +260,29 @@ def test_collectives(line, kind, size, group, is_async):
     assert (one.group_size, one.is_async) == (group, is_async)
     assert one.op_name == "jit(f)/Net/x"
     assert program.ops[0].kind == OpKind.COLLECTIVE and not program.ops[0].cycles
+
+
+def test_a_collective_in_a_chain_of_fusions_counts_once():
+    """Each fusion computes a part of something else meanwhile, and contains it."""
+    fusion = (
+        "%{0} (p: f32[64,128]) -> f32[128,128] {{\n"
+        "  %p = f32[64,128]{{1,0}} parameter(0)\n"
+        "  ROOT %g = f32[128,128]{{1,0}} all-gather(%p), channel_id={1}, "
+        "replica_groups={{{{0,1}}}}, dimensions={{0}}\n"
+        "}}\n\n"
+    )
+    program = read(
+        *(
+            f"%r{i} = f32[128,128]{{1,0}} fusion(%a), kind=kCustom, calls=%{name}"
+            for i, name in enumerate("xyz")
+        ),
+        computations="".join(
+            fusion.format(name, channel)
+            for name, channel in (("x", 7), ("y", 7), ("z", 8))
+        ),
+    )
+    assert [one.bytes for one in program.collectives] == [65536, 65536]
+    assert all(one.is_async for one in program.collectives)
 
 
 def test_collectives_are_counted_by_dtype_and_in_asynchronous_computations():
