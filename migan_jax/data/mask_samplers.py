@@ -188,12 +188,13 @@ def _paint_path(points: jax.Array, last: jax.Array, width: jax.Array, size: int)
         return rows[:, None] + columns[None]  # [size, size, points]
 
     disc = add(x**2, y**2) <= (width // 2 + DISC_MARGIN) ** 2
-    (dx, dy), x, y = (points[1:] - points[:-1]).T[:, None], x[:, :-1], y[:, :-1]
+    # A line to each point from the one before, which the first lacks.
+    dx, dy = jnp.diff(points, axis=0, prepend=points[:1]).T[:, None]
     along, across = add(x * dx, y * dy), add(x * dy, -y * dx)
     square = (dx**2 + dy**2)[None]
-    line = (along >= 0) & (along <= square) & (square > 0)
+    line = (along <= 0) & (along >= -square) & (square > 0)
     line &= jnp.abs(across) <= (width / 2 - LINE_MARGIN) * jnp.sqrt(square)
-    return jnp.any(disc & exists, axis=-1) | jnp.any(line & exists[..., 1:], axis=-1)
+    return jnp.any((disc | line) & exists, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
