@@ -21,7 +21,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 from migan_jax.config import load_config
 from migan_jax.errors import UserError
 from migan_jax.files import write_json, write_whole
-from migan_jax.planning.plans import make_plan
+from migan_jax.planning.plans import make_plan, outline_plan
 from migan_jax.planning.report import row, table
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -58,7 +58,7 @@ def main() -> None:
         settings = (f"mesh.space={space}",)
         config = load_config(recipe, settings, False)
         try:
-            plan = make_plan(recipe, settings, config, topology)
+            plan = make_plan(outline_plan(recipe, settings, config, topology))
         except UserError as error:
             print(f"{key}: {error}")
             continue

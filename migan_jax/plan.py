@@ -41,13 +41,12 @@ from migan_jax.config import (
     verb_parser,
     whole_number,
 )
-from migan_jax.errors import UserError
 from migan_jax.files import write_json, write_whole
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from migan_jax.planning.plans import Plan
+    from migan_jax.planning.plans import Outline, Plan
 
 logger = logging.getLogger("migan_jax.plan")  # __name__ may be "__main__"
 
@@ -124,38 +123,36 @@ def main() -> None:
     for size in sizes:
         configs.append(config.copy_and_resolve_references())
         configs[-1].batch_size = size
-    _check(arguments, configs)
+    outlines = _outline(arguments, configs)
 
     from migan_jax.planning.plans import make_plan
     from migan_jax.planning.report import describe
 
     plans: list[Plan] = []
-    recipe, settings = arguments.config, arguments.settings
-    for topology in arguments.topology:
-        for config in configs:
-            plan = make_plan(recipe, settings, config, topology, arguments.dump_hlo)
-            plans.append(plan)
-            print("\n".join(describe(plan, arguments.price)), end="\n\n", flush=True)
-            _save(plans, arguments.output, arguments.price)
+    for outline in outlines:
+        plans.append(make_plan(outline, arguments.dump_hlo))
+        lines = describe(plans[-1], arguments.price)
+        print("\n".join(lines), end="\n\n", flush=True)
+        _save(plans, arguments.output, arguments.price)
     print(f"saved {arguments.output}/: {JSON_FILE}, {TABLE_FILE}, {PICTURE_FILE}")
 
 
-def _check(arguments: argparse.Namespace, configs: list["ConfigDict"]) -> None:
-    """Raise UserError for what can be known before anything is compiled."""
-    from migan_jax.planning.chips import open_topology
+def _outline(
+    arguments: argparse.Namespace, configs: list["ConfigDict"]
+) -> list["Outline"]:
+    """Outline all plans; raise UserError for mistakes before anything is compiled."""
     from migan_jax.planning.compilation import CACHE
-    from migan_jax.training.programs import plan_programs
+    from migan_jax.planning.plans import outline_plan
     from migan_jax.training.setup import check_settings
 
     for config in configs:
         family = check_settings(config)
-    for topology in arguments.topology:
-        devices, _ = open_topology(topology)
-        for config in configs:
-            try:
-                plan_programs(config, devices)
-            except UserError as error:
-                raise UserError(f"{topology}: {error}") from error
+    recipe, settings = arguments.config, arguments.settings
+    outlines = [
+        outline_plan(recipe, settings, config, topology)
+        for topology in arguments.topology
+        for config in configs
+    ]
     for folder in filter(None, (arguments.output, arguments.dump_hlo, CACHE)):
         probe = folder / ".writable"
         write_whole(probe, lambda part: part.touch())
@@ -169,6 +166,7 @@ def _check(arguments: argparse.Namespace, configs: list["ConfigDict"]) -> None:
                 path,
                 name,
             )
+    return outlines
 
 
 def _save(plans: list["Plan"], output: Path, price: float | None) -> None:

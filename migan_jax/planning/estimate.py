@@ -12,6 +12,7 @@ from typing import Any
 
 from migan_jax.planning.chips import Chip
 from migan_jax.planning.hlo import Collective, Op, Program
+from migan_jax.training.programs import peak_memory
 
 # Scopes that are a part of the step wherever they occur, except in a network.
 SCOPES = ("prepare", "masks", "noise", "optimizer", "ema")
@@ -249,16 +250,15 @@ def _exchanges(
 
 
 def _memory(analysis: Any, chip: Chip) -> Memory:
-    arguments, code = (
-        analysis.argument_size_in_bytes,
-        analysis.generated_code_size_in_bytes,
-    )
+    peak = peak_memory(analysis)
+    arguments = analysis.argument_size_in_bytes
+    code = analysis.generated_code_size_in_bytes
     # Results that replace arguments take no memory of their own.
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return Memory(
-        peak=analysis.peak_memory_in_bytes + code,
+        peak=peak,
         available=chip.hbm_bytes,
         arguments=arguments,
-        activations=analysis.peak_memory_in_bytes - arguments - results,
+        activations=peak - arguments - results - code,
         code=code,
     )

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from migan_jax.planning.chips import open_topology
+from migan_jax.errors import UserError
+from migan_jax.planning.chips import Chip, open_topology
 from migan_jax.planning.compilation import compile_programs, compiler_versions
 from migan_jax.planning.estimate import Estimate, estimate
 from migan_jax.planning.hlo import read_program
-from migan_jax.training.programs import plan_programs
+from migan_jax.training.programs import Programs, plan_programs
+from migan_jax.training.timeline import Timeline
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -130,26 +132,48 @@ class Plan:
         return content
 
 
-def make_plan(
-    recipe: str,
-    settings: tuple[str, ...],
-    config: "ConfigDict",
-    topology: str,
-    dump: Path | None = None,
-) -> Plan:
-    """Compile a recipe's programs for a topology, or read them from the cache.
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """A recipe on a topology, before anything is compiled."""
+
+    recipe: str
+    settings: tuple[str, ...]
+    topology: str
+    chip: Chip
+    programs: Programs
+    timeline: Timeline
+    networks: dict[str, str]  # names by class
+
+
+def outline_plan(
+    recipe: str, settings: tuple[str, ...], config: "ConfigDict", topology: str
+) -> Outline:
+    """Prepare a plan, or raise UserError if the recipe does not suit the topology.
 
     Args:
       recipe, settings: where the configuration comes from, for the report.
-      dump: a folder for the compiled programs' HLO.
     """
     devices, chip = open_topology(topology)
-    programs, timeline, networks = plan_programs(config, devices)
-    roles = {type(network).__name__: name for name, network in networks.items()}
+    try:
+        programs, timeline, networks = plan_programs(config, devices)
+    except UserError as error:
+        raise UserError(f"{topology}: {error}") from error
+    names = {type(network).__name__: name for name, network in networks.items()}
+    return Outline(recipe, settings, topology, chip, programs, timeline, names)
+
+
+def make_plan(outline: Outline, dump: Path | None = None) -> Plan:
+    """Compile the programs, or read them from the cache.
+
+    Args:
+      dump: a folder for the compiled programs' HLO.
+    """
+    programs, chip = outline.programs, outline.chip
+    config, devices = programs.config, programs.mesh.size
     stages: list[StagePlan] = []
     missing = 0.0
-    for span in timeline.spans:
-        compiled = compile_programs(programs, span, topology, dump)
+    for span in outline.timeline.spans:
+        compiled = compile_programs(programs, span, outline.topology, dump)
         missing = max(missing, *(program.missing for program in compiled.values()))
         if any(not program.hlo for program in compiled.values()):
             stages.clear()
@@ -158,10 +182,10 @@ def make_plan(
             every: estimate(
                 read_program(program.hlo, chip.float32_passes),
                 chip,
-                len(devices),
+                devices,
                 SimpleNamespace(**program.memory),
                 turns=[turn.name for group in span.stage.turns for turn in group],
-                networks=roles,
+                networks=outline.networks,
             )
             for every, program in compiled.items()
         }
@@ -172,17 +196,17 @@ def make_plan(
         )
         missing = max(missing, stages[-1].peak_bytes - chip.hbm_bytes)
     return Plan(
-        recipe=recipe,
-        settings=settings,
-        topology=topology,
+        recipe=outline.recipe,
+        settings=outline.settings,
+        topology=outline.topology,
         chip=chip.name,
-        chips=len(devices) // chip.devices_per_chip,
-        devices=len(devices),
+        chips=devices // chip.devices_per_chip,
+        devices=devices,
         mesh=programs.mesh.devices.shape,
         resolution=config.resolution,
         batch_size=config.batch_size,
         microbatches=config.microbatches,
-        dtype=programs.config.networks.dtype,
+        dtype=config.networks.dtype,
         remat=config.networks.remat,
         available=chip.hbm_bytes,
         state={

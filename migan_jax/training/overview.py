@@ -16,6 +16,7 @@ from migan_jax.files import readable_size, write_json, write_whole
 from migan_jax.systems.base import TrainState
 from migan_jax.training.checkpoint import checkpoint_bytes
 from migan_jax.training.devices import describe_dtype, idle_accelerator
+from migan_jax.training.programs import peak_memory
 from migan_jax.weights.locations import CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -92,12 +93,10 @@ def describe_memory(stage: str, programs: Mapping[int, Compiled]) -> list[str]:
     for every, program in programs.items():
         name = stage if every == 1 else f"{stage}, every {every} steps"
         memory = program.memory_analysis()
-        arguments = memory.argument_size_in_bytes
-        total = arguments + memory.temp_size_in_bytes + memory.output_size_in_bytes
-        total -= memory.alias_size_in_bytes
         lines.append(
-            f"memory of {name}: {readable_size(total)} on each device, of which "
-            f"{readable_size(arguments)} are weights and batch"
+            f"memory of {name}: {readable_size(peak_memory(memory))} on each device, "
+            f"of which {readable_size(memory.argument_size_in_bytes)} are weights and "
+            f"batch"
         )
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if limit:

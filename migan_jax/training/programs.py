@@ -148,6 +148,19 @@ def mesh_of(
     )
 
 
+def peak_memory(analysis: Any) -> int:
+    """Return the bytes that a compiled program needs on each device.
+
+    Args:
+      analysis: `compiled.memory_analysis()`. Its peak leaves out fragmentation, and for
+        small TPU programs it lists no temporary arrays.
+    """
+    total = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    total += analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    peak = max(total, analysis.peak_memory_in_bytes)
+    return peak + analysis.generated_code_size_in_bytes
+
+
 def shapes_of(tree: Any, sharding: Sharding) -> Any:
     """Return the shapes of arrays with this sharding."""
     return jax.tree.map(
