@@ -7,11 +7,11 @@ from jax import lax
 from migan_jax.ops import partition
 
 
-def use_accelerator_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the forms of operations that accelerators run."""
+def use_accelerator_forms(monkeypatch: pytest.MonkeyPatch, name: str = "gpu") -> None:
+    """Run the forms of operations that an accelerator runs, "gpu" or "tpu"."""
 
-    def choose(*arrays, default, cpu=None):
-        return default(*arrays)
+    def choose(*arrays, default, **forms):
+        return forms.get(name, default)(*arrays)
 
     monkeypatch.setattr(lax, "platform_dependent", choose)
 
@@ -23,4 +23,4 @@ def use_tpu_forms(monkeypatch: pytest.MonkeyPatch) -> None:
         return not jax.sharding.get_abstract_mesh().empty
 
     monkeypatch.setattr(partition, "_on_tpus", on_tpus)
-    use_accelerator_forms(monkeypatch)
+    use_accelerator_forms(monkeypatch, "tpu")

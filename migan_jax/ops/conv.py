@@ -4,7 +4,6 @@ Kernels are [kh, kw, I, O]; their gradients are in at least float32 (ops/bilinea
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -95,12 +94,25 @@ def _swap_channels(kernel: jax.Array) -> jax.Array:
     return kernel.swapaxes(2, 3)
 
 
-def _pointwise(
-    strips: Strips | None, x: jax.Array, kernel: jax.Array, axis: int = 0
+def _pointwise(strips: Strips | None, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    # A TPU lays out the inputs of convolutions and of matrix products in different
+    # ways. Next to other convolutions, products would double the passes over memory.
+    return lax.platform_dependent(x, kernel, tpu=_convolve_pixels, default=_product)
+
+
+def _pointwise_transpose(
+    strips: Strips | None, dy: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-    """Sum over the kernel's inputs (axis 0) or, for its transpose, outputs (1)."""
-    contraction = (((3,), (axis,)), ((), ()))
+    return _pointwise(strips, dy, _swap_channels(kernel))
+
+
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    contraction = (((3,), (0,)), ((), ()))
     return lax.dot_general(x, kernel[0, 0], contraction, precision=full_precision(x))
+
+
+def _convolve_pixels(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _convolve(x, kernel, rows=0, columns=0)
 
 
 def _pointwise_kernel_gradient(
@@ -205,9 +217,7 @@ def _same3x3_transpose(dy: jax.Array, kernel: jax.Array, halo: int) -> jax.Array
     return _same3x3(dy, _swap_channels(kernel[::-1, ::-1]), halo)
 
 
-_matrix_product = bilinear(
-    _pointwise, partial(_pointwise, axis=1), _pointwise_kernel_gradient
-)
+_matrix_product = bilinear(_pointwise, _pointwise_transpose, _pointwise_kernel_gradient)
 _same = bilinear(
     _with_halo(_same3x3, 1),
     _with_halo(_same3x3_transpose, 1),
