@@ -78,4 +78,4 @@ def test_remat_stores_few_activations(name, capsys):
     """Counted before XLA, whose CPU programs do not save memory with remat."""
     network = NETWORKS[name].clone(resolution=32, channel_base=256)
     stored = count_residuals(network, capsys)
-    assert 0 < count_residuals(network.clone(remat=True), capsys) < stored / 5
+    assert 0 < count_residuals(network.clone(remat=True), capsys) < stored / 3

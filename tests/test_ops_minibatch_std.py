@@ -95,3 +95,12 @@ def test_half_precision_is_computed_in_float32():
     y = append_minibatch_std(x)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_array_equal(y[..., -1].astype(np.float32), 1)
+
+
+@pytest.mark.parametrize("samples", [2, 8])
+def test_batches_that_take_turns_have_groups_of_their_own(samples):
+    batches = np.random.default_rng(4).standard_normal((2, samples, 2, 2, 3))
+    together = np.stack(batches.astype(np.float32), axis=1).reshape(-1, 2, 2, 3)
+    y = append_minibatch_std(together, batches=2).reshape(samples, 2, 2, 2, 4)
+    for index, batch in enumerate(batches.astype(np.float32)):
+        np.testing.assert_allclose(y[:, index], append_minibatch_std(batch), rtol=1e-6)

@@ -1,6 +1,7 @@
 """Discriminators of MI-GAN (Table S.5) and of Co-Mod-GAN (StyleGAN2's, residual).
 
-Both take concat(mask - 0.5, image), [N, R, R, 4], and return logits [N, 1].
+Both take concat(mask - 0.5, image), [N, R, R, 4], and return logits [N, 1]. Samples of
+several batches may take turns, as fake and real images do; they are not compared.
 """
 
 import functools
@@ -41,6 +42,7 @@ def _discriminate(
     x: jax.Array,
     make_block: Callable[..., nn.Module],
     make_head: Callable[..., nn.Module],
+    batches: int,
 ) -> jax.Array:
     """Run a block per level, from the largest down, and the head: logits [N, 1]."""
     size = network.resolution
@@ -57,7 +59,7 @@ def _discriminate(
             name=f"b{r}",
         )
         x = run_block(block, network.remat, x)
-    return make_head(name=f"b{LOWEST_RESOLUTION}")(x)
+    return make_head(name=f"b{LOWEST_RESOLUTION}")(x, batches)
 
 
 class MIGANDiscriminator(nn.Module):
@@ -77,12 +79,12 @@ class MIGANDiscriminator(nn.Module):
         return [_input_shape(self.resolution)]
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, batches: int = 1) -> jax.Array:
         block, head = (
             functools.partial(module, reparam=self.reparam)
             for module in (SeparableResidualBlock, SeparableHead)
         )
-        return _discriminate(self, x, block, head)
+        return _discriminate(self, x, block, head, batches)
 
 
 class SeparableResidualBlock(nn.Module):
@@ -125,9 +127,9 @@ class SeparableHead(nn.Module):
     reparam: Reparam
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, batches: int) -> jax.Array:
         channels = x.shape[-1]
-        x = append_minibatch_std(x)
+        x = append_minibatch_std(x, batches)
         x = SeparableConv(channels, self.reparam, name="conv")(x)
         x = flatten_channels_first(x)
         x = lrelu_agc(Dense(channels, name="fc")(x))
@@ -149,8 +151,8 @@ class CoModGANDiscriminator(nn.Module):
         return [_input_shape(self.resolution)]
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return _discriminate(self, x, ResidualBlock, Head)
+    def __call__(self, x: jax.Array, batches: int = 1) -> jax.Array:
+        return _discriminate(self, x, ResidualBlock, Head, batches)
 
 
 class ResidualBlock(nn.Module):
@@ -181,9 +183,9 @@ class Head(nn.Module):
     """The 4x4 level: minibatch standard deviation, convolution, two dense layers."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, batches: int) -> jax.Array:
         channels = x.shape[-1]
-        x = append_minibatch_std(x)
+        x = append_minibatch_std(x, batches)
         x = lrelu_agc(EqualisedConv(channels, name="conv")(x))
         x = flatten_channels_first(x)
         x = lrelu_agc(Dense(channels, name="fc")(x))

@@ -31,6 +31,7 @@ from migan_jax.ops.conv import (
     conv_depthwise,
     conv_down,
     conv_pointwise,
+    conv_to_float32,
     join_kernels,
     normalise_kernel,
 )
@@ -106,13 +107,15 @@ class PointwiseConv(nn.Module):
     reparam: Reparam
     use_bias: bool = False
     resample: Resampling = None
+    to_float32: bool = False  # from half precision, for few features
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.resample == "down":
             x = downsample2x(x)
+        convolve = conv_to_float32 if self.to_float32 else conv_pointwise
         shape = (1, 1, x.shape[-1], self.features)
-        y = conv_pointwise(x, self.reparam.kernel(self, shape))
+        y = convolve(x, self.reparam.kernel(self, shape))
         if self.use_bias:
             y = add_bias(y, self.param("bias", constant(0), (self.features,)))
         return upsample2x(y) if self.resample == "up" else y

@@ -19,7 +19,7 @@ from migan_jax.models.layers import (
 )
 from migan_jax.models.noise import Noise, layer_noise
 from migan_jax.ops.activation import lrelu_agc
-from migan_jax.ops.precision import at_least_float32, compute_dtype
+from migan_jax.ops.precision import compute_dtype
 
 
 class MIGANGenerator(nn.Module):
@@ -191,8 +191,10 @@ class SynthesisBlock(nn.Module):
         x = SeparableConv(
             self.channels, self.reparam, noise_resolution=noise_resolution, name="conv2"
         )(x + feature, second)
-        to_rgb = PointwiseConv(3, self.reparam, use_bias=True, name="torgb")
-        return x, to_rgb(at_least_float32(x))
+        to_rgb = PointwiseConv(
+            3, self.reparam, use_bias=True, to_float32=True, name="torgb"
+        )
+        return x, to_rgb(x)
 
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:

@@ -1,6 +1,7 @@
 """The activation of MI-GAN and Co-Mod-GAN: leaky ReLU with gain and clamp."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,27 @@ NEGATIVE_SLOPE = 0.2
 CLAMP = 256.0
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def lrelu_agc(x: jax.Array, gain: float = 1.0) -> jax.Array:
     """Leaky ReLU (0.2), times sqrt(2) * gain, clipped to +-256 * gain.
 
-    With `where` the gradient at x = 0 is the negative slope, as in PyTorch; with
-    `maximum` it would be the mean of both slopes.
+    Its gradient is computed from its output, as in the reference, so that its input
+    need not be stored. At 0 it is the negative slope.
     """
     scale = math.sqrt(2.0) * gain
     y = jnp.where(x > 0, x * scale, x * (NEGATIVE_SLOPE * scale))
     return jnp.clip(y, -CLAMP * gain, CLAMP * gain)
+
+
+def _forward(x: jax.Array, gain: float) -> tuple[jax.Array, jax.Array]:
+    y = lrelu_agc(x, gain)
+    return y, y
+
+
+def _backward(gain: float, y: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    scale = math.sqrt(2.0) * gain
+    dx = jnp.where(y > 0, dy * scale, dy * (NEGATIVE_SLOPE * scale))
+    return (jnp.where(jnp.abs(y) < CLAMP * gain, dx, 0),)
+
+
+lrelu_agc.defvjp(_forward, _backward)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from migan_jax.ops.bilinear import Operation, bilinear
 from migan_jax.ops.depthwise import depthwise3x3
@@ -41,6 +42,16 @@ def conv_depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def conv_pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """1x1 convolution as a matrix product; kernel [1, 1, I, O]."""
     return _matrix_product.apply(x, kernel)
+
+
+def conv_to_float32(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """1x1 convolution with float32 results, as if half-precision x were float32.
+
+    For few output channels: it makes one product in bfloat16 of what would be six.
+    """
+    if x.dtype != jnp.bfloat16:
+        return conv_pointwise(at_least_float32(x), kernel)
+    return _exact_product(x, kernel)
 
 
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -95,24 +106,33 @@ def _swap_channels(kernel: jax.Array) -> jax.Array:
 
 
 def _pointwise(strips: Strips | None, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    # A TPU lays out the inputs of convolutions and of matrix products in different
-    # ways. Next to other convolutions, products would double the passes over memory.
-    return lax.platform_dependent(x, kernel, tpu=_convolve_pixels, default=_product)
+    return _multiply(x, kernel, x.dtype)
 
 
 def _pointwise_transpose(
     strips: Strips | None, dy: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-    return _pointwise(strips, dy, _swap_channels(kernel))
+    return _multiply(dy, _swap_channels(kernel), dy.dtype)
 
 
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    contraction = (((3,), (0,)), ((), ()))
-    return lax.dot_general(x, kernel[0, 0], contraction, precision=full_precision(x))
+def _multiply(x: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Multiply each pixel with a kernel [1, 1, I, O]; return this dtype."""
 
+    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.dot_general(
+            x,
+            kernel[0, 0],
+            (((3,), (0,)), ((), ())),
+            precision=full_precision(x),
+            preferred_element_type=dtype,
+        )
 
-def _convolve_pixels(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _convolve(x, kernel, rows=0, columns=0)
+    def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _convolve(x, kernel, rows=0, columns=0, dtype=dtype)
+
+    # A TPU lays out the inputs of convolutions and of matrix products in different
+    # ways. Next to other convolutions, products would double the passes over memory.
+    return lax.platform_dependent(x, kernel, tpu=convolution, default=product)
 
 
 def _pointwise_kernel_gradient(
@@ -147,8 +167,9 @@ def _convolve(
     columns: int,
     strides: int = 1,
     dilation: int = 1,
+    dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """Convolve with zero padding by rows and columns."""
+    """Convolve with zero padding by rows and columns; return x's or another dtype."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -157,6 +178,7 @@ def _convolve(
         lhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=full_precision(x),
+        preferred_element_type=dtype,
     )
 
 
@@ -228,3 +250,50 @@ _down = bilinear(
     _with_halo(_scatter_and_filter, 1),
     _with_halo(_filter_and_convolve_gradient, 2),
 )
+
+
+# Products of bfloat16 and float32: a float32 number is the sum of three in bfloat16.
+
+
+def _bfloat16_parts(x: jax.Array, count: int) -> list[jax.Array]:
+    """Return the most significant parts of float32 numbers."""
+    parts = []
+    for _ in range(count):
+        # Unlike a cast and its inverse, XLA does not leave it out.
+        part = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+        parts.append(part.astype(jnp.bfloat16))
+        x = x - part
+    return parts
+
+
+def _sum_parts(x: jax.Array) -> jax.Array:
+    """Add the results of three parts, which lie side by side in the channels."""
+    return jnp.sum(x.reshape(*x.shape[:-1], 3, -1), axis=-2)
+
+
+@jax.custom_vjp
+def _exact_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    parts = jnp.concatenate(_bfloat16_parts(kernel, 3), axis=-1)
+    return _sum_parts(_multiply(x, parts, jnp.float32))
+
+
+def _exact_product_forward(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _exact_product(x, kernel), (x, kernel)
+
+
+def _exact_product_backward(
+    saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    parts = jnp.concatenate(_bfloat16_parts(dy, 3), axis=-1)
+    dkernel = _sum_parts(_pointwise_kernel_gradient(None, x, parts))
+    # dx is rounded to bfloat16: products of the two first parts are precise enough.
+    (d0, d1), (k0, k1) = _bfloat16_parts(dy, 2), _bfloat16_parts(kernel, 2)
+    factors = jnp.concatenate([d0, d0, d1], axis=-1)
+    kernels = _swap_channels(jnp.concatenate([k0, k1, k0], axis=-1))
+    return _multiply(factors, kernels, x.dtype), dkernel
+
+
+_exact_product.defvjp(_exact_product_forward, _exact_product_backward)

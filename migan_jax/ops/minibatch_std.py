@@ -10,14 +10,15 @@ GROUP_SIZE = 4
 
 
 @jax.named_scope("batch_statistics")
-def append_minibatch_std(x: jax.Array) -> jax.Array:
+def append_minibatch_std(x: jax.Array, batches: int = 1) -> jax.Array:
     """Append one channel, the mean deviation of each sample's group: [N, H, W, C + 1].
 
     Sample i is grouped with the samples congruent to i modulo N / group, as in the
     reference. A group has GROUP_SIZE samples, or the whole batch if that is smaller.
+    Several batches whose samples take turns have the groups that each would have.
     """
     n, h, w, c = x.shape
-    group = min(GROUP_SIZE, n)
+    group = min(GROUP_SIZE, n // batches)
     if n % group:
         raise ValueError(
             f"The discriminator cannot split a batch of {n} into groups: use a batch "

@@ -20,6 +20,7 @@ from migan_jax.losses.reconstruction import l1_in_hole
 from migan_jax.models.channels import levels
 from migan_jax.models.layers import Reparam
 from migan_jax.ops.minibatch_std import GROUP_SIZE
+from migan_jax.ops.partition import split_images
 from migan_jax.systems import images
 from migan_jax.systems.base import (
     Batch,
@@ -107,7 +108,7 @@ class LogisticGAN:
         """Return the weighted terms: the adversarial loss, and L1 in holes."""
         image, mask = inputs.batch["image"], inputs.batch["mask"]
         fake = images.composite(image, completion, mask)
-        logits = self._discriminate(params, fake, mask)
+        (logits,) = self._discriminate(params, mask, fake)
         terms = {"adversarial": jnp.mean(gan.logistic_generator_loss(logits))}
         if self.l1_weight:
             terms["l1"] = self.l1_weight * jnp.mean(l1_in_hole(completion, image, mask))
@@ -118,8 +119,7 @@ class LogisticGAN:
         completion, _, stats = self.complete(params, stats, inputs)
         image, mask = inputs.batch["image"], inputs.batch["mask"]
         completed = images.composite(image, completion, mask)
-        fake = self._discriminate(params, completed, mask)
-        real = self._discriminate(params, image, mask)
+        fake, real = self._discriminate(params, mask, completed, image)
         loss = jnp.mean(gan.logistic_discriminator_loss(real, fake))
         metrics = {
             "d/adversarial": loss,
@@ -141,11 +141,15 @@ class LogisticGAN:
         return self.r1_interval * self.r1_gamma * r1, (stats, {"d/r1": r1})
 
     def _discriminate(
-        self, params: Params, image: jax.Array, mask: jax.Array
-    ) -> jax.Array:
-        """Return the logits of real or completed images."""
-        x = images.discriminator_input(image, mask)
-        return self.discriminator.apply({"params": params["discriminator"]}, x)
+        self, params: Params, mask: jax.Array, *batches: jax.Array
+    ) -> list[jax.Array]:
+        """Return the logits [N, 1] of each batch of images, in one pass."""
+        inputs = [images.discriminator_input(batch, mask) for batch in batches]
+        # Samples take turns, so that devices need not exchange any.
+        x = jnp.stack(inputs, axis=1).reshape(-1, *inputs[0].shape[1:])
+        variables = {"params": params["discriminator"]}
+        logits = self.discriminator.apply(variables, split_images(x), len(batches))
+        return list(jnp.moveaxis(logits.reshape(-1, len(batches), 1), 1, 0))
 
     # The generator.
 
