@@ -104,10 +104,15 @@ def test_kernel_gradient_and_its_gradients(shape, float64):
             depthwise_kernel_gradient,
             depthwise._kernel_gradient_convolution,
         ),
+        (
+            "kernel_gradient",
+            depthwise_kernel_gradient,
+            depthwise._kernel_gradient_sums,
+        ),
     ],
-    ids=["apply", "weight_gradient"],
+    ids=["apply", "kernel_gradient", "kernel_gradient_of_gpus"],
 )
-def test_cpu_form_equals_the_accelerators(name, operation, convolution, shape, float64):
+def test_forms_of_platforms_are_equal(name, operation, convolution, shape, float64):
     x, kernel, dy = arrays(shape, seed=1)
     arguments = (x, kernel) if name == "apply" else (x, dy)
     directions = [array[::-1] for array in arguments]

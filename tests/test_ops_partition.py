@@ -92,7 +92,7 @@ def test_accelerators_without_strips_sum_small_images_once(monkeypatch):
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal((2, 8, 16, 4, 3)).astype(np.float32)
     expected = depthwise_kernel_gradient(x, dy)
-    use_accelerator_forms(monkeypatch)
+    use_accelerator_forms(monkeypatch, "tpu")
     sharding = NamedSharding(mesh_of(4, 2), PartitionSpec("data"))
     arrays = jax.device_put((x, dy), sharding)
     with jax.set_mesh(sharding.mesh):

@@ -52,7 +52,7 @@ def filter_convolution_with(padding):
     return lambda x: resample._filter_convolution(x, padding)
 
 
-# {name: (operation, definition, form for accelerators, size)}
+# {name: (operation, definition, form for TPUs, size)}
 CASES = {
     f"up-{h}x{w}": (upsample2x, up_by_definition, resample._up_convolution, (h, w))
     for h, w in [(1, 1), (1, 3), (5, 3)]
@@ -125,7 +125,7 @@ def test_value_and_gradient(operation, definition, convolution, size, float64):
 
 
 @SOME_CASES
-def test_cpu_form_equals_the_accelerators(
+def test_forms_of_platforms_are_equal(
     operation, definition, convolution, size, float64
 ):
     rng = np.random.default_rng(1)

@@ -1,10 +1,11 @@
 """Depthwise 3x3 convolution, in the fastest form for each platform.
 
-Accelerators run a grouped convolution (the compiler's choice for TPUs; not measured on
-GPUs yet). On CPUs, XLA's grouped convolutions are about twenty
-times slower than nine shifted multiply-adds, forward and backward
-(benchmarks/operations.py). Derivatives
-have the same forms (ops/bilinear.py).
+TPUs run a grouped convolution, which their compiler fuses with its neighbours. On CPUs
+XLA's grouped convolutions are about twenty times slower than nine shifted multiply-adds
+(benchmarks/operations.py). On GPUs they are calls of cuDNN, which nothing is fused
+with: so bias, noise and activation take further passes over memory, and the kernel
+gradient takes copies in float32. GPUs run the multiply-adds, too. Derivatives have the
+same forms (ops/bilinear.py).
 """
 
 import jax
@@ -21,7 +22,7 @@ def _apply(strips: Strips | None, x: jax.Array, kernel: jax.Array) -> jax.Array:
     if strips is not None:
         return _grouped_convolution(strips.add_halo(x, 1), kernel, halo=1)
     return lax.platform_dependent(
-        x, kernel, cpu=_shift_and_add, default=_grouped_convolution
+        x, kernel, tpu=_grouped_convolution, default=_shift_and_add
     )
 
 
@@ -34,7 +35,11 @@ def _kernel_gradient(strips: Strips | None, x: jax.Array, dy: jax.Array) -> jax.
         if strips is not None:
             return _kernel_gradient_convolution(x, dy, halo=1)
         return lax.platform_dependent(
-            x, dy, cpu=_kernel_gradient_by_rows, default=_kernel_gradient_convolution
+            x,
+            dy,
+            cpu=_kernel_gradient_by_rows,
+            tpu=_kernel_gradient_convolution,
+            default=_kernel_gradient_sums,
         )
 
     split_by_rows = is_split_by_rows(x) if strips is None else strips.devices > 1
@@ -59,7 +64,7 @@ def depthwise_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
     return _depthwise.kernel_gradient(x, dy)
 
 
-# Accelerators. With a halo, x has rows beyond the image, in place of padding.
+# TPUs. With a halo, x has rows beyond the image, in place of padding.
 
 
 def _grouped_convolution(x: jax.Array, kernel: jax.Array, halo: int = 0) -> jax.Array:
@@ -90,19 +95,31 @@ def _kernel_gradient_convolution(
     )
 
 
-# CPU.
+# CPUs and GPUs.
+
+
+def _windows(x: jax.Array) -> list[jax.Array]:
+    """Return x shifted by each of the nine taps, in at least float32."""
+    _, h, w, _ = x.shape
+    padded = pad_by_one(x)
+    return [
+        at_least_float32(padded[:, i : i + h, j : j + w])
+        for i in range(3)
+        for j in range(3)
+    ]
 
 
 def _shift_and_add(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    _, h, w, _ = x.shape
-    padded = pad_by_one(x)
-    taps = kernel[:, :, None, None]  # [3, 3, 1, 1, 1, C]
-    total = 0.0
-    for i in range(3):
-        for j in range(3):
-            window = at_least_float32(padded[:, i : i + h, j : j + w])
-            total += window * at_least_float32(taps[i, j])
-    return total.astype(x.dtype)
+    taps = at_least_float32(kernel).reshape(9, 1, 1, 1, -1)
+    products = (x * tap for x, tap in zip(_windows(x), taps, strict=True))
+    return sum(products).astype(x.dtype)
+
+
+def _kernel_gradient_sums(x: jax.Array, dy: jax.Array) -> jax.Array:
+    # The barrier keeps XLA from computing what both are made of in each of the sums.
+    x, dy = lax.optimization_barrier((x, dy))
+    sums = [jnp.sum(x * at_least_float32(dy), axis=(0, 1, 2)) for x in _windows(x)]
+    return jnp.stack(sums).reshape(3, 3, 1, -1)
 
 
 def _kernel_gradient_by_rows(x: jax.Array, dy: jax.Array) -> jax.Array:

@@ -4,8 +4,8 @@ Per axis, with zeros outside the image:
   up    out[2i] = .25 x[i-1] + .75 x[i],  out[2i+1] = .75 x[i] + .25 x[i+1]
   down  out[i]  = (x[2i-1] + 3 x[2i] + 3 x[2i+1] + x[2i+2]) / 8
 The two are each other's adjoints up to a factor of four. The adjoint of the plain
-filter is itself with padding 3 - p. Accelerators run grouped convolutions. These are
-slow on CPUs, which run shifted slices.
+filter is itself with padding 3 - p. TPUs run grouped convolutions; CPUs and GPUs run
+sums of shifted slices, for the reasons in ops/depthwise.py.
 """
 
 from collections.abc import Callable
@@ -59,28 +59,28 @@ def fir_filter(x: jax.Array, padding: int, halo: int = 0) -> jax.Array:
     """
     return lax.platform_dependent(
         x,
-        cpu=partial(_filter_shifts, padding=padding, halo=halo),
-        default=partial(_filter_convolution, padding=padding, halo=halo),
+        tpu=partial(_filter_convolution, padding=padding, halo=halo),
+        default=partial(_filter_shifts, padding=padding, halo=halo),
     )
 
 
 def _upsample(strips: Strips | None, x: jax.Array) -> jax.Array:
     if strips is not None:
         return _up_convolution(strips.add_halo(x, 1), halo=1)
-    return lax.platform_dependent(x, cpu=_up_phases, default=_up_convolution)
+    return lax.platform_dependent(x, tpu=_up_convolution, default=_up_phases)
 
 
 def _downsample(strips: Strips | None, x: jax.Array) -> jax.Array:
     if strips is not None:
         return _down_convolution(strips.add_halo(x, 1), halo=1)
-    return lax.platform_dependent(x, cpu=_down_slices, default=_down_convolution)
+    return lax.platform_dependent(x, tpu=_down_convolution, default=_down_slices)
 
 
 _up = _linear_with_adjoint(_upsample, lambda strips, dy: 4 * _down(strips, dy))
 _down = _linear_with_adjoint(_downsample, lambda strips, dy: _up(strips, dy) / 4)
 
 
-# Accelerators: depthwise convolutions with the 4x4 filter. With a halo, x has rows
+# TPUs: depthwise convolutions with the 4x4 filter. With a halo, x has rows
 # beyond the image, in place of padding.
 
 
@@ -122,16 +122,20 @@ def _filter_convolution(x: jax.Array, padding: int, halo: int = 0) -> jax.Array:
     return _fir_convolution(x, 1, strides=1, padding=edges, dilation=1)
 
 
-# CPU: sums of shifted slices.
+# CPUs and GPUs: sums of shifted slices.
 
 
 def pad_by_one(x: jax.Array) -> jax.Array:
     """Pad every image with one pixel of zeros, to slice windows from.
 
-    The barrier keeps XLA from turning slices of a padded array into padded slices,
-    whose bounds checks do not vectorise (6 to 14 times slower on a CPU).
+    On a CPU, the barrier keeps XLA from turning slices of a padded array into padded
+    slices, whose bounds checks do not vectorise (6 to 14 times slower). A GPU would
+    store the padded array.
     """
-    return lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return lax.platform_dependent(
+        padded, cpu=lax.optimization_barrier, default=lambda padded: padded
+    )
 
 
 def _up_phases(x: jax.Array) -> jax.Array:
