@@ -120,7 +120,7 @@ def use_tpu_forms() -> None:
     lax.platform_dependent = lambda *arrays, default, tpu=None, cpu=None: (
         tpu or default
     )(*arrays)
-    partition._on_tpus = lambda: not jax.sharding.get_abstract_mesh().empty
+    partition.on_tpus = lambda: not jax.sharding.get_abstract_mesh().empty
 
 
 def save_teacher(path: Path, resolution: int) -> None:

@@ -22,5 +22,5 @@ def use_tpu_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     def on_tpus() -> bool:
         return not jax.sharding.get_abstract_mesh().empty
 
-    monkeypatch.setattr(partition, "_on_tpus", on_tpus)
+    monkeypatch.setattr(partition, "on_tpus", on_tpus)
     use_accelerator_forms(monkeypatch, "tpu")

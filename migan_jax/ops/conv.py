@@ -3,6 +3,7 @@
 Kernels are [kh, kw, I, O]; their gradients are in at least float32 (ops/bilinear.py).
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -87,10 +88,10 @@ def demodulated_conv(
     """
     kernel = at_least_float32(kernel)
     styles = at_least_float32(styles)
-    mean_square = jnp.mean(kernel**2, axis=(0, 1, 2), keepdims=True)
-    kernel = kernel * lax.rsqrt(mean_square)
-    styles = styles * lax.rsqrt(jnp.mean(styles**2))
     power = jnp.sum(kernel**2, axis=(0, 1))  # [I, O]
+    scale = lax.rsqrt(jnp.mean(power, axis=0) / math.prod(kernel.shape[:2]))  # [O]
+    kernel, power = kernel * scale[None, None, None], power * scale[None] ** 2
+    styles = styles * lax.rsqrt(jnp.mean(styles**2))
     squares = jnp.matmul(styles**2, power, precision=full_precision(styles))
     norm = lax.rsqrt(squares + 1e-8)  # [N, O]
     styles, norm = per_strip(styles), per_strip(norm)

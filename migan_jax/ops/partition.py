@@ -111,7 +111,7 @@ class Strips:
         """
         mesh = _mesh_shape()
         samples, rows = images.shape[:2]
-        if not _on_tpus() or samples % mesh[DATA]:
+        if not on_tpus() or samples % mesh[DATA]:
             return None
         devices = mesh[SPACE] if is_split_by_rows(images) else 1
         count = 1
@@ -236,7 +236,7 @@ def _mesh_shape() -> dict[str, int]:
     return {DATA: 1, SPACE: 1} | dict(jax.sharding.get_abstract_mesh().shape)
 
 
-def _on_tpus() -> bool:
+def on_tpus() -> bool:
     """Return whether the mesh is one of TPUs."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device is not None and device.platform == "tpu"
