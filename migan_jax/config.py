@@ -73,6 +73,10 @@ def base_config() -> "ConfigDict":
                 "l1": 0.0,  # weight of the L1 loss inside holes
                 "r1_gamma": 10.0,
                 "r1_interval": 16,  # steps between R1 updates
+                # Train the discriminator on the completions that the generator's loss
+                # was computed from. The reference updates the generator before, and
+                # computes them again.
+                "reuse_completions": False,
             },
             "optimizer": _optimizer_settings(),
             "microbatches": 1,  # gradient accumulation, to save memory

@@ -1,5 +1,6 @@
 """Systems: prepared batches, random inputs, completions, PSNR."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,7 @@ from variables import random_variables
 from migan_jax.data.mask_samplers import SAMPLERS
 from migan_jax.models import comodgan, migan
 from migan_jax.models.discriminators import CoModGANDiscriminator, MIGANDiscriminator
+from migan_jax.systems.base import Inputs
 from migan_jax.systems.comodgan import CoModGAN
 from migan_jax.systems.images import composite, hole_psnr, prepare
 from migan_jax.systems.migan import MIGAN
@@ -115,3 +117,31 @@ def test_hole_psnr_excludes_images_without_a_hole():
     error = jnp.array([0.2, 0.02, 9])[:, None, None, None]
     assert hole_psnr(image, image + error, mask) == pytest.approx(30, abs=1e-3)
     assert hole_psnr(image, image, mask) == pytest.approx(100, abs=1e-3)
+
+
+def test_reused_completions_do_not_change_gradients(float64):
+    """Each network's gradient is that of its own loss at the same parameters."""
+    system = dataclasses.replace(STUDENT, teacher=None)
+    variables = {
+        name: random_variables(network, dtype=np.float64)
+        for name, network in system.networks.items()
+    }
+    params = {name: tree["params"] for name, tree in variables.items()}
+    stats = {"generator": variables["generator"]["stats"], "discriminator": {}}
+    batch = prepare({"image": images()}, KEY, SAMPLER)
+    inputs = Inputs({}, batch, KEY, progress=0.0, kimg=0.0)
+    losses = system.joint_loss, system.generator_loss, system.discriminator_loss
+
+    def gradient(loss, params):
+        return jax.grad(lambda params: loss(params, stats, inputs)[0])(params)
+
+    @jax.jit
+    def gradients(params):
+        return [gradient(loss, params) for loss in losses]
+
+    joint, *separate = gradients(params)
+    for name, own in zip(system.networks, separate, strict=True):
+        for ours, theirs in zip(
+            *map(jax.tree.leaves, (joint[name], own[name])), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)

@@ -25,6 +25,7 @@ from migan_jax.systems import images
 from migan_jax.systems.base import (
     Batch,
     Inputs,
+    Metrics,
     Optimizer,
     Params,
     Stage,
@@ -55,6 +56,7 @@ class LogisticGAN:
     r1_gamma: float = 10.0
     r1_interval: int = 16
     l1_weight: float = 0.0
+    reuse_completions: bool = False
 
     exported: ClassVar = ("generator",)
     batch_multiple: ClassVar = GROUP_SIZE
@@ -85,7 +87,10 @@ class LogisticGAN:
         warm_up = Stage(
             "warm-up", ((discriminator,), (r1,)), optimizers, self.warmup_kimg
         )
-        main = Stage("main", ((generator,), (discriminator,), (r1,)), optimizers)
+        players = ((generator,), (discriminator,))
+        if self.reuse_completions:
+            players = ((Turn("players", self.joint_loss, g + d, stream=1),),)
+        main = Stage("main", (*players, (r1,)), optimizers)
         return [warm_up, main] if self.warmup_kimg else [main]
 
     def prepare(self, batch: Batch, key: jax.Array, progress: jax.Array) -> Batch:
@@ -96,11 +101,52 @@ class LogisticGAN:
     def generator_loss(self, params: Params, stats: Stats, inputs: Inputs) -> Value:
         """Return the sum of `generator_terms`; log them and the PSNR in the hole."""
         completion, pyramid, stats = self.complete(params, stats, inputs)
+        loss, metrics = self._generator_value(params, inputs, completion, pyramid)
+        return loss, (stats, metrics)
+
+    def discriminator_loss(self, params: Params, stats: Stats, inputs: Inputs) -> Value:
+        """Return the loss of classifying real images and completions."""
+        completion, _, stats = self.complete(params, stats, inputs)
+        loss, metrics = self._discriminator_value(params, inputs, completion)
+        return loss, (stats, metrics)
+
+    def joint_loss(self, params: Params, stats: Stats, inputs: Inputs) -> Value:
+        """Return the sum of both losses, of the same completions.
+
+        The gradients are those of each network's own loss.
+        """
+        completion, pyramid, stats = self.complete(params, stats, inputs)
+        constant = jax.lax.stop_gradient(params["discriminator"])
+        g_loss, g_metrics = self._generator_value(
+            {**params, "discriminator": constant}, inputs, completion, pyramid
+        )
+        completion = jax.lax.stop_gradient(completion)
+        d_loss, d_metrics = self._discriminator_value(params, inputs, completion)
+        return g_loss + d_loss, (stats, g_metrics | d_metrics)
+
+    def _generator_value(
+        self, params: Params, inputs: Inputs, completion: jax.Array, pyramid: Pyramid
+    ) -> tuple[jax.Array, Metrics]:
+        """Return the generator's loss and metrics."""
         terms = self.generator_terms(params, inputs, completion, pyramid)
         metrics = {f"g/{name}": term for name, term in terms.items()}
         image, mask = inputs.batch["image"], inputs.batch["mask"]
         metrics["g/hole_psnr"] = images.hole_psnr(image, completion, mask)
-        return sum(terms.values()), (stats, metrics)
+        return sum(terms.values()), metrics
+
+    def _discriminator_value(
+        self, params: Params, inputs: Inputs, completion: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """Return the discriminator's loss and metrics."""
+        image, mask = inputs.batch["image"], inputs.batch["mask"]
+        completed = images.composite(image, completion, mask)
+        fake, real = self._discriminate(params, mask, completed, image)
+        loss = jnp.mean(gan.logistic_discriminator_loss(real, fake))
+        return loss, {
+            "d/adversarial": loss,
+            "d/real": jnp.mean(real),
+            "d/fake": jnp.mean(fake),
+        }
 
     def generator_terms(
         self, params: Params, inputs: Inputs, completion: jax.Array, pyramid: Pyramid
@@ -113,20 +159,6 @@ class LogisticGAN:
         if self.l1_weight:
             terms["l1"] = self.l1_weight * jnp.mean(l1_in_hole(completion, image, mask))
         return terms
-
-    def discriminator_loss(self, params: Params, stats: Stats, inputs: Inputs) -> Value:
-        """Return the loss of classifying real images and completions."""
-        completion, _, stats = self.complete(params, stats, inputs)
-        image, mask = inputs.batch["image"], inputs.batch["mask"]
-        completed = images.composite(image, completion, mask)
-        fake, real = self._discriminate(params, mask, completed, image)
-        loss = jnp.mean(gan.logistic_discriminator_loss(real, fake))
-        metrics = {
-            "d/adversarial": loss,
-            "d/real": jnp.mean(real),
-            "d/fake": jnp.mean(fake),
-        }
-        return loss, (stats, metrics)
 
     def r1_loss(self, params: Params, stats: Stats, inputs: Inputs) -> Value:
         """Return R1, weighted for all steps of its interval; log it unweighted.
@@ -211,6 +243,7 @@ def gan_settings(
         "r1_gamma": config.losses.r1_gamma,
         "r1_interval": config.losses.r1_interval,
         "l1_weight": config.losses.l1,
+        "reuse_completions": config.losses.reuse_completions,
     }
 
 
