@@ -13,6 +13,7 @@ from migan_jax.ops.conv import (
     conv_depthwise,
     conv_down,
     conv_pointwise,
+    conv_to_float32,
     conv_up,
     demodulated_conv,
 )
@@ -409,3 +410,27 @@ def test_demodulated_conv_of_half_precision():
     assert gradients[1].dtype == gradients[2].dtype == jnp.float32
     expected = modulate(rounded(x), kernel, styles, Reference(3, padding=1))
     assert error(y, expected) < 0.02
+
+
+def test_half_precision_to_float32_is_exact():
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, 4, 4, 64)), rng.standard_normal((2, 4, 4, 3))
+    x, dy = jnp.asarray(x, jnp.bfloat16), jnp.asarray(dy, jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((1, 1, 64, 3)), jnp.float32)
+
+    y, pullback = jax.vjp(jax.jit(conv_to_float32), x, kernel)
+    dx, dkernel = pullback(dy)
+
+    assert (y.dtype, dx.dtype, dkernel.dtype) == (kernel.dtype, x.dtype, kernel.dtype)
+    exact_x, exact_dy, exact_kernel = (
+        np.asarray(a, np.float64) for a in (x, dy, kernel)
+    )
+    for ours, exact, tolerance in (
+        (y, exact_x @ exact_kernel[0, 0], 1e-6),
+        (dkernel[0, 0], np.tensordot(exact_x, exact_dy, axes=([0, 1, 2],) * 2), 1e-6),
+        (dx, exact_dy @ exact_kernel[0, 0].T, 2**-8),  # rounded to half precision
+    ):
+        scale = np.abs(exact).max()
+        np.testing.assert_allclose(
+            np.asarray(ours, np.float64), exact, 0, tolerance * scale
+        )

@@ -76,11 +76,12 @@ def products(program):
 
 
 def feature_maps(product):
-    """Return those that are images or features."""
+    """Return those that are images or features, not three parts of an image."""
     return [
         (dtype, shape)
         for dtype, shape in product
         if len(shape) == 4 and shape[0] == BATCH and shape[1] == shape[2] > 1
+        if shape[-1] != 9
     ]
 
 
