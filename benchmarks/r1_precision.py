@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from scaling import use_tpu_forms
 from timing import print_table
 
 from migan_jax.data.scenes import draw_scene
 from migan_jax.losses.gan import r1_penalty
 from migan_jax.models.discriminators import MIGANDiscriminator
+from migan_jax.ops.conv import bfloat16_parts
 
 SIZE, BATCH = 64, 4
 # Pairs of parts to multiply, from the most significant: those of XLA's algorithms.
@@ -40,9 +42,7 @@ def main() -> None:
     )
     parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    lax.platform_dependent = lambda *arrays, default, tpu=None, cpu=None: (
-        tpu or default
-    )(*arrays)
+    use_tpu_forms()
     rng = np.random.default_rng(0)
     images = np.stack([draw_scene(rng, SIZE) for _ in range(BATCH)]) / 127.5 - 1
     mask = rng.random((BATCH, 1, 1, 1)) > 0.5
@@ -89,17 +89,11 @@ def multiply_parts(
     function: Any, pairs: Any, x: Any, y: Any, *args: Any, **kwargs: Any
 ):
     """Multiply float32 arrays as a TPU does."""
-    xs, ys = (split(array) for array in (x, y))
+    xs, ys = (
+        [part.astype(array.dtype) for part in bfloat16_parts(array, 3)]
+        for array in (x, y)
+    )
     return sum(function(xs[i], ys[j], *args, **kwargs) for i, j in reversed(pairs))
-
-
-def split(x: jax.Array) -> list[jax.Array]:
-    """Return three numbers with the precision of bfloat16, whose sum is x."""
-    parts = []
-    for _ in range(3):
-        parts.append(lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7))
-        x = x - parts[-1]
-    return parts
 
 
 if __name__ == "__main__":

@@ -117,9 +117,9 @@ def main() -> None:
 
 def use_tpu_forms() -> None:
     """Run operations in the forms of TPUs."""
-    lax.platform_dependent = lambda *arrays, default, tpu=None, cpu=None: (
-        tpu or default
-    )(*arrays)
+    lax.platform_dependent = lambda *arrays, default, tpu=None, **_: (tpu or default)(
+        *arrays
+    )
     partition.on_tpus = lambda: not jax.sharding.get_abstract_mesh().empty
 
 

@@ -48,7 +48,7 @@ def conv_pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def conv_to_float32(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """1x1 convolution with float32 results, as if half-precision x were float32.
 
-    For few output channels: it makes one product in bfloat16 of what would be six.
+    For few output channels: it makes one product in bfloat16 of what would be several.
     """
     if x.dtype != jnp.bfloat16:
         return conv_pointwise(at_least_float32(x), kernel)
@@ -256,7 +256,7 @@ _down = bilinear(
 # Products of bfloat16 and float32: a float32 number is the sum of three in bfloat16.
 
 
-def _bfloat16_parts(x: jax.Array, count: int) -> list[jax.Array]:
+def bfloat16_parts(x: jax.Array, count: int) -> list[jax.Array]:
     """Return the most significant parts of float32 numbers."""
     parts = []
     for _ in range(count):
@@ -274,7 +274,7 @@ def _sum_parts(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _exact_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    parts = jnp.concatenate(_bfloat16_parts(kernel, 3), axis=-1)
+    parts = jnp.concatenate(bfloat16_parts(kernel, 3), axis=-1)
     return _sum_parts(_multiply(x, parts, jnp.float32))
 
 
@@ -288,10 +288,10 @@ def _exact_product_backward(
     saved: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    parts = jnp.concatenate(_bfloat16_parts(dy, 3), axis=-1)
+    parts = jnp.concatenate(bfloat16_parts(dy, 3), axis=-1)
     dkernel = _sum_parts(_pointwise_kernel_gradient(None, x, parts))
     # dx is rounded to bfloat16: products of the two first parts are precise enough.
-    (d0, d1), (k0, k1) = _bfloat16_parts(dy, 2), _bfloat16_parts(kernel, 2)
+    (d0, d1), (k0, k1) = bfloat16_parts(dy, 2), bfloat16_parts(kernel, 2)
     factors = jnp.concatenate([d0, d0, d1], axis=-1)
     kernels = _swap_channels(jnp.concatenate([k0, k1, k0], axis=-1))
     return _multiply(factors, kernels, x.dtype), dkernel
