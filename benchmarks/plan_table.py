@@ -4,9 +4,10 @@
   python benchmarks/plan_table.py --again    # all rows, as after a change of the step
   python benchmarks/plan_table.py --only="places512 v5e:16x16"
 
-A row takes about ten minutes of one core. It is saved when it is done, so the script
-can be stopped and started again. TPU rows need the extra tpu and GPU rows the extra
-cuda12; rows of a compiler that is not installed are left as they are.
+A TPU's row takes 13 to 20 minutes of one core, and up to 10 GB of memory. It is saved
+when it is done, so the script can be stopped and started again. TPU rows need the extra
+tpu and GPU rows the extra cuda12; rows of a compiler that is not installed are left as
+they are.
 """
 
 import argparse

@@ -119,29 +119,30 @@ def test_hole_psnr_excludes_images_without_a_hole():
     assert hole_psnr(image, image, mask) == pytest.approx(100, abs=1e-3)
 
 
-def test_reused_completions_do_not_change_gradients(float64):
+def test_reused_completions_do_not_change_gradients():
     """Each network's gradient is that of its own loss at the same parameters."""
     system = dataclasses.replace(STUDENT, teacher=None)
     variables = {
-        name: random_variables(network, dtype=np.float64)
-        for name, network in system.networks.items()
+        name: random_variables(network) for name, network in system.networks.items()
     }
     params = {name: tree["params"] for name, tree in variables.items()}
     stats = {"generator": variables["generator"]["stats"], "discriminator": {}}
     batch = prepare({"image": images()}, KEY, SAMPLER)
     inputs = Inputs({}, batch, KEY, progress=0.0, kimg=0.0)
-    losses = system.joint_loss, system.generator_loss, system.discriminator_loss
 
-    def gradient(loss, params):
-        return jax.grad(lambda params: loss(params, stats, inputs)[0])(params)
+    def gradient(loss, trained):
+        def value(trained):
+            return loss({**params, **trained}, stats, inputs)[0]
+
+        return jax.grad(value)(trained)
 
     @jax.jit
     def gradients(params):
-        return [gradient(loss, params) for loss in losses]
+        separate = {}
+        for name in system.networks:
+            loss = getattr(system, f"{name}_loss")
+            separate |= gradient(loss, {name: params[name]})
+        return gradient(system.joint_loss, params), separate
 
-    joint, *separate = gradients(params)
-    for name, own in zip(system.networks, separate, strict=True):
-        for ours, theirs in zip(
-            *map(jax.tree.leaves, (joint[name], own[name])), strict=True
-        ):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+    for ours, theirs in zip(*map(jax.tree.leaves, gradients(params)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)

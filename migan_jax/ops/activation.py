@@ -17,9 +17,12 @@ def lrelu_agc(x: jax.Array, gain: float = 1.0) -> jax.Array:
     Its gradient is computed from its output, as in the reference, so that its input
     need not be stored. At 0 it is the negative slope.
     """
+    return jnp.clip(_scale(x > 0, x, gain), -CLAMP * gain, CLAMP * gain)
+
+
+def _scale(is_positive: jax.Array, x: jax.Array, gain: float) -> jax.Array:
     scale = math.sqrt(2.0) * gain
-    y = jnp.where(x > 0, x * scale, x * (NEGATIVE_SLOPE * scale))
-    return jnp.clip(y, -CLAMP * gain, CLAMP * gain)
+    return jnp.where(is_positive, x * scale, x * (NEGATIVE_SLOPE * scale))
 
 
 def _forward(x: jax.Array, gain: float) -> tuple[jax.Array, jax.Array]:
@@ -28,9 +31,7 @@ def _forward(x: jax.Array, gain: float) -> tuple[jax.Array, jax.Array]:
 
 
 def _backward(gain: float, y: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-    scale = math.sqrt(2.0) * gain
-    dx = jnp.where(y > 0, dy * scale, dy * (NEGATIVE_SLOPE * scale))
-    return (jnp.where(jnp.abs(y) < CLAMP * gain, dx, 0),)
+    return (jnp.where(jnp.abs(y) < CLAMP * gain, _scale(y > 0, dy, gain), 0),)
 
 
 lrelu_agc.defvjp(_forward, _backward)
