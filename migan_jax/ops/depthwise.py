@@ -8,6 +8,8 @@ gradient takes copies in float32. GPUs run the multiply-adds, too. Derivatives h
 same forms (ops/bilinear.py).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -116,10 +118,13 @@ def _shift_and_add(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _kernel_gradient_sums(x: jax.Array, dy: jax.Array) -> jax.Array:
-    # The barrier keeps XLA from computing what both are made of in each of the sums.
-    x, dy = lax.optimization_barrier((x, dy))
-    sums = [jnp.sum(x * at_least_float32(dy), axis=(0, 1, 2)) for x in _windows(x)]
-    return jnp.stack(sums).reshape(3, 3, 1, -1)
+    # XLA computes nine short sums in one pass over x and dy, but only two long ones.
+    n, h, w, c = x.shape
+    short = math.gcd(w, 16)
+    products = (window * at_least_float32(dy) for window in _windows(x))
+    sums = [jnp.sum(p.reshape(n, h, w // short, short, c), axis=3) for p in products]
+    sums = lax.optimization_barrier(sums)
+    return jnp.stack([jnp.sum(s, axis=(0, 1, 2)) for s in sums]).reshape(3, 3, 1, c)
 
 
 def _kernel_gradient_by_rows(x: jax.Array, dy: jax.Array) -> jax.Array:
