@@ -6,13 +6,19 @@
   python -m migan_jax.prepare photos.zip prepared --size=512
   # Photos with masks of the same names, white in the hole:
   python -m migan_jax.prepare photos prepared --own-masks=masks
+  # On several machines at once, here share 3 of the shares 0 to 15; then, on one:
+  python -m migan_jax.prepare photos prepared --share=3/16
+  python -m migan_jax.prepare photos prepared --join
+  # The same on Apache Beam (Dataflow, Flink, Spark):
+  python -m migan_jax.prepare photos prepared --runner=beam --beam-options=...
   # 10,000 masks, so that all evaluations use the same ones:
   python -m migan_jax.prepare masks512 --masks=10000 --resolution=512
 
 Images: OUTPUT becomes a folder of ArrayRecord shards, whose records are image files,
 with an index, rejected.json (the files that cannot be used, and why) and sheet.png (a
 contact sheet). Damaged, small, transparent, CMYK and animated files are left out. The
-same command resumes an interrupted run.
+same command resumes an interrupted run. All machines must see SOURCE and OUTPUT; what
+they write is byte for byte what one machine writes.
 
 Masks: OUTPUT becomes a folder of images, white in the hole, with masks.json, which has
 their settings and hashes. If a SOURCE is given too, they are written to OUTPUT/masks.
@@ -23,10 +29,13 @@ import contextlib
 import importlib.util
 import logging
 import os
+import re
+import shlex
 import shutil
+import sys
 import warnings
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from migan_jax.config import (
     available_cores,
@@ -36,8 +45,11 @@ from migan_jax.config import (
     whole_number,
 )
 from migan_jax.data.masks import MaskHole
-from migan_jax.errors import UserError, missing_package
+from migan_jax.errors import UserError, missing_extra, missing_package
 from migan_jax.files import readable_size, refuse_address, refuse_undecodable
+
+if TYPE_CHECKING:
+    from migan_jax.data.shards import ShardWriter
 
 # The names of data.mask_samplers.SAMPLERS, which is slow to import.
 MASK_KINDS = ("free_form", "brush", "thin_brush", "box", "cellular_automaton")
@@ -52,12 +64,16 @@ def parse_arguments() -> argparse.Namespace:
         "output", metavar="OUTPUT", type=Path, help="a new folder, or one to resume"
     )
     _add_image_options(parser.add_argument_group("images"))
+    _add_machine_options(parser.add_argument_group("images on several machines"))
     _add_mask_options(parser.add_argument_group("masks"))
     arguments = parser.parse_args()
     if arguments.source is None and arguments.masks is None:
         parser.error("give a SOURCE and an OUTPUT, or --masks")
-    if arguments.source is None and arguments.own_masks is not None:
-        parser.error("--own-masks needs images: give a SOURCE")
+    for flag in ("own_masks", "share", "join", "runner"):
+        if arguments.source is None and getattr(arguments, flag):
+            parser.error(f"--{flag.replace('_', '-')} needs images: give a SOURCE")
+    if arguments.beam_options and not arguments.runner:
+        parser.error("--beam-options needs --runner=beam")
     return arguments
 
 
@@ -100,7 +116,41 @@ def _add_image_options(images: argparse._ArgumentGroup) -> None:
         metavar="N",
         type=whole_number(1, 1024),
         default=available_cores(),
-        help="decoding threads (default: one per core)",
+        help="decoding threads (default: one per core; with Beam, its options decide)",
+    )
+
+
+def _add_machine_options(machines: argparse._ArgumentGroup) -> None:
+    one = machines.add_mutually_exclusive_group()
+    one.add_argument(
+        "--share",
+        metavar="I/N",
+        type=_part,
+        help="write every N-th shard; I is from 0 to N-1, such as SLURM_ARRAY_TASK_ID "
+        "or JOB_COMPLETION_INDEX",
+    )
+    one.add_argument(
+        "--join",
+        action="store_true",
+        help="when all shares are complete, write the index, the report and the sheet",
+    )
+    one.add_argument(
+        "--runner", choices=["beam"], help="write the shards on Apache Beam, then join"
+    )
+    machines.add_argument(
+        "--beam-options",
+        metavar="OPTIONS",
+        default="",
+        help='Beam\'s own, such as "--runner=FlinkRunner --flink_master=HOST:8081"',
+    )
+
+
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+    if match and int(match[1]) < int(match[2]):
+        return int(match[1]), int(match[2])
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not I/N, with I from 0 to N-1, such as 0/16 or 15/16"
     )
 
 
@@ -152,7 +202,7 @@ def main() -> None:
     if arguments.source is not None:
         prepare_images(arguments)
         masks = arguments.output / "masks"
-    if arguments.masks is not None:
+    if arguments.masks is not None and arguments.share is None:
         prepare_masks(arguments, masks)
 
 
@@ -171,6 +221,8 @@ def prepare_images(arguments: argparse.Namespace) -> None:
 
     if importlib.util.find_spec("array_record") is None:
         raise missing_package("array_record", "Preparing images")
+    if arguments.runner and importlib.util.find_spec("apache_beam") is None:
+        raise missing_extra("apache-beam", "beam", "--runner=beam")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of oddities in images
     if has_shards(arguments.source):
         raise UserError(f"{arguments.source} is already prepared: it contains shards.")
@@ -178,14 +230,29 @@ def prepare_images(arguments: argparse.Namespace) -> None:
     source = FileSource(arguments.source, arguments.own_masks, arguments.mask_hole)
     output, total = arguments.output, len(source)
     options = ShardOptions(arguments.size, arguments.smallest_side)
-    writer = ShardWriter(source, output, options)
+    writer = ShardWriter(source, output, options, arguments.share)
     if writer.is_complete():
         print(f"{output} is already complete")
         return
-    _check_space(output, writer.bytes_needed(), total)
-    rejects = Rejects(source, arguments.max_rejected, output / REPORT_FILE)
-    with logging_redirect_tqdm(), progress(total, "image") as advance:
+    if not arguments.join:
+        _check_space(output, writer.bytes_needed(), total)
+    if arguments.runner:
+        from migan_jax.data.beam import write_shards
+
+        write_shards(writer, arguments.beam_options)
+    if arguments.join or arguments.runner:
+        _check_joinable(writer)
+    report = None if arguments.share else output / REPORT_FILE
+    rejects = Rejects(source, arguments.max_rejected, report)
+    with logging_redirect_tqdm(), progress(writer.image_count, "image") as advance:
         writer.run(rejects, arguments.workers, advance)
+    if arguments.share:
+        print(
+            f"wrote share {arguments.share[0]}/{arguments.share[1]} of {output}: "
+            f"{writer.image_count - len(rejects.reasons):,} images; when all shares "
+            f"are written, run the command with --join"
+        )
+        return
     prepared = ArrayRecordSource(output)
     left_out = len(rejects.reasons), len(source.non_images)
     print(
@@ -194,6 +261,26 @@ def prepare_images(arguments: argparse.Namespace) -> None:
         f"left out: {left_out[0]:,} images that cannot be used, {left_out[1]:,} other "
         f"files; listed in {output / REPORT_FILE}\n"
         f"fingerprint {prepared.fingerprint.digest}"
+    )
+
+
+def _check_joinable(writer: "ShardWriter") -> None:
+    """Raise UserError if shards are missing, with the command that writes them."""
+    missing = writer.missing()
+    if not missing:
+        return
+    shares = [f"{index}/{count}" for index, count in writer.missing_shares()]
+    words = [word for word in sys.argv[1:] if word != "--join"]
+    which = ""
+    if shares:
+        words.append(f"--share={shares[0]}")
+        others = f" and {len(shares) - 8:,} others" if len(shares) > 8 else ""
+        plural = "s" if len(shares) > 1 else ""
+        which = f", of the share{plural} {', '.join(shares[:8])}{others}"
+    raise UserError(
+        f"{writer.output} lacks {len(missing):,} of its shards{which}. Run: "
+        f"{shlex.join(['python', '-m', 'migan_jax.prepare', *words])}"
+        f"{', and so on' if len(shares) > 1 else ''}."
     )
 
 

@@ -256,6 +256,22 @@ def test_full_disk(photos, tmp_path):
     )
 
 
+def test_notes_of_earlier_versions(photos, tmp_path):
+    """They had the reasons in the report only."""
+    (photos / "01.png").write_bytes(b"x")
+    source, output = FileSource(photos), tmp_path / "out"
+    with pytest.raises(Interrupted):
+        prepare(source, output, advance=interrupt_after(9))
+    notes = list(output.glob("shard-*.json"))
+    for path in notes:
+        note = json.loads(path.read_text())
+        del note["rejected"], note["plan"]
+        path.write_text(json.dumps(note))
+    prepare(source, output)
+    prepare(source, tmp_path / "whole")
+    assert hash_files(output) == hash_files(tmp_path / "whole") and notes
+
+
 # Rejected files.
 
 

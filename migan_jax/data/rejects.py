@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from migan_jax.data.sources import Fingerprint, Source
@@ -48,15 +49,28 @@ class Rejects:
         if name not in self.reasons:
             self.reasons[name] = reason
             logger.warning("left out: %s", reason)
+        self.check(seen)
+
+    def check(self, seen: int) -> None:
+        """Raise UserError if too many of the `seen` images are bad."""
         count = min(max(seen, MIN_IMAGES), len(self._source))
         if len(self.reasons) > self._limit * count:
             self.write()
             source = self._source.fingerprint.source
+            last = next(reversed(self.reasons.values()))
             listed = f" {self._report} lists all of them." if self._report else ""
             raise UserError(
                 f"{len(self.reasons):,} of {count:,} images of {source} cannot be "
-                f"used, but the limit is {self._limit:.1%}. The last: {reason}{listed}"
+                f"used, but the limit is {self._limit:.1%}. The last: {last}{listed}"
             )
+
+    def merge(self, others: Iterable[dict[str, str]]) -> None:
+        """Add what other processes have found, and write the report if it is new."""
+        before = len(self.reasons)
+        for reasons in others:
+            self.reasons |= reasons
+        if len(self.reasons) > before:
+            self.write()
 
     def write(self) -> None:
         """Write the report."""

@@ -1,18 +1,24 @@
 """Write a folder or zip of images as ArrayRecord shards, which load fast in training.
 
 Every image is decoded once, so that unusable ones are known before training. A record
-is an image file: the original, or a smaller JPEG. Shards are written atomically, one
-after the other, each with a note of its content. The index is written last and makes
-the folder a dataset. The same command resumes an interrupted run at the first shard
+is an image file: the original, or a smaller JPEG. Shards are written atomically, each
+with a note of its content. The index is written last, from the notes, and makes the
+folder a dataset. The same command resumes an interrupted run at the first shard
 without a note.
+
+Several machines may write the shards of one folder, since a shard depends on nothing
+but the source and the options, and so has the same bytes wherever it is written.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import re
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +73,7 @@ PLAN_TYPES = {
     "source": Fingerprint.__annotations__,
     "options": ShardOptions.__annotations__,
 }
+Advance = Callable[[int], object]  # is given the number of images just done
 
 
 class Record(NamedTuple):
@@ -79,33 +86,54 @@ class Record(NamedTuple):
 
 
 class ShardWriter:
-    """Writes a source's shards into a folder."""
+    """Writes a source's shards into a folder.
 
-    def __init__(self, source: FileSource, output: Path, options: ShardOptions):
+    The share (i, n) is shards i, i + n, i + 2n, ..., without the index.
+    """
+
+    def __init__(
+        self,
+        source: FileSource,
+        output: Path,
+        options: ShardOptions,
+        share: tuple[int, int] | None = None,
+    ):
         self.source, self.output, self.options = source, output, options
-        self._shards = _split_source(source, options.shard_bytes)
+        self.share, self._shards = share, _split_source(source, options.shard_bytes)
+        first, count = share or (0, 1)
+        self._mine = range(first, len(self._shards), count)
+        self.image_count = sum(len(self._shards[index]) for index in self._mine)
         self._plan = {
             "source": dataclasses.asdict(source.fingerprint),
             "options": dataclasses.asdict(options),
         }
+        # What determines a shard's bytes: without the source's location.
+        self._identity = json.dumps([source.fingerprint.digest, self._plan["options"]])
 
     def is_complete(self) -> bool:
         """Return whether the shards exist; raise UserError if others or files do."""
         if os.path.lexists(self.output) and not os.path.isdir(self.output):
             raise UserError(f"{self.output} is not a folder. Name a folder.")
-        names = os.listdir(self.output) if os.path.isdir(self.output) else []
+        names = self._file_names()
         if INDEX_FILE in names:
             path = self.output / INDEX_FILE
             self._check_plan(read_json(path, HINT, plan=PLAN_TYPES)["plan"])
             ArrayRecordSource(self.output)  # fails if shards are missing
-            self._remove_notes()
+            if self.share is None:
+                self._remove_notes()
             return True
         if PLAN_FILE in names:
-            path = self.output / PLAN_FILE
-            self._check_plan(read_json(path, HINT, **PLAN_TYPES))
+            self.check()
         elif any(not _is_leftover(name) for name in names):
             raise UserError(f"{self.output} contains other files. Name another folder.")
         return False
+
+    def _file_names(self) -> list[str]:
+        return os.listdir(self.output) if os.path.isdir(self.output) else []
+
+    def check(self) -> None:
+        """Raise UserError if the folder has no plan, or that of other images."""
+        self._check_plan(read_json(self.output / PLAN_FILE, HINT, **PLAN_TYPES))
 
     def _check_plan(self, plan: dict[str, Any]) -> None:
         """Raise UserError if the folder's plan has other files or options."""
@@ -133,12 +161,10 @@ class ShardWriter:
             records = [self._make_record(index) for index in sample]
             stored = sum(len(r.image) + len(r.mask or b"") for r in records)
             total = MARGIN * count * stored / len(records)
-        missing = len(self._missing_shards())
+        missing = len(self.missing())
         return int(total * missing / len(self._shards)) + SHARD_PADDING * missing
 
-    def run(
-        self, rejects: Rejects, workers: int, advance: Callable[[int], object]
-    ) -> None:
+    def run(self, rejects: Rejects, workers: int, advance: Advance) -> None:
         """Write the missing shards, then the index.
 
         Args:
@@ -146,42 +172,70 @@ class ShardWriter:
           workers: number of decoding threads.
           advance: called with the number of images done, before and during the run.
         """
+        with self.opened():
+            pool = ThreadPoolExecutor(workers)
+            try:
+                self._run(rejects, pool, advance)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _run(self, rejects: Rejects, pool: Executor, advance: Advance) -> None:
+        missing = set(self.missing())
+        seen = 0
+        for index in self._mine:
+            if index not in missing:
+                rejects.reasons |= self._read_note(index)["rejected"]
+                seen += len(self._shards[index])
+        rejects.check(seen)
+        if seen:
+            advance(seen)
+        for index in sorted(missing.intersection(self._mine)):
+            rejected = self.write_shard(index, pool.map, advance)
+            seen += len(self._shards[index])
+            for name, why in rejected.items():
+                rejects.add(name, why, seen)
+            rejects.write()
+        if self.share is None:
+            self._finish(rejects)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make and lock the folder, remove what killed runs left, write the plan."""
+        folder, whole = self.output, self.share is None
+        if not whole:
+            folder /= ".share-{}-of-{}".format(*self.share)
         try:
-            self.output.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"{self.output} cannot be created: {reason(error)}."
             ) from error
-        with lock_folder(self.output):
-            self._run(rejects, workers, advance)
+        # Without a share, nor may any share be running.
+        with contextlib.ExitStack() as locks:
+            for locked in (folder, *folder.glob(".share-*")):
+                locks.enter_context(lock_folder(locked))
+            for name in self._file_names():
+                # Other shares may be writing their files.
+                if _is_leftover(name) and (whole or _shard_of(name) in self._mine):
+                    remove(self.output / name)
+            if PLAN_FILE not in self._file_names():
+                write_json(self.output / PLAN_FILE, self._plan)
+            self.check()
+            yield
 
-    def _run(
-        self, rejects: Rejects, workers: int, advance: Callable[[int], object]
-    ) -> None:
-        missing = self._missing_shards()
-        advance(len(self.source) - sum(len(shard) for _, shard in missing))
-        for path in self.output.iterdir():
-            if _is_leftover(path.name):
-                remove(path)
-        write_json(self.output / PLAN_FILE, self._plan)
-        pool = ThreadPoolExecutor(workers)
-        try:
-            for index, shard in missing:
-                records = []
-                for record in pool.map(self._make_record, shard):
-                    records.append(record)
-                    advance(1)
-                self._write_shard(index, shard, records, rejects)
-        finally:
-            pool.shutdown(cancel_futures=True)
-        self._finish()
+    def missing(self) -> list[int]:
+        """Return the shards without a note, also those of other shares."""
+        names = set(self._file_names())
+        indices = range(len(self._shards))
+        return [i for i in indices if self._note_path(i).name not in names]
 
-    def _missing_shards(self) -> list[tuple[int, range]]:
-        return [
-            (index, shard)
-            for index, shard in enumerate(self._shards)
-            if not os.path.isfile(self._note_path(index))
-        ]
+    def missing_shares(self) -> list[tuple[int, int]]:
+        """Return the shares of the missing shards, if the folder has been shared."""
+        found = (re.fullmatch(r"\.share-\d+-of-(\d+)", n) for n in self._file_names())
+        if not (counts := [int(match[1]) for match in found if match]):
+            return []
+        count = statistics.mode(counts)
+        return [(i, count) for i in sorted({index % count for index in self.missing()})]
 
     def _note_path(self, index: int) -> Path:
         return self.output / f"shard-{index:05d}.json"
@@ -211,27 +265,42 @@ class ShardWriter:
                 hole = resize_hole(hole, (0, 0, width, height), extent)
         return Record(name, content, None if hole is None else _encode_png(hole))
 
-    def _write_shard(
-        self, index: int, shard: range, records: list[Record], rejects: Rejects
-    ) -> None:
-        for record in records:
-            if record.rejected is not None:
-                rejects.add(record.name, record.rejected, shard.stop)
-        rejects.write()
-        kept = [record for record in records if record.rejected is None]
+    def write_shard(
+        self,
+        index: int,
+        map_images: Callable[..., Iterable[Record]] = map,
+        advance: Advance = lambda count: None,
+    ) -> dict[str, str]:
+        """Write a shard with its note; return the rejected images with the reasons."""
+        kept, rejected = [], {}
+        for record in map_images(self._make_record, self._shards[index]):
+            if record.rejected is None:
+                kept.append(record)
+            else:
+                rejected[record.name] = record.rejected
+            advance(1)
         contents = {"images": [r.image for r in kept]}
         if self.source.masks is not None:
             contents["masks"] = [r.mask for r in kept]
-        note = {"names": [r.name for r in kept], "bytes": 0, "digests": []}
+        note = {
+            "plan": self._identity,
+            "names": [r.name for r in kept],
+            "rejected": rejected,
+            "bytes": 0,
+            "digests": [],
+        }
         for kind, blobs in contents.items():
             if blobs:
                 _write_records(self.output / self._shard_name(kind, index), blobs)
             note["bytes"] += sum(map(len, blobs))
             note["digests"] += [hashlib.sha256(blob).hexdigest() for blob in blobs]
         write_json(self._note_path(index), note)
+        return rejected
 
-    def _finish(self) -> None:
-        """Write the contact sheet and the index, and remove the notes."""
+    def _finish(self, rejects: Rejects) -> None:
+        """Write the report, the contact sheet and the index, and remove the notes."""
+        rejects.reasons = dict(sorted(rejects.reasons.items()))  # the images' order
+        rejects.write()
         notes = [self._read_note(index) for index in range(len(self._shards))]
         used = [index for index, note in enumerate(notes) if note["names"]]
         if not used:
@@ -258,9 +327,15 @@ class ShardWriter:
         path = self._note_path(index)
         types = {"names": list[str], "bytes": int, "digests": list[str]}
         note = read_json(path, HINT, **types)
+        if "rejected" in note:
+            types |= {"rejected": dict[str, str], "plan": str}
+            note = read_json(path, HINT, **types)
+        else:  # of an earlier version, which had the reasons in the report only
+            note |= {"rejected": {}, "plan": self._identity}
         names = set(map(self.source.name, self._shards[index]))
         count = len(note["names"]) * (2 if self.source.has_masks else 1)
-        if not names.issuperset(note["names"]) or len(note["digests"]) != count:
+        is_ours = note["plan"] == self._identity and names.issuperset(note["names"])
+        if not is_ours or len(note["digests"]) != count:
             raise UserError(f"{path} belongs to other images: {HINT}.")
         return note
 
@@ -271,8 +346,14 @@ class ShardWriter:
 
 
 def _is_leftover(name: str) -> bool:
-    """Return whether a file is from a run that was killed while writing it."""
-    return name.startswith(".") and ".part-" in name
+    """Return whether a file is from a killed run, or the lock of a share."""
+    return name.startswith(".share-") or (name.startswith(".") and ".part-" in name)
+
+
+def _shard_of(name: str) -> int:
+    """Return the shard that a temporary file is of; -1 if it is of none."""
+    match = re.match(r"\.(?:images|masks|shard)-(\d+)", name)
+    return int(match[1]) if match else -1
 
 
 def _split_source(source: FileSource, shard_bytes: int) -> list[range]:
