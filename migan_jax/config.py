@@ -97,6 +97,11 @@ def base_config() -> "ConfigDict":
             "patience_kimg": placeholder(float),
             # Consecutive steps with a non-finite loss that stop the run.
             "nonfinite_steps": 20,
+            # Steps to trace with JAX's profiler, such as "10:15", into WORKDIR/profile.
+            "profile": placeholder(str),
+            # End a run of several processes if one makes no progress for this long, in
+            # seconds. Compiling, evaluating and saving count as one thing each.
+            "hang_seconds": 1800.0,
         }
     ).lock()
 
@@ -183,6 +188,7 @@ RANGES = {
     "keep_best": (0, 1_000_000),
     "patience_kimg": (ABOVE_0, MAX_KIMG),
     "nonfinite_steps": (1, MAX_STEPS),
+    "hang_seconds": (ABOVE_0, 1e9),
 }
 
 

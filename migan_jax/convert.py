@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from migan_jax.config import run_verb, verb_parser
 from migan_jax.errors import UserError
-from migan_jax.weights.locations import check_checkpoint
+from migan_jax.weights.locations import find_checkpoint
 
 if TYPE_CHECKING:
     from migan_jax.weights.checkpoint import Checkpoint
@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    check_checkpoint(arguments.input)
+    arguments.input = find_checkpoint(arguments.input)
     from migan_jax.families import can_inpaint, load_checkpoints, save_checkpoint
     from migan_jax.files import remove
     from migan_jax.weights.checkpoint import is_file_name

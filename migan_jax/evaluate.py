@@ -42,7 +42,7 @@ from migan_jax.files import (
     write_json,
     write_whole,
 )
-from migan_jax.weights.locations import CONFIG_FILE, check_checkpoint, resolve_path
+from migan_jax.weights.locations import CONFIG_FILE, find_checkpoint, resolve_path
 
 if TYPE_CHECKING:
     from migan_jax.metrics.evaluator import FeatureNetworks, Method
@@ -113,8 +113,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(format="%(message)s")
-    for path in arguments.checkpoint:
-        check_checkpoint(path, more_suffixes=(".onnx",))
+    arguments.checkpoint = [
+        find_checkpoint(path, more_suffixes=(".onnx",)) for path in arguments.checkpoint
+    ]
     check_output(arguments.output)
     from migan_jax.metrics.evaluator import Method
     from migan_jax.metrics.fills import classical_fills

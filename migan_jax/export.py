@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from migan_jax.config import available_cores, run_verb, verb_parser
 from migan_jax.errors import UserError
 from migan_jax.files import refuse_address, write_json, write_whole
-from migan_jax.weights.locations import check_checkpoint
+from migan_jax.weights.locations import find_checkpoint
 
 if TYPE_CHECKING:
     from migan_jax.exporting.graph import ExportOptions
@@ -112,7 +112,7 @@ def _parse_batch(text: str) -> int | str:
 def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(format="%(message)s")
-    check_checkpoint(arguments.checkpoint)
+    arguments.checkpoint = find_checkpoint(arguments.checkpoint)
     check_output(arguments)
     from migan_jax.exporting.graph import import_tools
 

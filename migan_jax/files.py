@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from migan_jax.errors import UserError
 
+CACHE = Path.home() / ".cache" / "migan_jax"
 REASON_LENGTH = 200
 # Errors where folders cannot be synced: on Windows, on some network file systems, and
 # in folders that may be written to but not listed.

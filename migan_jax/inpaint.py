@@ -34,7 +34,7 @@ from migan_jax.errors import UserError
 from migan_jax.files import refuse_address, write_whole
 from migan_jax.geometry.crops import Box
 from migan_jax.geometry.fill import DEFAULT_FEATHER, check_feather, dilate, fill_holes
-from migan_jax.weights.locations import check_checkpoint
+from migan_jax.weights.locations import find_checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,7 +129,7 @@ class Job:
 def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(format="%(message)s")
-    check_checkpoint(arguments.checkpoint)
+    arguments.checkpoint = find_checkpoint(arguments.checkpoint)
     refuse_address(arguments.output)
     for flag, path in (("image", arguments.image), ("mask", arguments.mask)):
         refuse_address(path)

@@ -141,7 +141,7 @@ def _outline(
     arguments: argparse.Namespace, configs: list["ConfigDict"]
 ) -> list["Outline"]:
     """Outline all plans; raise UserError for mistakes before anything is compiled."""
-    from migan_jax.planning.compilation import CACHE
+    from migan_jax.planning.compilation import PLANS
     from migan_jax.planning.plans import outline_plan
     from migan_jax.training.setup import check_settings
 
@@ -153,7 +153,7 @@ def _outline(
         for topology in arguments.topology
         for config in configs
     ]
-    for folder in filter(None, (arguments.output, arguments.dump_hlo, CACHE)):
+    for folder in filter(None, (arguments.output, arguments.dump_hlo, PLANS)):
         probe = folder / ".writable"
         write_whole(probe, lambda part: part.touch())
         probe.unlink()

@@ -17,7 +17,9 @@ command on each. TPU slices and SLURM are detected; elsewhere pass --coordinator
 
 The workdir holds checkpoints/ (for inpaint, convert and --init-from), samples/ (grids
 of held-out images), curves.png, metrics.jsonl, tensorboard/, config.json,
-parameters.txt, and rejected.json (unusable images).
+parameters.txt, rejected.json (unusable images), and compiled/ (JAX's compilation
+cache). It may be in a bucket: --workdir=gs://BUCKET/RUN or s3://BUCKET/RUN, with the
+extra gcs or s3. The run then works in a local copy, and uploads it at each checkpoint.
 """
 
 import argparse
@@ -122,6 +124,7 @@ def main() -> None:
     import jax
 
     from migan_jax.training import processes
+    from migan_jax.training.mirror import COMPILED, open_workdir
     from migan_jax.training.preemption import StopSignals
 
     processes.connect(
@@ -130,6 +133,7 @@ def main() -> None:
         arguments.process_id,
         arguments.connect_timeout,
     )
+    processes.check_devices()
     if arguments.smoke:
         # Load again: the batch size depends on the number of devices.
         devices = jax.device_count()
@@ -137,19 +141,20 @@ def main() -> None:
         # Such small programs take longer to compile than to run.
         jax.config.update("jax_disable_most_optimizations", True)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged metadata
-    workdir, source = arguments.workdir, arguments.init_from
+    location, source = arguments.workdir, arguments.init_from
     with (
         configure_logging(),
         processes.fail_fast(),
         StopSignals() as signals,
-        processes.lock_workdir(workdir, arguments.clear),
+        open_workdir(location, arguments.clear) as (workdir, mirror),
     ):
-        logger.info("workdir: %s", workdir)
+        logger.info("workdir: %s", mirror or workdir)
+        processes.keep_compiled(workdir / COMPILED)
         from migan_jax.training.loop import train
         from migan_jax.training.overview import log_overview
         from migan_jax.training.setup import set_up
 
-        setup = set_up(config, workdir, source, arguments.force_resume)
+        setup = set_up(config, workdir, source, arguments.force_resume, mirror)
         with setup.checkpoints:
             log_overview(setup)
             report_outcome(setup, train(setup, signals))
@@ -203,7 +208,7 @@ def print_once(text: str) -> None:
 def early_stop_message(setup: "Setup", outcome: "Outcome") -> str:
     """Describe early stopping, and where the best weights are."""
     best, value = outcome.best
-    folder = setup.workdir / CHECKPOINTS / str(best)
+    folder = f"{setup.location}/{CHECKPOINTS}/{best}"
     if best == 0:
         where = "at the start of the run"
     elif best in setup.checkpoints.steps():
@@ -227,14 +232,16 @@ def next_steps(setup: "Setup", step: int) -> str:
     is_local = python.is_relative_to(Path.cwd())  # installed by make
     python = python.relative_to(Path.cwd()) if is_local else "python"
     image, mask, options, target = "PHOTO", "MASK", "", "your photo"
-    if setup.samples is not None and jax.process_index() == 0:
+    # Pictures are not read from buckets.
+    has_example = setup.samples is not None and setup.mirror is None
+    if has_example and jax.process_index() == 0:
         image, mask = setup.samples.save_example(setup.workdir)
         # This mask is exact. Masks of photos need the default feather.
         options, target = " --feather=0", "the first sample"
-    curves = f", curves in {setup.workdir / CURVES_FILE}" if step else ""
+    curves = f", curves in {setup.location}/{CURVES_FILE}" if step else ""
     return (
         f"finished {step:,} steps{curves}. Next, fill {target}:\n"
-        f"  {python} -m migan_jax.inpaint --checkpoint={setup.workdir} \\\n"
+        f"  {python} -m migan_jax.inpaint --checkpoint={setup.location} \\\n"
         f"      --image={image} --mask={mask} \\\n"
         f"      --output=inpainted.png{options}"
     )

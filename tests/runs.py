@@ -109,6 +109,7 @@ def read_checkpoint(workdir, step=None):
     """Read the contents of a checkpoint, by default of the newest one."""
     folder = (workdir / "checkpoints").absolute() / str(step or steps(workdir)[-1])
     content = {"run": json.loads((folder / "run" / "metadata").read_text())}
+    content["run"].pop("clock", None)  # measured
     reader = ocp.PyTreeCheckpointer()
     for item in ("exported", "params", "optimizer"):
         tree = reader.metadata(folder / item).item_metadata.tree

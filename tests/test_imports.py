@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = {
     "errors": -2,
     "files": -1,
+    "buckets": 0,
     "settings": -1,
     **dict.fromkeys(("config", "ops", "geometry", "metadata"), 0),
     **dict.fromkeys(("models", "losses", "data"), 1),
@@ -31,10 +32,20 @@ FENCES = {
     "torch": ("twins", "weights", "export"),
     "tensorflow": ("data",),
     "sklearn": ("metrics",),
+    "apache_beam": ("data",),
 }
 # Extras: not every installation has them, so they are imported when they are needed.
 # Nothing imports the twins unless it is about PyTorch.
-LATE = ("torch", "onnx", "onnxruntime", "onnxscript", "tensorflow", "sklearn", "libtpu")
+LATE = (
+    "apache_beam",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "tensorflow",
+    "sklearn",
+    "libtpu",
+)
 
 
 def name_of(path):

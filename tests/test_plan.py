@@ -112,7 +112,7 @@ def test_folders_that_cannot_be_written_are_reported_first(monkeypatch, tmp_path
     ):
         message = run_here(monkeypatch, plan, *arguments, *flags)
         assert_error_line(message, file)
-    monkeypatch.setattr(compilation, "CACHE", file)
+    monkeypatch.setattr(compilation, "PLANS", file)
     assert_error_line(run_here(monkeypatch, plan, *arguments, output), file)
 
 
@@ -267,7 +267,7 @@ def test_collectives_of_the_compiled_step(programs, compiled):
 @pytest.mark.full
 def test_plan_writes_table_picture_and_programs(monkeypatch, tmp_path, capsys):
     pytest.importorskip("libtpu")
-    monkeypatch.setattr(compilation, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(compilation, "PLANS", tmp_path / "cache")
     output, dump = tmp_path / "plan", tmp_path / "hlo"
     arguments = [
         "--config=places256:baseline",

@@ -6,10 +6,12 @@ import pytest
 import runs
 
 from migan_jax.errors import UserError
+from migan_jax.training import reporting
 from migan_jax.training.reporting import (
     BOARD_FOLDER,
     METRICS_FILE,
     Averages,
+    Clock,
     Reporter,
     truncate_metrics,
 )
@@ -159,3 +161,51 @@ def test_averages_survive_json():
     again.add({"a": 0.7})
     averages.add({"a": 0.7})
     assert again.means() == averages.means() == {"a": (0.1 + 0.2 + 0.7) / 3, "b": 1e-30}
+
+
+def test_shares_of_the_time(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(reporting.time, "time", lambda: now[0])
+    clock = Clock(None)
+    now[0] += 6
+    clock.add("data", 1)
+    clock.add("evaluation", 2)
+    saved = json.loads(json.dumps(clock.saved()))
+    now[0] += 50  # steps that are lost, and the time until the run resumes
+    clock = Clock(saved)
+    now[0] += 4
+    shares = clock.shares()
+    assert sum(shares.values()) == pytest.approx(1)
+    assert {kind: round(60 * share, 6) for kind, share in shares.items()} == {
+        "steps": 7,
+        "data": 1,
+        "evaluation": 2,
+        "saving": 0,
+        "compilation": 0,
+        "restarts": 50,
+    }
+
+
+def test_a_slow_step_is_reported(tmp_path, monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr(reporting.time, "perf_counter", lambda: now[0])
+    with Reporter(tmp_path, **OPTIONS | {"total_steps": 1000}) as reporter:
+        for step in range(1, 100):
+            now[0] += 12 if step in (20, 80) else 1
+            if step == 90:
+                with reporter.spending("evaluation"):
+                    now[0] += 100
+            reporter.log(step, {"g/adversarial": 0.0}, images=4)
+    (message,) = caplog.messages
+    assert "12 s" in message and "79" in message
+
+
+def test_each_checkpoint_has_its_own_file_in_a_bucket(tmp_path):
+    with Reporter(tmp_path, rotates=True, **OPTIONS) as reporter:
+        for step in range(1, 4):
+            reporter.write(step, {"eval/psnr": float(step)})
+            reporter.flush()
+    points = [(step, value) for step, _, value in runs.board(tmp_path)]
+    assert points == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    files = sorted((tmp_path / BOARD_FOLDER).iterdir())
+    assert [len([*runs.events(file)]) for file in files] == [3, 2, 2, 1]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from migan_jax.errors import UserError
-from migan_jax.files import reason, write_whole
+from migan_jax.files import CACHE, reason, write_whole
 from migan_jax.planning.chips import GIB
 from migan_jax.training.programs import COMPILER_OPTIONS, Programs
 from migan_jax.training.timeline import Span
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CACHE = Path.home() / ".cache" / "migan_jax" / "plans"
+PLANS = CACHE / "plans"
 FORMAT = 1  # of its files
 MEMORY_FIELDS = (
     "peak_memory_in_bytes",
@@ -93,7 +93,7 @@ def _compile(
     programs: Programs, span: Span, every: int, topology: str, dump: Path | None
 ) -> CompiledProgram:
     lowered = programs.lower(span, every)
-    path = CACHE / f"{_digest(lowered, programs, topology)}.json.gz"
+    path = PLANS / f"{_digest(lowered, programs, topology)}.json.gz"
     if not path.exists():
         content = json.dumps(asdict(_compile_program(programs, lowered, topology)))
         write_whole(path, lambda part: part.write_bytes(_compress(content)))

@@ -9,11 +9,15 @@
 Orbax writes them in the background, under a temporary name until they are complete and
 synced. A run that starts sets damaged checkpoints aside, and resumes from the one
 before.
+
+The state is the same on all devices, so process 0 writes it alone, and what it finds
+in the folder holds for all.
 """
 
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import math
@@ -33,7 +37,8 @@ import orbax.checkpoint as ocp
 from migan_jax.errors import UserError
 from migan_jax.files import make_folder, readable_size, reason, remove, sync, sync_tree
 from migan_jax.systems.base import TrainState
-from migan_jax.training.processes import barrier
+from migan_jax.training.mirror import Mirror
+from migan_jax.training.processes import barrier, from_process_0
 from migan_jax.weights.kinds import Kinds, Network
 from migan_jax.weights.locations import CHECKPOINTS
 from migan_jax.weights.workdir import (
@@ -54,6 +59,9 @@ UNFINISHED, REMOVED, DAMAGED = "*.orbax-checkpoint-tmp*", ".removed", ".damaged"
 # What a run needs to resume.
 REQUIRED_ITEMS = "network", "exported", "params", "optimizer", "run"
 SHUTDOWN_TIMEOUT = 60  # seconds, for pending writes after an error
+ALONE = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0}, barrier_sync_key_prefix="process0"
+)
 
 
 class Score(NamedTuple):
@@ -111,11 +119,25 @@ class _PatientLoops(asyncio.DefaultEventLoopPolicy):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. A context manager."""
+    """The checkpoints of one workdir. A context manager.
 
-    def __init__(self, workdir: Path, keep_last: int, keep_best: int, score: Score):
+    Args:
+      mirror: uploads them, if the workdir is in a bucket.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        keep_last: int,
+        keep_best: int,
+        score: Score,
+        mirror: Mirror | None = None,
+    ):
         self._folder, self._score = (workdir / CHECKPOINTS).absolute(), score
         self._keep_last, self._keep_best = keep_last, keep_best
+        self._mirror, self._questions = mirror, itertools.count()
+        self._shown = self._folder if mirror is None else f"{mirror}/{CHECKPOINTS}"
+        self._writer: ocp.AsyncCheckpointer | None = None
         if jax.process_index() == 0:
             with self._explain_errors():
                 make_folder(self._folder)
@@ -123,9 +145,15 @@ class Checkpoints:
                     for path in self._folder.glob(pattern):
                         remove(path)
                 self._set_damaged_aside()
+            self._writer = self._make_writer()
         barrier("damaged checkpoints are set aside")
-        as_json, as_arrays = ocp.JsonCheckpointHandler, ocp.StandardCheckpointHandler
+
+    def _make_writer(self) -> ocp.AsyncCheckpointer:
+        alone = {"multiprocessing_options": ALONE}
+        as_json = functools.partial(ocp.JsonCheckpointHandler, **alone)
+        as_arrays = functools.partial(ocp.StandardCheckpointHandler, **alone)
         handler = ocp.CompositeCheckpointHandler(
+            composite_options=ocp.CompositeOptions(**alone),
             network=as_json(),
             exported=as_arrays(),
             params=as_arrays(),
@@ -134,20 +162,21 @@ class Checkpoints:
             metrics=as_json("metrics"),
         )
         asyncio.set_event_loop_policy(_PatientLoops())
-        options = ocp.options.AsyncOptions(
-            post_finalization_callback=self._write_manifest
-        )
-        self._writer = ocp.AsyncCheckpointer(handler, async_options=options)
+        options = ocp.options.AsyncOptions(post_finalization_callback=self._complete)
+        return ocp.AsyncCheckpointer(handler, async_options=options, **alone)
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints."""
         return steps_in(self._folder)
 
     def best(self) -> tuple[int, float] | None:
-        """Return step and score of the best checkpoint."""
+        """Return the best checkpoint's step and score; all processes must call this."""
         scores = {step: self._score_of(step) for step in self.steps()}
-        scores = {step: score for step, score in scores.items() if score > -math.inf}
-        return max(scores.items(), key=lambda item: item[1], default=None)
+        step = max(scores, key=scores.get, default=-1)
+        found = {"step": step, "score": scores.get(step, -math.inf)}
+        found = from_process_0(found, f"best checkpoint, {next(self._questions)}")
+        score = found["score"]
+        return None if score == -math.inf else (int(found["step"]), score)
 
     def _score_of(self, step: int) -> float:
         try:
@@ -171,9 +200,13 @@ class Checkpoints:
           run: what to save beside the state, as JSON.
           metrics: of the held-out pictures, if they were measured.
         """
+        if self._writer is None:
+            return
         self.wait()
-        step = int(state.step)
+        state = jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
         checksums, finite = jax.device_get(summarise(state))
+        state = jax.device_get(state)
+        step = int(state.step)
         if not finite:
             logger.warning("step %d is not saved: its weights are not finite", step)
             return
@@ -192,10 +225,13 @@ class Checkpoints:
         with self._explain_errors():
             self._writer.save(self._folder / str(step), args=items)
 
-    def _write_manifest(self) -> None:
-        """Write the manifest; Orbax calls this before it renames the folder."""
+    def _complete(self) -> None:
+        """Write the manifest, and upload; Orbax calls it before renaming the folder."""
         (unfinished,) = self._folder.glob(UNFINISHED)
         write_manifest(unfinished)
+        if self._mirror is not None:
+            step = int(unfinished.name.partition(".")[0])
+            self._mirror.upload_checkpoint(unfinished, step)
 
     def _check_free_space(self, state: TrainState) -> None:
         needed = checkpoint_bytes(state)
@@ -212,15 +248,15 @@ class Checkpoints:
         if complete is not None:
             newest = f"from step {complete}"
         return UserError(
-            f"Cannot write a checkpoint to {self._folder}: {why}. Fix that; then the "
+            f"Cannot write a checkpoint to {self._shown}: {why}. Fix that; then the "
             f"same command resumes {newest}."
         )
 
     def wait(self) -> None:
         """Wait until saving is complete, then remove old checkpoints."""
-        with self._explain_errors():
-            self._writer.wait_until_finished()
-            if jax.process_index() == 0:
+        if self._writer is not None:
+            with self._explain_errors():
+                self._writer.wait_until_finished()
                 self._remove_old()
 
     def _remove_old(self) -> None:
@@ -232,6 +268,8 @@ class Checkpoints:
             # Renamed first, so that a kill leaves no half-removed checkpoint.
             os.replace(self._folder / str(step), removed)
             remove(removed)
+            if self._mirror is not None:
+                self._mirror.remove_checkpoint(step)
 
     def _old_steps(self) -> set[int]:
         steps = self.steps()
@@ -242,10 +280,20 @@ class Checkpoints:
             kept += sorted(scored, key=scores.get)[-self._keep_best :]
         return set(steps) - set(kept)
 
+    def newest(self) -> int | None:
+        """Return the newest step, or None; all processes must call this."""
+        found = {"step": max(self.steps(), default=-1)}
+        found = from_process_0(found, f"newest checkpoint, {next(self._questions)}")
+        return int(found["step"]) if found["step"] >= 0 else None
+
     def newest_run(self) -> dict[str, Any] | None:
         """Return what was saved beside the newest state, or None without one."""
-        steps = self.steps()
-        return read_json_item(self._folder / str(steps[-1]), "run") if steps else None
+        step = self.newest()
+        if step is None:
+            return None
+        if self._mirror is not None:
+            self._mirror.download_checkpoint(step)
+        return read_json_item(self._folder / str(step), "run")
 
     def restore(self, like: TrainState) -> Saved | None:
         """Restore the newest checkpoint onto the devices of `like`; None without one.
@@ -253,16 +301,16 @@ class Checkpoints:
         Args:
           like: shapes, dtypes and shardings (jax.ShapeDtypeStruct).
         """
-        steps = self.steps()
-        if not steps:
+        step = self.newest()
+        if step is None:
             return None
         try:
-            return self._restore(steps[-1], like)
+            return self._restore(step, like)
         except Exception as error:  # Orbax's reader may fail in any way
             if "RESOURCE_EXHAUSTED" in str(error):
                 raise
             raise UserError(
-                f"Cannot read {self._folder / str(steps[-1])} ({reason(error)}). Move "
+                f"Cannot read {self._folder / str(step)} ({reason(error)}). Move "
                 f"it away to resume from the checkpoint before."
             ) from error
 
@@ -309,6 +357,8 @@ class Checkpoints:
         for step in damaged:
             renamed = self._folder / f"{step}{DAMAGED}-{time.time_ns()}"
             os.replace(self._folder / str(step), renamed)
+            if self._mirror is not None:
+                self._mirror.set_aside_checkpoint(step, renamed)
             logger.warning("renamed it to %s; using the checkpoint before", renamed)
 
     def _is_damaged(self, step: int, with_manifest: bool) -> bool:
@@ -354,7 +404,8 @@ class Checkpoints:
                 raise
             logger.error(error)
         finally:
-            self._writer.close()
+            if self._writer is not None:
+                self._writer.close()
 
 
 def checkpoint_bytes(state: TrainState) -> int:

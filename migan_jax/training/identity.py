@@ -37,6 +37,8 @@ FREE = (
     "keep_best",
     "best_by",
     "nonfinite_steps",
+    "profile",
+    "hang_seconds",
 )
 EMA = "optimizer.ema_halflife_kimg"
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -6,8 +6,10 @@ import logging
 from migan_jax.families import all_kinds
 from migan_jax.systems.base import TrainState
 from migan_jax.training import processes
+from migan_jax.training.heartbeat import Heartbeat
 from migan_jax.training.preemption import StopSignals
-from migan_jax.training.reporting import Reporter
+from migan_jax.training.profiler import Profile
+from migan_jax.training.reporting import Clock, Reporter
 from migan_jax.training.setup import Setup
 from migan_jax.training.stages import Stages
 from migan_jax.training.validation import Validation
@@ -32,7 +34,12 @@ def train(setup: Setup, signals: StopSignals) -> Outcome:
     """
     state, end = setup.state, setup.end_step
     validation = Validation(setup)
-    with _make_reporter(setup) as reporter, Stages(setup) as stages:
+    with (
+        Heartbeat(setup.config.hang_seconds) as heartbeat,
+        _make_reporter(setup) as reporter,
+        Profile(setup.config.profile, setup.workdir) as profile,
+        Stages(setup) as stages,
+    ):
         for step in range(setup.first_step, end + 1):
             is_new = step > setup.first_step
             due = step % setup.config.save_every_steps == 0 or step == end
@@ -42,23 +49,31 @@ def train(setup: Setup, signals: StopSignals) -> Outcome:
             if due or stop or new_stage:
                 reporter.log_pending()
             if due and (is_new or step == 0):
+                heartbeat.beat(f"evaluating step {step}")
                 validation.evaluate(state, step, reporter)
             if is_new and (due or stop or new_stage):
+                heartbeat.beat(f"saving step {step}")
+                stages.merge_rejects(step)
                 _save(setup, state, step, reporter, validation)
             if step == end or stop or (due and validation.should_stop_early(step)):
                 break
-            with reporter.untimed():
+            heartbeat.beat(f"preparing step {step}")
+            with reporter.spending("compilation"):
                 stage = stages.at(step)
+            heartbeat.beat(f"loading the batch of step {step}")
             with reporter.loading_data():
                 batch = stage.next_batch()
             if step == stage.opened_at:  # hosts may compile for different times
                 processes.barrier(f"before step {step}")
                 signals.defer()
+            heartbeat.beat(f"in step {step}")
+            profile.before(step, state)
             state, metrics = stage.advance(state, batch, step)
             reporter.log(step + 1, metrics, stage.span.batch_size)
+        heartbeat.beat("saving the last step")
         setup.checkpoints.wait()
         reporter.flush()
-    saved = max(setup.checkpoints.steps(), default=None)
+    saved = setup.checkpoints.newest()
     return Outcome(step, saved, validation.best, validation.should_stop_early(step))
 
 
@@ -71,6 +86,8 @@ def _make_reporter(setup: Setup) -> Reporter:
         labels=setup.family.labels,
         first_step=setup.first_step,
         earlier=setup.reporter_position,
+        clock=Clock(setup.clock),
+        rotates=setup.mirror is not None,
     )
 
 
@@ -86,9 +103,17 @@ def _save(
         logger.warning("step %d: not saved, its losses are not finite", step)
         return
     reporter.flush()
+    if setup.mirror is not None:
+        with reporter.spending("saving"):
+            setup.mirror.upload()
     exported = {name: setup.system.networks[name] for name in setup.system.exported}
-    run = {**setup.identity, "reporter": reporter.position, "best": validation.best}
-    with reporter.untimed():
+    run = {
+        **setup.identity,
+        "reporter": reporter.position,
+        "clock": reporter.clock.saved(),
+        "best": validation.best,
+    }
+    with reporter.spending("saving"):
         setup.checkpoints.save(
             state, exported, all_kinds(), run, validation.metrics_of(step)
         )

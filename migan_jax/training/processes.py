@@ -1,6 +1,8 @@
 """Multi-process runs: on a pod, under SLURM or Open MPI, or described by flags."""
 
+import collections
 import contextlib
+import json
 import os
 import sys
 import tempfile
@@ -8,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -176,6 +179,49 @@ def all_gather(rows: np.ndarray, name: str) -> np.ndarray:
     bits = multihost_utils.process_allgather(padded.view(np.uint32))
     gathered = zip(np.asarray(bits).view(rows.dtype), counts, strict=True)
     return np.concatenate([local[:count] for local, count in gathered])
+
+
+def gather_json(content: Any, name: str) -> list[Any]:
+    """Return the JSON of each process; use each name once, as for `barrier`."""
+    text = json.dumps(content).encode()
+    padded = text + b" " * (-(len(text) + 1) % 4) + b"\n"
+    rows = all_gather(np.frombuffer(padded, np.uint32)[:, None], name)
+    return [json.loads(line) for line in rows.tobytes().splitlines()]
+
+
+def check_devices() -> None:
+    """Raise UserError if JAX has no devices, or processes differ in their number."""
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        platforms = os.environ.get("JAX_PLATFORMS")
+        setting = f" with JAX_PLATFORMS={platforms}" if platforms else ""
+        raise UserError(
+            f"JAX finds no device{setting}: {reason(error)}. Install the extra for the "
+            f"machine (cuda12, cuda13 or tpu), or set JAX_PLATFORMS=cpu."
+        ) from error
+    counts = collections.Counter(device.process_index for device in devices)
+    kinds = {device.process_index: device.device_kind for device in devices}
+    first = counts[0], kinds[0]
+    for process in sorted(counts):
+        if (counts[process], kinds[process]) != first:
+            raise UserError(
+                f"All processes must have the same devices, but process {process} has "
+                f"{counts[process]} {kinds[process]}, and process 0 {first[0]} "
+                f"{first[1]}. Check JAX_PLATFORMS and CUDA_VISIBLE_DEVICES there."
+            )
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keep compiled programs in the folder, unless JAX already keeps them."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def from_process_0(values: dict[str, float], name: str) -> dict[str, float]:
+    """Return process 0's values, so that all processes decide alike."""
+    rows = all_gather(np.array([list(values.values())], np.float64), name)
+    return dict(zip(values, map(float, rows[0]), strict=True))
 
 
 @contextlib.contextmanager

@@ -6,11 +6,13 @@ so the metrics are those of an uninterrupted run, except for the measured `time/
 Only process 0 writes.
 """
 
+import collections
 import contextlib
 import json
 import logging
 import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -30,6 +32,44 @@ logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 BOARD_FOLDER = "tensorboard"
+# A slow step takes this many times the median of the steps before it, and not only a
+# moment.
+SLOW, MEDIAN_STEPS, SLOW_SECONDS = 5, 50, 0.5
+
+
+class Clock:
+    """Where a run's time goes, over all its processes: into steps, or something else.
+
+    Args:
+      earlier: `saved()` of the checkpoint. What was done after it is lost, so all time
+        since then counts as restarts, as does starting the first time.
+    """
+
+    def __init__(self, earlier: Mapping[str, Any] | None):
+        kinds = "data", "evaluation", "saving", "compilation", "restarts"
+        self._seconds = dict.fromkeys(("steps", *kinds), 0.0)
+        self._last = time.time()
+        if earlier is not None:
+            self._seconds |= earlier["seconds"]
+            self._seconds["restarts"] += max(self._last - earlier["time"], 0)
+
+    def add(self, kind: str, seconds: float) -> None:
+        """Count seconds that would count as steps otherwise."""
+        self._seconds[kind] += seconds
+        self._seconds["steps"] -= seconds
+
+    def saved(self) -> dict[str, Any]:
+        """Return what a checkpoint stores, as JSON."""
+        now = time.time()
+        self._seconds["steps"] += now - self._last
+        self._last = now
+        return {"seconds": dict(self._seconds), "time": now}
+
+    def shares(self) -> dict[str, float]:
+        """Return each kind's share of the run's time."""
+        seconds = self.saved()["seconds"]
+        total = max(sum(seconds.values()), 1e-9)
+        return {kind: value / total for kind, value in seconds.items()}
 
 
 class Averages:
@@ -63,12 +103,17 @@ class Reporter:
         labels: Mapping[str, str],
         first_step: int = 0,
         earlier: Mapping[str, Any] | None = None,
+        clock: Clock | None = None,
+        rotates: bool = False,
     ):
         """
         Args:
           labels: names and labels of the metrics to print, in this order.
           first_step: where the run starts or resumes; later metrics are dropped.
           earlier: `position` of the checkpoint; None without one.
+          clock: where time is counted; by default, a new run's.
+          rotates: start a new file for TensorBoard after each `flush`, since objects in
+            buckets cannot be appended to.
         """
         # Without a checkpoint, existing metrics are of another run.
         last_kept = -1 if earlier is None else first_step
@@ -82,32 +127,29 @@ class Reporter:
         self._nonfinite = 0  # consecutive steps; after one, nothing is saved
         self._loading, self._loads = 0.0, 0
         self._since, self._since_step = time.perf_counter(), first_step
+        self.clock, self._rotates = clock or Clock(None), rotates
+        self._durations = collections.deque(maxlen=MEDIAN_STEPS)  # of steps, seconds
+        self._step_start: float | None = None
+        self._step = first_step  # the newest written
         self._file = self._board = self._bar = None
         if jax.process_index() == 0:
             self._open(workdir, first_step, last_kept)
 
     def _open(self, workdir: Path, first_step: int, last_kept: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tqdm import tqdm
 
-        board = workdir / BOARD_FOLDER
+        self._workdir = workdir
         with _writing(workdir):
-            board.mkdir(exist_ok=True)
             truncate_metrics(workdir / METRICS_FILE, last_kept)
             self._file = (workdir / METRICS_FILE).open("a")
-            # SummaryWriter would write in a thread, where errors are lost. Names hold
-            # only seconds, in which a short run may end and resume.
-            self._board = EventsWriter(str(board / "events"), f".{first_step:08}")
+            self._open_board()
             # SummaryWriter's purge_step: TensorBoard hides earlier files' later events.
             start = SessionLog(status=SessionLog.START)
             self._board.write_event(
                 Event(step=last_kept + 1, wall_time=time.time(), session_log=start)
             )
-            self._board_files = [*board.glob(f"events.*.{first_step:08}")]
-            sync(board)
             sync(workdir)
-        self._workdir = workdir
         self._bar = tqdm(
             total=self._total,
             initial=first_step,
@@ -116,6 +158,18 @@ class Reporter:
             dynamic_ncols=True,
             smoothing=0.1,
         )
+
+    def _open_board(self) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+
+        board = self._workdir / BOARD_FOLDER
+        board.mkdir(exist_ok=True)
+        # SummaryWriter would write in a thread, where errors are lost. Names hold only
+        # seconds, in which a short run may end and resume.
+        suffix = f".{self._step:08}"
+        self._board = EventsWriter(str(board / "events"), suffix)
+        self._board_files = [*board.glob(f"events.*{suffix}")]
+        sync(board)
 
     @property
     def position(self) -> dict[str, Any]:
@@ -132,15 +186,21 @@ class Reporter:
         """Count the time inside as waiting for data."""
         start = time.perf_counter()
         yield
-        self._loading += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self._loading += seconds
         self._loads += 1
+        self.clock.add("data", seconds)
 
     @contextlib.contextmanager
-    def untimed(self) -> Iterator[None]:
-        """Do not count the time inside as a step's."""
+    def spending(self, kind: str) -> Iterator[None]:
+        """Count the time inside as the clock's kind, and not as a step's."""
         start = time.perf_counter()
         yield
-        self._since += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self._since += seconds
+        if self._step_start is not None:
+            self._step_start += seconds
+        self.clock.add(kind, seconds)
 
     def log(self, step: int, metrics: Mapping[str, Any], images: int) -> None:
         """Log the metrics of the step that leads to state `step`.
@@ -149,6 +209,28 @@ class Reporter:
         """
         pending, self._pending = self._pending, (step, metrics, images)
         self._log(pending)
+        self._watch_duration(step - 1)
+
+    def _watch_duration(self, step: int) -> None:
+        """Warn if the last step took far longer than those before it."""
+        now, before = time.perf_counter(), self._step_start
+        self._step_start = now
+        if before is None:
+            return
+        seconds, durations = now - before, self._durations
+        if len(durations) == MEDIAN_STEPS:
+            median = statistics.median(durations)
+            if seconds > max(SLOW * median, SLOW_SECONDS):
+                logger.warning(
+                    "step %d took %.3g s, the median of the last %d is %.3g s; waiting "
+                    "for data took %.3g s a step since the last line of metrics",
+                    step,
+                    seconds,
+                    MEDIAN_STEPS,
+                    median,
+                    self._loading / max(self._loads, 1),
+                )
+        durations.append(seconds)
 
     def log_pending(self) -> None:
         """Wait for the newest step's metrics, and log them."""
@@ -186,6 +268,7 @@ class Reporter:
             "time/step": seconds,
             "time/data": self._loading / max(self._loads, 1),
             "time/images_per_second": rate,
+            **{f"time/share/{k}": v for k, v in self.clock.shares().items()},
         }
         means = self._averages.means()
         self.write(step, {**means, **timing})
@@ -216,6 +299,7 @@ class Reporter:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write a line, and TensorBoard's scalars."""
+        self._step = step
         if self._file is None:
             return
         from tensorboardX.summary import scalar
@@ -257,6 +341,9 @@ class Reporter:
                 self._board.flush()
                 for path in self._board_files:
                     sync(path)
+                if self._rotates:
+                    self._board.close()
+                    self._open_board()
 
     def __enter__(self) -> Self:
         return self

@@ -132,7 +132,8 @@ class Samples:
             tables.append(self._make_table(index, completions, finite))
         table = gather_table(Table.concatenate(tables), f"samples of step {state.step}")
         self._initial.keep(first_batch)
-        values = from_process_0(table.values(), f"metrics of step {state.step}")
+        name = f"metrics of step {state.step}"
+        values = processes.from_process_0(table.values(), name)
         # Some metrics are undefined for very small images.
         values = {n: v for n, v in values.items() if not math.isnan(v)}
         if values.pop(FINITE) < 1:
@@ -194,12 +195,6 @@ class Samples:
         side = min(max(len(completions[0]), MIN_SIDE), MAX_SIDE)
         labels = list(columns) + [""] * (len(columns) * (height - 1))
         return contact_sheet(images, side, len(columns), labels)
-
-
-def from_process_0(values: dict[str, float], name: str) -> dict[str, float]:
-    """Return process 0's values, so that all processes decide alike."""
-    rows = processes.all_gather(np.array([list(values.values())]), name)
-    return dict(zip(values, map(float, rows[0]), strict=True))
 
 
 def make_score(best_by: str, count: int) -> Score:

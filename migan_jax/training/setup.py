@@ -22,7 +22,9 @@ from migan_jax.training.devices import resolve_dtype
 from migan_jax.training.feature_networks import open_shared_feature_networks
 from migan_jax.training.identity import check_resume, run_identity
 from migan_jax.training.mesh import replicated_sharding
+from migan_jax.training.mirror import Mirror
 from migan_jax.training.pretrained import Pretrained, read_pretrained, replace_weights
+from migan_jax.training.profiler import profiled_steps
 from migan_jax.training.programs import (
     build_system,
     initial_state,
@@ -33,7 +35,7 @@ from migan_jax.training.programs import (
 from migan_jax.training.samples import InitialCompletions, Samples, make_score
 from migan_jax.training.timeline import Timeline
 from migan_jax.weights.kinds import kind_of
-from migan_jax.weights.locations import CHECKPOINTS, check_checkpoint
+from migan_jax.weights.locations import CHECKPOINTS, find_checkpoint
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -51,6 +53,7 @@ class Setup:
 
     config: "ConfigDict"
     workdir: Path
+    mirror: Mirror | None  # uploads the workdir, if it is in a bucket
     family: Family
     system: System
     frozen: Mapping[str, Any]  # variables by network, on all devices
@@ -66,7 +69,13 @@ class Setup:
     first_step: int
     best: tuple[int, float] | None  # step and score of the best evaluation so far
     reporter_position: dict[str, Any] | None  # None: a new run
+    clock: dict[str, Any] | None  # the checkpoint's; earlier versions stored none
     dtype_is_auto: bool
+
+    @property
+    def location(self) -> Mirror | Path:
+        """The workdir as the user knows it."""
+        return self.mirror or self.workdir
 
     @property
     def end_step(self) -> int:
@@ -87,6 +96,7 @@ def check_settings(config: "ConfigDict") -> Family:
         raise UserError(
             f"best_by is {config.best_by!r}, but must be one of {', '.join(SCORES)}."
         )
+    profiled_steps(config.profile)
     family.check_settings(config)
     return family
 
@@ -96,6 +106,7 @@ def set_up(
     workdir: Path,
     init_from: Path | None = None,
     force_resume: bool = False,
+    mirror: Mirror | None = None,
 ) -> Setup:
     """Check the settings, open the data, and restore or initialise the state.
 
@@ -103,13 +114,15 @@ def set_up(
     """
     family = check_settings(config)
     if init_from is not None and not any((workdir / CHECKPOINTS).iterdir()):
-        check_checkpoint(init_from)
+        init_from = find_checkpoint(init_from)
     system = build_system(config, {})  # frozen networks take long to load
     mesh = mesh_of(config, system, make_timeline(config, system))
     source, held_out = open_splits(config)
     validation = load_held_out(held_out, config)
     score = make_score(config.best_by, len(validation or ()))
-    checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best, score)
+    checkpoints = Checkpoints(
+        workdir, config.keep_last, config.keep_best, score, mirror
+    )
     earlier = checkpoints.newest_run()
     dtype_is_auto = config.networks.dtype == "auto"
     config = _resolve_config_dtype(config, earlier)
@@ -132,7 +145,7 @@ def set_up(
                 "ignoring --init-from=%s, since %s holds a run, which is resumed. To "
                 "start a new run, use another --workdir",
                 init_from,
-                workdir,
+                mirror or workdir,
             )
     variables = {name: network.variables for name, network in frozen.items()}
     feature_networks = open_shared_feature_networks(config.best_by)
@@ -150,6 +163,7 @@ def set_up(
     return Setup(
         config=config,
         workdir=workdir,
+        mirror=mirror,
         family=family,
         system=system,
         frozen=_replicate(variables, mesh),
@@ -165,6 +179,7 @@ def set_up(
         first_step=int(state.step),
         best=_previous_best(run, config, checkpoints),
         reporter_position=None if run is None else run["reporter"],
+        clock=None if run is None else run.get("clock"),
         dtype_is_auto=dtype_is_auto,
     )
 

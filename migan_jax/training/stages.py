@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Self
 import jax
 
 from migan_jax.data.pipeline import open_batches
+from migan_jax.data.rejects import Rejects
 from migan_jax.systems.base import Metrics, TrainState
-from migan_jax.training import overview
+from migan_jax.training import overview, processes
 from migan_jax.training.mesh import put_images, replicated_sharding, rows_of_process
 from migan_jax.training.programs import Programs, shapes_of
 from migan_jax.training.setup import Setup
@@ -50,6 +51,14 @@ class Stages:
             self._open = OpenStage(self._setup, span, self.programs, step)
             self._stack.enter_context(self._open.loading())
         return self._open
+
+    def merge_rejects(self, step: int) -> None:
+        """Add other processes' unusable images to process 0's report."""
+        rejects = None if self._open is None else self._open.rejects
+        found = {} if rejects is None else rejects.reasons
+        merged = processes.gather_json(found, f"rejected before step {step}")
+        if rejects is not None and jax.process_index() == 0:
+            rejects.merge(merged)
 
     def __enter__(self) -> Self:
         return self
@@ -103,6 +112,11 @@ class OpenStage:
             report=report,
         ) as self._batches:
             yield
+
+    @property
+    def rejects(self) -> Rejects:
+        """The unusable images that this process has found."""
+        return self._batches.rejects
 
     def next_batch(self) -> dict[str, jax.Array]:
         """Load the next batch and put it on the devices."""

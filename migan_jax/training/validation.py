@@ -24,7 +24,7 @@ class Validation:
 
     def evaluate(self, state: TrainState, step: int, reporter: Reporter) -> None:
         """Log metrics and a grid of the held-out images, and draw the curves."""
-        with reporter.untimed():
+        with reporter.spending("evaluation"):
             if self._setup.samples is not None:
                 self._evaluate_samples(state, step, reporter)
             if jax.process_index() == 0 and step > 0:
@@ -47,7 +47,8 @@ class Validation:
             path = save_grid(self._setup.workdir, step, grid)
             reporter.print(
                 f"step {step:,}: held-out hole PSNR {metrics['hole_psnr']:.2f} dB, "
-                f"mean colour {metrics[MEAN_COLOUR_PSNR]:.2f} dB; {path}"
+                f"mean colour {metrics[MEAN_COLOUR_PSNR]:.2f} dB; "
+                f"{self._setup.location}/{path.relative_to(self._setup.workdir)}"
             )
 
     def metrics_of(self, step: int) -> dict[str, float] | None:

@@ -25,7 +25,7 @@ from migan_jax.weights.architecture import (
     infer_networks,
 )
 from migan_jax.weights.kinds import Kinds, Network, has_kernels, kind_of
-from migan_jax.weights.locations import FILE_SUFFIXES
+from migan_jax.weights.locations import FILE_SUFFIXES, find_checkpoint
 from migan_jax.weights.names import Entry, entries, is_constant
 from migan_jax.weights.tensor_files import Tensors, read_tensors, write_tensors
 
@@ -58,7 +58,7 @@ class Checkpoint:
 
 def load_checkpoints(path: str | Path, kinds: Kinds) -> dict[str, Checkpoint]:
     """Read a `.pt`, a `.safetensors` or a workdir by role, with kernels collapsed."""
-    path = Path(path)
+    path = find_checkpoint(Path(path))
     read = _load_workdir if os.path.isdir(path) else load_file
     return {role: _collapse(loaded) for role, loaded in read(path, kinds).items()}
 

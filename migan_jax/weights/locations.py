@@ -4,16 +4,20 @@ Does not import JAX, so that a wrong path is reported at once.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from migan_jax.buckets import Bucket, bucket_address
 from migan_jax.errors import UserError
-from migan_jax.files import refuse_address, refuse_undecodable
+from migan_jax.files import CACHE, refuse_address, refuse_undecodable
 
 TORCH_SUFFIXES = ".pt", ".pth"
 FILE_SUFFIXES = *TORCH_SUFFIXES, ".safetensors"
 # In a run's workdir: its checkpoints and its initial settings.
 CHECKPOINTS, CONFIG_FILE = "checkpoints", "config.json"
+# In a checkpoint: the digests of its files, written last, and what only runs read.
+MANIFEST, OPTIMIZER = "manifest.json", "optimizer"
 
 
 def resolve_path(path: Path) -> tuple[Path, int | None]:
@@ -23,13 +27,17 @@ def resolve_path(path: Path) -> tuple[Path, int | None]:
     return path, None
 
 
-def check_checkpoint(path: Path, more_suffixes: Sequence[str] = ()) -> None:
-    """Raise UserError if the path cannot be a checkpoint.
+def find_checkpoint(path: Path, more_suffixes: Sequence[str] = ()) -> Path:
+    """Return a checkpoint's local path; download it first if it is in a bucket.
+
+    Raises UserError if it cannot be a checkpoint.
 
     Args:
       path: a file, a workdir, or one of its checkpoints.
       more_suffixes: further extensions that the caller accepts.
     """
+    if bucket_address(path):
+        path = _download(path)
     refuse_address(path)
     if os.path.isdir(path):
         refuse_undecodable(path)
@@ -40,6 +48,39 @@ def check_checkpoint(path: Path, more_suffixes: Sequence[str] = ()) -> None:
             )
     else:
         check_file(path, more_suffixes)
+    return path
+
+
+def _download(path: Path) -> Path:
+    """Download a file, or the newest or given checkpoint of a workdir.
+
+    The state of a run's optimizers stays there: only the run itself reads it.
+    """
+    workdir, step = resolve_path(path)
+    address = bucket_address(workdir)
+    folder = CACHE / "downloads" / address.replace("://", "/")
+    bucket = Bucket(address)
+    names = bucket.names()
+    if "" in names:
+        parent, _, name = address.rpartition("/")
+        Bucket(parent).download([name], folder.parent)
+        return folder
+    complete = (re.fullmatch(f"{CHECKPOINTS}/([0-9]+)/{MANIFEST}", n) for n in names)
+    steps = [int(found[1]) for found in complete if found]
+    if not steps or step not in (None, *steps):
+        which = "" if step is None else f" of step {step}"
+        raise UserError(f"{address} holds no finished checkpoint{which}.")
+    item = f"{CHECKPOINTS}/{max(steps) if step is None else step}/"
+    bucket.download(
+        [
+            name
+            for name in names
+            if name == CONFIG_FILE
+            or (name.startswith(item) and not name.startswith(f"{item}{OPTIMIZER}/"))
+        ],
+        folder,
+    )
+    return folder / item
 
 
 def check_file(path: Path, more_suffixes: Sequence[str] = ()) -> None:

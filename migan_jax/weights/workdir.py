@@ -21,10 +21,13 @@ import orbax.checkpoint as ocp
 from migan_jax.errors import UserError
 from migan_jax.files import read_json, reason, sha256_of, sync_tree, write_whole
 from migan_jax.weights.kinds import Kinds, Network, build, describe, kind_named
-from migan_jax.weights.locations import CHECKPOINTS, check_checkpoint, resolve_path
+from migan_jax.weights.locations import (
+    CHECKPOINTS,
+    MANIFEST,
+    find_checkpoint,
+    resolve_path,
+)
 from migan_jax.weights.names import abstract_variables
-
-MANIFEST = "manifest.json"
 
 NetworkWeights = tuple[Network, Any, Any]  # a network, its parameters and stats
 
@@ -113,8 +116,7 @@ def step_folder(path: Path) -> Path:
 
 def read(path: Path, kinds: Kinds) -> dict[str, NetworkWeights]:
     """Read the exported networks of a workdir's newest or given step, by role."""
-    check_checkpoint(path)
-    step = step_folder(path)
+    step = step_folder(find_checkpoint(path))
     with _explain_damage(step):
         check_manifest(step, "network", "exported")
         described = read_json_item(step, "network")
