@@ -193,7 +193,7 @@ def check_devices() -> None:
     """Raise UserError if JAX has no devices, or processes differ in their number."""
     try:
         devices = jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the latter without a plugin
         platforms = os.environ.get("JAX_PLATFORMS")
         setting = f" with JAX_PLATFORMS={platforms}" if platforms else ""
         raise UserError(
