@@ -97,6 +97,14 @@ def test_a_lock_is_of_one_run(bucket, monkeypatch):
     assert bucket.names() == {}
 
 
+def test_a_lock_whose_answer_was_lost(bucket, monkeypatch):
+    create = bucket.create
+    monkeypatch.setattr(bucket, "create", lambda *file: create(*file) and False)
+    with Lock(bucket) as lock:
+        lock.check()
+    assert bucket.names() == {}
+
+
 def test_the_lock_of_a_dead_process_is_taken_over(bucket):
     process = subprocess.Popen(["true"])
     process.wait()
@@ -152,7 +160,7 @@ def test_a_smoke_run_starts_from_an_empty_workdir(bucket):
 def test_a_checkpoint_is_complete_once_its_manifest_is_there(bucket, tmp_path):
     for name in ("exported", "manifest.json"):
         (tmp_path / name).write_text(name)
-    own = Mirror(bucket, tmp_path, None)
+    own = Mirror(bucket, tmp_path, Lock(bucket))
     written, upload = [], bucket.upload
     bucket.upload = lambda files: (written.append(sorted(files)), upload(files))
     own.upload_checkpoint(tmp_path, 7)

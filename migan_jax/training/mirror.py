@@ -50,7 +50,7 @@ class Lock:
         self._error: UserError | None = None
 
     def check(self) -> None:
-        """Raise UserError if another run has taken the lock, or it cannot be kept."""
+        """Raise UserError if another run has taken the lock."""
         if self._error is not None:
             raise self._error
 
@@ -59,18 +59,18 @@ class Lock:
         return json.dumps({**owner, "token": self._token, "time": time.time()}).encode()
 
     def _refresh(self) -> None:
-        while not self._ended.wait(REFRESH_SECONDS):
+        while not self._ended.wait(REFRESH_SECONDS) and self._error is None:
             try:
-                if self._owner().get("token") != self._token:
-                    raise UserError(
-                        f"Another run has taken over {self._bucket.address}, because "
-                        f"this one had not refreshed its lock for {STALE_SECONDS} "
-                        f"seconds. This one stops."
-                    )
-                self._bucket.write(LOCK, self._content())
-            except UserError as error:
-                self._error = error
-                return
+                if self._owner().get("token") == self._token:
+                    self._bucket.write(LOCK, self._content())
+                    continue
+            except UserError as error:  # it may be reached again in time
+                logger.warning("%s", error)
+                continue
+            self._error = UserError(
+                f"Another run has taken over {self._bucket.address}: this one had not "
+                f"refreshed its lock for {STALE_SECONDS} seconds. It stops."
+            )
 
     def _owner(self) -> dict[str, object]:
         content = self._bucket.read(LOCK)
@@ -78,6 +78,9 @@ class Lock:
 
     def __enter__(self) -> Self:
         while not self._bucket.create(LOCK, self._content()):
+            # A repeated request may find what the first one has written.
+            if self._owner().get("token") == self._token:
+                break
             self._wait_until_stale()
             self._bucket.remove([LOCK])
         self._thread.start()
@@ -153,9 +156,11 @@ def open_workdir(location: Path, clear: bool) -> Iterator[tuple[Path, "Mirror | 
             mirror.download_run()
         try:
             yield folder, mirror
-        finally:
-            if is_first:
+        except BaseException:
+            with contextlib.suppress(UserError):  # the first error is the cause
                 mirror.upload()
+            raise
+        mirror.upload()
 
 
 class Mirror:
@@ -164,7 +169,7 @@ class Mirror:
     def __init__(self, bucket: Bucket, folder: Path, lock: Lock | None):
         """
         Args:
-          lock: None in processes other than 0, which only download.
+          lock: None in processes other than 0, which upload nothing.
         """
         self._bucket, self._folder, self._lock = bucket, folder, lock
         self._uploaded: dict[str, tuple[int, int]] = {}  # size and time of change
@@ -206,8 +211,10 @@ class Mirror:
             self._uploaded |= {name: _state(self._folder / name) for name in names}
 
     def upload(self) -> None:
-        """Upload the files that have changed, but for checkpoints."""
-        self._check_lock()
+        """Upload the files that have changed, but for checkpoints, from process 0."""
+        if self._lock is None:
+            return
+        self._lock.check()
         files = {
             name: path
             for name, path in _files_in(self._folder).items()
@@ -221,7 +228,7 @@ class Mirror:
 
     def upload_checkpoint(self, folder: Path, step: int) -> None:
         """Upload a checkpoint from its unfinished folder; its manifest comes last."""
-        self._check_lock()
+        self._lock.check()
         target = f"{CHECKPOINTS}/{step}/"
         files = {target + name: path for name, path in _files_in(folder).items()}
         manifest = {target + MANIFEST: files.pop(target + MANIFEST)}
@@ -230,12 +237,12 @@ class Mirror:
         for name, path in files.items():
             if sizes.get(name) != path.stat().st_size:
                 raise UserError(f"{self._bucket.address}/{name} is incomplete.")
-        self._check_lock()
+        self._lock.check()
         self._bucket.upload(manifest)
 
     def remove_checkpoint(self, step: int) -> None:
         """Delete a checkpoint, its manifest first."""
-        self._check_lock()
+        self._lock.check()
         target = f"{CHECKPOINTS}/{step}/"
         self._bucket.remove([target + MANIFEST])
         self._bucket.remove(self._bucket.names(target))
@@ -246,10 +253,6 @@ class Mirror:
         target = f"{CHECKPOINTS}/{renamed.name}/"
         self._bucket.upload({target + name: path for name, path in files.items()})
         self.remove_checkpoint(step)
-
-    def _check_lock(self) -> None:
-        if self._lock is not None:
-            self._lock.check()
 
 
 def _files_in(folder: Path) -> dict[str, Path]:
