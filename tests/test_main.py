@@ -81,13 +81,13 @@ def test_a_wrong_checkpoint_is_named_before_jax_is_imported(verb, tmp_path):
         "        print(stopped.code, 'jax' in sys.modules)\n"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", program, "nothing.pt README.md folder gs://b/x.pt"],
+        [sys.executable, "-c", program, "nothing.pt README.md folder http://b/x.pt"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
     said = ended.stdout.splitlines()
-    parts = "no checkpoint at", "README.md is not a", "not a run's workdir", "a bucket"
+    parts = "no checkpoint at", "README.md is not a", "not a run's workdir", "an address"
     for line, part in zip(said, parts, strict=True):
         assert line.startswith("error: ") and part in line and line.endswith(" False")
 
