@@ -87,7 +87,12 @@ def test_a_wrong_checkpoint_is_named_before_jax_is_imported(verb, tmp_path):
         text=True,
     )
     said = ended.stdout.splitlines()
-    parts = "no checkpoint at", "README.md is not a", "not a run's workdir", "an address"
+    parts = (
+        "no checkpoint at",
+        "README.md is not a",
+        "not a run's workdir",
+        "an address",
+    )
     for line, part in zip(said, parts, strict=True):
         assert line.startswith("error: ") and part in line and line.endswith(" False")
 

@@ -16,6 +16,7 @@ DOCUMENTS = (
     "docs/training.md",
     "docs/healthy.md",
     "docs/app.md",
+    "docs/first_pod_run.md",
 )
 
 
@@ -54,7 +55,7 @@ def test_make_has_the_documented_targets():
 
 def test_every_relative_link_and_path_exists():
     folders = (
-        "benchmarks|configs|data|docs|geometry|migan_jax|models|ops|systems|tests|"
+        "benchmarks|configs|data|docs|geometry|launch|migan_jax|models|ops|systems|tests|"
         "training|weights"
     )
     for name in DOCUMENTS:

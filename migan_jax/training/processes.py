@@ -144,10 +144,11 @@ def lock_workdir(workdir: Path, clear: bool = False) -> Iterator[None]:
                 checkpoints.mkdir()
         if jax.process_count() > 1:
             barrier("workdir created")
-            if not workdir.is_dir():
+            seen = gather_json(workdir.is_dir(), "workdir seen")
+            if not all(seen):
                 raise UserError(
-                    f"Process {jax.process_index()} cannot see --workdir={workdir}. "
-                    f"Choose a folder that all hosts share."
+                    f"Process {seen.index(False)} cannot see --workdir={workdir}. "
+                    f"Choose a folder that all hosts share, or an address in a bucket."
                 )
         yield
 
