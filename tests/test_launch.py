@@ -507,8 +507,8 @@ def test_the_stand_in_knows_only_flags_of_gcloud():
 
 # Real processes.
 
-STEPS = 24
-SETTINGS = runs.SETTINGS | {"data.held_out": 4, "save_every_steps": 8}
+STEPS = 90
+SETTINGS = runs.SETTINGS | {"data.held_out": 4, "save_every_steps": 30}
 
 
 def start_launcher(workdir, cache, *more, timeout=30):
@@ -555,7 +555,9 @@ def test_real_processes_resume_after_a_kill_and_a_signal(cache, tmp_path):
 
     saved = runs.steps(parts)[-1]
     launcher = start_launcher(parts, cache, "--config.data.workers=2")
-    while runs.steps(parts)[-1] == saved:
+    while f"resuming at step {saved}" not in Path(f"{parts}.log").read_text():
+        time.sleep(0.02)
+    while runs.metrics(parts)[-1]["step"] <= saved:
         assert launcher.poll() is None, Path(f"{parts}.log").read_text()
         time.sleep(0.02)
     launcher.send_signal(signal.SIGTERM)
