@@ -133,7 +133,8 @@ def main() -> None:
         arguments.process_id,
         arguments.connect_timeout,
     )
-    processes.check_devices()
+    with processes.fail_fast():
+        processes.check_devices()
     if arguments.smoke:
         # Load again: the batch size depends on the number of devices.
         devices = jax.device_count()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import emulators
@@ -89,7 +90,8 @@ def test_a_missing_library(address, monkeypatch):
 
 def test_a_lock_is_of_one_run(bucket, monkeypatch):
     monkeypatch.setattr(mirror, "REFRESH_SECONDS", 0.1)
-    monkeypatch.setattr(mirror, "STALE_SECONDS", 2)
+    monkeypatch.setattr(mirror, "STALE_SECONDS", 5)
+    monkeypatch.setattr(mirror, "_this_process", dict)  # as from another machine
     with Lock(bucket) as lock:
         with pytest.raises(UserError, match="in use"), Lock(bucket):
             pass
@@ -105,24 +107,34 @@ def test_a_lock_whose_answer_was_lost(bucket, monkeypatch):
     assert bucket.names() == {}
 
 
+def test_a_lock_that_is_released_while_another_run_waits(bucket, monkeypatch):
+    monkeypatch.setattr(mirror, "STALE_SECONDS", 60)
+    bucket.write(mirror.LOCK, b'{"host": "elsewhere", "token": "other"}')
+    threading.Timer(1, bucket.remove, [[mirror.LOCK]]).start()
+    with Lock(bucket) as lock:
+        lock.check()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"host": "elsewhere", "token": "other"}'])
+def test_a_lock_that_nobody_refreshes_is_taken_over(bucket, monkeypatch, content):
+    monkeypatch.setattr(mirror, "STALE_SECONDS", 0.5)
+    bucket.write(mirror.LOCK, content)
+    with Lock(bucket) as lock:
+        lock.check()
+
+
 def test_the_lock_of_a_dead_process_is_taken_over(bucket):
     process = subprocess.Popen(["true"])
     process.wait()
-    dead = {"host": os.uname().nodename, "process": process.pid}
+    dead = {**mirror._this_process(), "process": process.pid}
     bucket.write(mirror.LOCK, json.dumps(dead).encode())
     with Lock(bucket):
         assert json.loads(bucket.read(mirror.LOCK))["process"] == os.getpid()
 
 
-def test_a_run_whose_lock_was_taken_writes_nothing(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(mirror, "REFRESH_SECONDS", 0.1)
-    monkeypatch.setattr(mirror, "STALE_SECONDS", 1)
+def test_a_run_whose_lock_was_taken_writes_nothing(bucket, tmp_path):
     with Lock(bucket) as lock:
-        lock._ended.set()  # as if its host were suspended
-        lock._thread.join()
         bucket.write(mirror.LOCK, b'{"host": "elsewhere", "token": "other"}')
-        lock._ended.clear()
-        lock._refresh()
         (tmp_path / "metrics.jsonl").write_text("{}")
         with pytest.raises(UserError, match="taken over"):
             Mirror(bucket, tmp_path, lock).upload()
@@ -135,41 +147,71 @@ def write_checkpoint(bucket, step, manifest=True):
         bucket.write(name, str(step).encode())
 
 
-def test_a_kill_between_upload_and_commit(bucket):
+def test_a_kill_between_upload_and_commit(bucket, tmp_path):
     write_checkpoint(bucket, 3)
     write_checkpoint(bucket, 10, manifest=False)
-    bucket.write("metrics.jsonl", b"{}")
-    bucket.write("tensorboard/events", b"")
-    with open_workdir(Path(bucket.address), clear=False) as (folder, _):
+    for name in ("metrics.jsonl", "tensorboard/events", "datasets/photo.jpg"):
+        bucket.write(name, b"{}")
+    for placeholder in ("", "checkpoints/", "checkpoints/3/"):
+        bucket.write(placeholder, b"")
+    with open_workdir(Path(bucket.address), clear=False) as (folder, own):
         found = {p.relative_to(folder).as_posix() for p in folder.rglob("*.*")}
         assert found == {"checkpoints/3/manifest.json", "metrics.jsonl"}
-        assert not bucket.names("checkpoints/10/")
         (folder / "metrics.jsonl").write_text("more")
+        (new := tmp_path / "new").mkdir()
+        for name in ("exported", "manifest.json"):
+            (new / name).write_text(name)
+        own.upload_checkpoint(new, 10)
+    names = bucket.names("checkpoints/10/")
+    assert set(names) == {"checkpoints/10/exported", "checkpoints/10/manifest.json"}
     assert not folder.exists()
     assert bucket.read("metrics.jsonl") == b"more"
     assert bucket.read(mirror.LOCK) is None
 
 
-def test_a_smoke_run_starts_from_an_empty_workdir(bucket):
-    write_checkpoint(bucket, 3)
-    with open_workdir(Path(bucket.address), clear=True) as (folder, _):
-        assert not any((folder / "checkpoints").iterdir())
-    assert bucket.names() == {}
+def test_the_first_error_is_reported(bucket, monkeypatch):
+    def fail(*arguments):
+        raise UserError("the bucket cannot be reached")
+
+    with pytest.raises(UserError, match="diverged"):
+        with open_workdir(Path(bucket.address), clear=False) as (folder, _):
+            (folder / "metrics.jsonl").write_text("{}")
+            for method in ("read", "write", "upload", "remove"):
+                monkeypatch.setattr(Bucket, method, fail)
+            raise UserError("the run has diverged")
+
+
+def test_failing_requests_are_repeated(bucket, monkeypatch):
+    monkeypatch.setattr(buckets.time, "sleep", lambda seconds: None)
+    answers = iter([OSError("reset"), TimeoutError(), b"content"])
+
+    def cat_file(path):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(bucket._files, "cat_file", cat_file)
+    with pytest.raises(UserError, match="reset"):
+        bucket.read("object")
+    bucket.patience = 100
+    assert bucket.read("object") == b"content"
 
 
 def test_a_checkpoint_is_complete_once_its_manifest_is_there(bucket, tmp_path):
     for name in ("exported", "manifest.json"):
         (tmp_path / name).write_text(name)
-    own = Mirror(bucket, tmp_path, Lock(bucket))
+    lock = Lock(bucket)
+    own = Mirror(bucket, tmp_path, lock)
     written, upload = [], bucket.upload
     bucket.upload = lambda files: (written.append(sorted(files)), upload(files))
     own.upload_checkpoint(tmp_path, 7)
     assert written == [["checkpoints/7/exported"], ["checkpoints/7/manifest.json"]]
-    damaged = tmp_path / "7.damaged-1"
-    damaged.mkdir()
-    (damaged / "exported").write_text("damaged")
-    own.set_aside_checkpoint(7, damaged)
-    assert list(bucket.names()) == ["checkpoints/7.damaged-1/exported"]
+    own.set_aside_checkpoint(7, "7.damaged-1")
+    assert set(bucket.names()) == {
+        "checkpoints/7.damaged-1/exported",
+        "checkpoints/7.damaged-1/manifest.json",
+    }
 
 
 def test_checkpoints_are_downloaded(bucket):

@@ -163,6 +163,15 @@ def test_averages_survive_json():
     assert again.means() == averages.means() == {"a": (0.1 + 0.2 + 0.7) / 3, "b": 1e-30}
 
 
+def test_a_position_stays_as_it_was(tmp_path):
+    with Reporter(tmp_path, **OPTIONS | {"log_every_steps": 9}) as reporter:
+        for step in (1, 2, 3):
+            reporter.log(step, {"g/adversarial": 1.0}, images=4)
+            if step == 2:
+                position = reporter.position
+    assert position == {"sums": {"g/adversarial": (1.0, 1)}}
+
+
 def test_shares_of_the_time(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(reporting.time, "time", lambda: now[0])

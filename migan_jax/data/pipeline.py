@@ -222,9 +222,8 @@ class Batches:
             try:
                 loader.load(record, position)
             except UserError as error:
-                # Images that this process has loaded, in all stages.
-                end = loader.position(self._step + 1, 0)
-                seen = end * len(loader.rows) // loader.batch_size
+                # Images that all processes have loaded, in all stages.
+                seen = loader.position(self._step + 1, 0)
                 self.rejects.add(loader.source.name(record), str(error), seen)
 
     def close(self) -> None:

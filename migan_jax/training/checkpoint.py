@@ -310,7 +310,7 @@ class Checkpoints:
             if "RESOURCE_EXHAUSTED" in str(error):
                 raise
             raise UserError(
-                f"Cannot read {self._folder / str(step)} ({reason(error)}). Move "
+                f"Cannot read {self._shown}/{step} ({reason(error)}). Move "
                 f"it away to resume from the checkpoint before."
             ) from error
 
@@ -339,8 +339,8 @@ class Checkpoints:
         steps = self.steps()
         if steps and not any((self._folder / f"{n}" / "run").exists() for n in steps):
             raise UserError(
-                f"{self._folder} holds weights, but no run to resume. Choose another "
-                f"--workdir, and start with --init-from={self._folder.parent}."
+                f"{self._shown} holds weights, but no run to resume. Choose another "
+                f"--workdir, and start with --init-from={Path(self._shown).parent}."
             )
         # If none has a manifest, an earlier version wrote them.
         with_manifest = any(has_manifest(self._folder / str(n)) for n in steps)
@@ -351,14 +351,14 @@ class Checkpoints:
         ]
         if steps and len(damaged) == len(steps):
             raise UserError(
-                f"All checkpoints in {self._folder} are damaged. Move the folder away "
+                f"All checkpoints in {self._shown} are damaged. Move the folder away "
                 f"to start again."
             )
         for step in damaged:
             renamed = self._folder / f"{step}{DAMAGED}-{time.time_ns()}"
             os.replace(self._folder / str(step), renamed)
             if self._mirror is not None:
-                self._mirror.set_aside_checkpoint(step, renamed)
+                self._mirror.set_aside_checkpoint(step, renamed.name)
             logger.warning("renamed it to %s; using the checkpoint before", renamed)
 
     def _is_damaged(self, step: int, with_manifest: bool) -> bool:

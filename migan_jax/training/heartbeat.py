@@ -41,11 +41,14 @@ class Heartbeat:
         watch = Watch(self._limit)
         while not self._ended.wait(self._poll):
             news = f"{self._count}|{socket.gethostname()}|{self._doing}"
-            global_state.client.key_value_set(
-                f"{_FOLDER}/{jax.process_index()}", news, allow_overwrite=True
-            )
-            if jax.process_index() == 0:
+            try:
+                global_state.client.key_value_set(
+                    f"{_FOLDER}/{jax.process_index()}", news, allow_overwrite=True
+                )
                 found = global_state.client.key_value_dir_get(_FOLDER)
+            except jax.errors.JaxRuntimeError:  # a lost coordinator, JAX itself notices
+                continue
+            if jax.process_index() == 0:
                 if hanging := watch.look(dict(found)):
                     print(f"error: {hanging}", file=sys.stderr, flush=True)
                     os._exit(1)  # then JAX ends the others

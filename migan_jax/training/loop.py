@@ -64,7 +64,9 @@ def train(setup: Setup, signals: StopSignals) -> Outcome:
             with reporter.loading_data():
                 batch = stage.next_batch()
             if step == stage.opened_at:  # hosts may compile for different times
-                processes.barrier(f"before step {step}")
+                with reporter.spending("compilation"):
+                    processes.barrier(f"before step {step}")
+                reporter.forget_durations()
                 signals.defer()
             heartbeat.beat(f"in step {step}")
             profile.before(step, state)

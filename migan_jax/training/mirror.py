@@ -12,29 +12,31 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import jax
 
 from migan_jax.buckets import Bucket, bucket_address
 from migan_jax.errors import UserError
-from migan_jax.files import CACHE, make_folder, remove
+from migan_jax.files import CACHE, make_folder, reason, remove
 from migan_jax.training.processes import barrier, lock_workdir
 from migan_jax.weights.locations import CHECKPOINTS, MANIFEST
 
 logger = logging.getLogger(__name__)
 
 LOCK = "lock.json"
-# Only uploaded: event files are of one process, and grids are not read again.
-UPLOADED_ONLY = "tensorboard/", "samples/step_", "profile/"
+# What a resumed run reads, beside its checkpoints and compiled programs.
+NEEDED = "metrics.jsonl", "rejected.json", "samples/beginning.png"
 COMPILED = "compiled"  # JAX's compilation cache, for all processes
 # A run refreshes its lock; one that is as old as the second number belongs to none.
 REFRESH_SECONDS, STALE_SECONDS = 30, 120
+PATIENCE = 600  # seconds for which a run repeats failing requests
 
 
 class Lock:
@@ -47,91 +49,107 @@ class Lock:
         self._bucket, self._token = bucket, secrets.token_hex(8)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._refresh, daemon=True)
-        self._error: UserError | None = None
 
     def check(self) -> None:
         """Raise UserError if another run has taken the lock."""
-        if self._error is not None:
-            raise self._error
-
-    def _content(self) -> bytes:
-        owner = {"host": socket.gethostname(), "process": os.getpid()}
-        return json.dumps({**owner, "token": self._token, "time": time.time()}).encode()
-
-    def _refresh(self) -> None:
-        while not self._ended.wait(REFRESH_SECONDS) and self._error is None:
-            try:
-                if self._owner().get("token") == self._token:
-                    self._bucket.write(LOCK, self._content())
-                    continue
-            except UserError as error:  # it may be reached again in time
-                logger.warning("%s", error)
-                continue
-            self._error = UserError(
+        if self._owner().get("token", self._token) != self._token:
+            raise UserError(
                 f"Another run has taken over {self._bucket.address}: this one had not "
                 f"refreshed its lock for {STALE_SECONDS} seconds. It stops."
             )
 
-    def _owner(self) -> dict[str, object]:
+    def _content(self) -> bytes:
+        owner = {"host": socket.gethostname(), **_this_process()}
+        return json.dumps({**owner, "token": self._token, "time": time.time()}).encode()
+
+    def _refresh(self) -> None:
+        while not self._ended.wait(REFRESH_SECONDS):
+            try:
+                self.check()
+                self._bucket.write(LOCK, self._content())
+            except UserError as error:  # before it writes more, the run checks again
+                logger.warning("%s", error)
+
+    def _owner(self) -> dict[str, Any]:
         content = self._bucket.read(LOCK)
-        return {} if content is None else json.loads(content)
+        try:
+            return {} if content is None else dict(json.loads(content))
+        except ValueError:
+            return {"host": "an unknown host"}
 
     def __enter__(self) -> Self:
         while not self._bucket.create(LOCK, self._content()):
+            owner = self._owner()
             # A repeated request may find what the first one has written.
-            if self._owner().get("token") == self._token:
+            if owner.get("token") == self._token:
                 break
-            self._wait_until_stale()
-            self._bucket.remove([LOCK])
+            if self._is_stale(owner) and self._owner() == owner:
+                self._bucket.remove([LOCK])
         self._thread.start()
         return self
 
-    def _wait_until_stale(self) -> None:
-        """Return if the owner is gone; raise UserError if it is running."""
-        owner, since = self._owner(), time.monotonic()
+    def _is_stale(self, owner: dict[str, Any]) -> bool:
+        """Return whether the lock is of a run that has ended, or False if it is gone.
+
+        Wait to find out; raise UserError if the owner is running.
+        """
         if not owner or _has_ended(owner):
-            return
+            return bool(owner)
         logger.info(
             "%s was locked by %s: waiting %d seconds to see whether it still runs",
             self._bucket.address,
             owner.get("host"),
             STALE_SECONDS,
         )
+        since = time.monotonic()
         while time.monotonic() < since + STALE_SECONDS:
             time.sleep(min(1, STALE_SECONDS / 10))
-            if (now := self._owner()) != owner:
-                if not now:
-                    return
+            now = self._owner()
+            if not now:
+                return False  # the lock is gone
+            if now != owner:
                 raise UserError(
                     f"{self._bucket.address} is in use by a run on {now.get('host')}: "
                     f"wait for it, or name another --workdir."
                 )
+        return True
 
     def __exit__(self, *raised: object) -> None:
         self._ended.set()
         self._thread.join()
-        if self._error is None:
-            self._bucket.remove([LOCK])
+        try:
+            if self._owner().get("token") == self._token:
+                self._bucket.remove([LOCK])
+        except UserError as error:  # an earlier error takes precedence
+            logger.warning("%s", error)
 
 
-def _has_ended(owner: dict[str, object]) -> bool:
-    """Return whether the lock is of a process of this host that has ended."""
-    if owner.get("host") != socket.gethostname():
-        return False
+def _this_process() -> dict[str, Any]:
+    """Identify this process; two machines, or containers, may have the same names."""
     try:
-        os.kill(int(str(owner.get("process"))), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError):  # of another user
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # not Linux
+        return {}
+    return {"boot": boot, "namespace": namespace, "process": os.getpid()}
+
+
+def _has_ended(owner: dict[str, Any]) -> bool:
+    """Return whether the owner was a process of this system, and has ended."""
+    ours = _this_process()
+    if not ours or any(owner.get(key) != ours[key] for key in ("boot", "namespace")):
         return False
-    return False
+    return (
+        owner["process"] == os.getpid()
+        or not Path("/proc", str(owner["process"])).exists()
+    )
 
 
 @contextlib.contextmanager
 def open_workdir(location: Path, clear: bool) -> Iterator[tuple[Path, "Mirror | None"]]:
     """Lock a workdir; return its folder, and its mirror if it is in a bucket.
 
-    `clear` empties it first.
+    `clear` empties a folder first.
     """
     address = bucket_address(location)
     if address is None:
@@ -144,20 +162,23 @@ def open_workdir(location: Path, clear: bool) -> Iterator[tuple[Path, "Mirror | 
         barrier("bucket is locked")
         digest = hashlib.sha256(address.encode()).hexdigest()[:16]
         folder = CACHE / "workdirs" / f"{digest}-{jax.process_index()}"
-        stack.callback(remove, folder)
-        remove(folder)
-        make_folder(folder / CHECKPOINTS)
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            remove(folder)
+            make_folder(folder / CHECKPOINTS)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written: {reason(error)}.") from error
         mirror = Mirror(bucket, folder, lock)
-        if not is_first:
-            mirror.download_compiled()
-        elif clear:
-            mirror.clear()
-        else:
+        if is_first:
             mirror.download_run()
+        else:
+            mirror.download_compiled()
+        bucket.patience = PATIENCE
         try:
             yield folder, mirror
         except BaseException:
-            with contextlib.suppress(UserError):  # the first error is the cause
+            bucket.patience = 0
+            with contextlib.suppress(UserError, OSError):  # the first is the cause
                 mirror.upload()
             raise
         mirror.upload()
@@ -178,23 +199,15 @@ class Mirror:
         return self._bucket.address
 
     def download_run(self) -> None:
-        """Download what a run resumes from, and delete unfinished checkpoints."""
-        names = self._bucket.names()
-        unfinished, wanted = [], []
+        """Download what a run resumes from: no unfinished checkpoints."""
+        names, wanted = self._bucket.names(), []
         for name in names:
-            if found := re.match(rf"{CHECKPOINTS}/([^/]*)/", name):
-                if not found[1].isdecimal():  # set aside
-                    continue
-                is_complete = found[0] + MANIFEST in names
-                (wanted if is_complete else unfinished).append(name)
-            elif name != LOCK and not name.startswith(UPLOADED_ONLY):
+            if found := re.match(rf"{CHECKPOINTS}/[0-9]+/", name):
+                if found[0] + MANIFEST in names:
+                    wanted.append(name)
+            elif name in NEEDED or name.startswith(f"{COMPILED}/"):
                 wanted.append(name)
-        self._bucket.remove(unfinished)
         self._download(wanted)
-
-    def clear(self) -> None:
-        """Delete everything but the lock."""
-        self._bucket.remove(name for name in self._bucket.names() if name != LOCK)
 
     def download_compiled(self) -> None:
         """Download the compiled programs, which process 0 has uploaded."""
@@ -216,10 +229,16 @@ class Mirror:
             return
         self._lock.check()
         files = {
+            path.relative_to(self._folder).as_posix(): path
+            for folder in self._folder.iterdir()
+            if folder.name != CHECKPOINTS  # which changes in the background
+            for path in (folder, *folder.rglob("*"))
+            if path.is_file()
+        }
+        files = {
             name: path
-            for name, path in _files_in(self._folder).items()
-            if not name.startswith(f"{CHECKPOINTS}/")
-            and self._uploaded.get(name) != _state(path)
+            for name, path in files.items()
+            if self._uploaded.get(name) != _state(path)
         }
         states = {name: _state(path) for name, path in files.items()}
         if files:
@@ -232,6 +251,7 @@ class Mirror:
         target = f"{CHECKPOINTS}/{step}/"
         files = {target + name: path for name, path in _files_in(folder).items()}
         manifest = {target + MANIFEST: files.pop(target + MANIFEST)}
+        self._bucket.remove(self._bucket.names(target))  # of a run that was killed
         self._bucket.upload(files)
         sizes = self._bucket.names(target)
         for name, path in files.items():
@@ -247,11 +267,12 @@ class Mirror:
         self._bucket.remove([target + MANIFEST])
         self._bucket.remove(self._bucket.names(target))
 
-    def set_aside_checkpoint(self, step: int, renamed: Path) -> None:
-        """Replace a damaged checkpoint by its renamed local copy."""
-        files = _files_in(renamed)
-        target = f"{CHECKPOINTS}/{renamed.name}/"
-        self._bucket.upload({target + name: path for name, path in files.items()})
+    def set_aside_checkpoint(self, step: int, name: str) -> None:
+        """Rename a damaged checkpoint."""
+        target = f"{CHECKPOINTS}/{step}/"
+        found = self._bucket.names(target)
+        renamed = f"{CHECKPOINTS}/{name}/"
+        self._bucket.copy({n: renamed + n.removeprefix(target) for n in found})
         self.remove_checkpoint(step)
 
 

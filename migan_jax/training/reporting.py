@@ -42,7 +42,7 @@ class Clock:
 
     Args:
       earlier: `saved()` of the checkpoint. What was done after it is lost, so all time
-        since then counts as restarts, as does starting the first time.
+        until the resumed run is ready to compile counts as restarts.
     """
 
     def __init__(self, earlier: Mapping[str, Any] | None):
@@ -125,7 +125,7 @@ class Reporter:
         self._images = 0  # since the last line
         self._averages = Averages(earlier["sums"])
         self._nonfinite = 0  # consecutive steps; after one, nothing is saved
-        self._loading, self._loads = 0.0, 0
+        self._loading, self._loads, self._last_load = 0.0, 0, 0.0
         self._since, self._since_step = time.perf_counter(), first_step
         self.clock, self._rotates = clock or Clock(None), rotates
         self._durations = collections.deque(maxlen=MEDIAN_STEPS)  # of steps, seconds
@@ -173,8 +173,11 @@ class Reporter:
 
     @property
     def position(self) -> dict[str, Any]:
-        """What a checkpoint stores to resume from, as JSON."""
-        return {"sums": self._averages.sums}
+        """What a checkpoint stores to resume from, as JSON.
+
+        A copy, since it is written in the background.
+        """
+        return {"sums": dict(self._averages.sums)}
 
     @property
     def is_finite(self) -> bool:
@@ -188,6 +191,7 @@ class Reporter:
         yield
         seconds = time.perf_counter() - start
         self._loading += seconds
+        self._last_load = seconds
         self._loads += 1
         self.clock.add("data", seconds)
 
@@ -222,15 +226,19 @@ class Reporter:
             median = statistics.median(durations)
             if seconds > max(SLOW * median, SLOW_SECONDS):
                 logger.warning(
-                    "step %d took %.3g s, the median of the last %d is %.3g s; waiting "
-                    "for data took %.3g s a step since the last line of metrics",
+                    "step %d took %.3g s, of which waiting for its batch took %.3g s; "
+                    "the median of the last %d steps is %.3g s",
                     step,
                     seconds,
+                    self._last_load,
                     MEDIAN_STEPS,
                     median,
-                    self._loading / max(self._loads, 1),
                 )
         durations.append(seconds)
+
+    def forget_durations(self) -> None:
+        """Start a new median, as for a new stage."""
+        self._durations.clear()
 
     def log_pending(self) -> None:
         """Wait for the newest step's metrics, and log them."""

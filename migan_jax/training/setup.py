@@ -35,7 +35,7 @@ from migan_jax.training.programs import (
 from migan_jax.training.samples import InitialCompletions, Samples, make_score
 from migan_jax.training.timeline import Timeline
 from migan_jax.weights.kinds import kind_of
-from migan_jax.weights.locations import CHECKPOINTS, find_checkpoint
+from migan_jax.weights.locations import find_checkpoint
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -113,8 +113,6 @@ def set_up(
     Settings, data and pretrained weights are checked before the state is computed.
     """
     family = check_settings(config)
-    if init_from is not None and not any((workdir / CHECKPOINTS).iterdir()):
-        init_from = find_checkpoint(init_from)
     system = build_system(config, {})  # frozen networks take long to load
     mesh = mesh_of(config, system, make_timeline(config, system))
     source, held_out = open_splits(config)
@@ -124,6 +122,8 @@ def set_up(
         workdir, config.keep_last, config.keep_best, score, mirror
     )
     earlier = checkpoints.newest_run()
+    if init_from is not None and earlier is None:
+        init_from = find_checkpoint(init_from)
     dtype_is_auto = config.networks.dtype == "auto"
     config = _resolve_config_dtype(config, earlier)
     frozen = family.load_frozen(config)

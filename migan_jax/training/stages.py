@@ -53,11 +53,11 @@ class Stages:
         return self._open
 
     def merge_rejects(self, step: int) -> None:
-        """Add other processes' unusable images to process 0's report."""
+        """Add the unusable images that other processes have found."""
         rejects = None if self._open is None else self._open.rejects
         found = {} if rejects is None else rejects.reasons
         merged = processes.gather_json(found, f"rejected before step {step}")
-        if rejects is not None and jax.process_index() == 0:
+        if rejects is not None:
             rejects.merge(merged)
 
     def __enter__(self) -> Self:
