@@ -38,6 +38,7 @@ def bucket(address, request):
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path):
+    monkeypatch.setattr(mirror, "PATIENCE", 0)
     for module in (files, mirror, locations):
         monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
 
@@ -159,11 +160,11 @@ def test_a_kill_between_upload_and_commit(bucket, tmp_path):
         assert found == {"checkpoints/3/manifest.json", "metrics.jsonl"}
         (folder / "metrics.jsonl").write_text("more")
         (new := tmp_path / "new").mkdir()
-        for name in ("exported", "manifest.json"):
+        for name in ("run", "manifest.json"):
             (new / name).write_text(name)
         own.upload_checkpoint(new, 10)
     names = bucket.names("checkpoints/10/")
-    assert set(names) == {"checkpoints/10/exported", "checkpoints/10/manifest.json"}
+    assert set(names) == {"checkpoints/10/run", "checkpoints/10/manifest.json"}
     assert not folder.exists()
     assert bucket.read("metrics.jsonl") == b"more"
     assert bucket.read(mirror.LOCK) is None
