@@ -124,6 +124,7 @@ def main() -> None:
     import jax
 
     from migan_jax.training import processes
+    from migan_jax.training.devices import check_devices
     from migan_jax.training.mirror import COMPILED, open_workdir
     from migan_jax.training.preemption import StopSignals
 
@@ -134,7 +135,7 @@ def main() -> None:
         arguments.connect_timeout,
     )
     with processes.fail_fast():
-        processes.check_devices()
+        check_devices()
     if arguments.smoke:
         # Load again: the batch size depends on the number of devices.
         devices = jax.device_count()
@@ -150,7 +151,8 @@ def main() -> None:
         open_workdir(location, arguments.clear) as (workdir, mirror),
     ):
         logger.info("workdir: %s", mirror or workdir)
-        processes.keep_compiled(workdir / COMPILED)
+        if jax.config.jax_compilation_cache_dir is None:
+            jax.config.update("jax_compilation_cache_dir", str(workdir / COMPILED))
         from migan_jax.training.loop import train
         from migan_jax.training.overview import log_overview
         from migan_jax.training.setup import set_up

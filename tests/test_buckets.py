@@ -1,5 +1,6 @@
 """Workdirs and checkpoints in buckets: what is whole, who may write, what is read."""
 
+import configparser
 import json
 import os
 import subprocess
@@ -15,6 +16,9 @@ from migan_jax.buckets import Bucket, bucket_address
 from migan_jax.errors import UserError
 from migan_jax.training import mirror
 from migan_jax.training.mirror import Lock, Mirror, open_workdir
+from migan_jax.training.reporting import METRICS_FILE
+from migan_jax.training.samples import INITIAL_FILE, SAMPLES_FOLDER
+from migan_jax.training.stages import REJECTS_FILE
 from migan_jax.weights import locations
 from migan_jax.weights.locations import find_checkpoint
 
@@ -243,5 +247,13 @@ def test_requests_are_repeated(address):
             assert bucket.read("object") == b"content"
 
 
-def test_all_libraries_have_an_extra():
-    assert set(buckets.EXTRAS) == {"gs", "s3"}
+@pytest.mark.parametrize(("extra", "library"), buckets.EXTRAS.values())
+def test_the_libraries_have_extras(extra, library):
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parent.parent / "setup.cfg")
+    assert setup["options.extras_require"][extra].strip().startswith(library)
+
+
+def test_a_resumed_run_finds_what_it_reads():
+    grid = f"{SAMPLES_FOLDER}/{INITIAL_FILE}"
+    assert set(mirror.NEEDED) == {METRICS_FILE, REJECTS_FILE, grid}

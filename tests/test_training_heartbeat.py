@@ -8,6 +8,7 @@ import pytest
 from migan_jax.data.rejects import Rejects
 from migan_jax.data.sources import FileSource
 from migan_jax.errors import UserError
+from migan_jax.training import devices as devices_of
 from migan_jax.training import processes
 from migan_jax.training.heartbeat import Watch
 from migan_jax.training.profiler import Profile, profiled_steps
@@ -48,10 +49,10 @@ def devices(*counts):
 
 def test_processes_with_other_devices(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: devices(4, 4, 4))
-    processes.check_devices()
+    devices_of.check_devices()
     monkeypatch.setattr(jax, "devices", lambda: devices(4, 4, 1))
     with pytest.raises(UserError, match="process 2 has 1"):
-        processes.check_devices()
+        devices_of.check_devices()
 
 
 def test_no_device(monkeypatch):
@@ -61,7 +62,7 @@ def test_no_device(monkeypatch):
     monkeypatch.setattr(jax, "devices", fail)
     monkeypatch.setenv("JAX_PLATFORMS", "cud")
     with pytest.raises(UserError, match=r"JAX_PLATFORMS=cud.*Unknown backend"):
-        processes.check_devices()
+        devices_of.check_devices()
 
 
 def test_unusable_images_of_all_processes(tmp_path):

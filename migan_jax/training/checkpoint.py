@@ -136,7 +136,8 @@ class Checkpoints:
         self._folder, self._score = (workdir / CHECKPOINTS).absolute(), score
         self._keep_last, self._keep_best = keep_last, keep_best
         self._mirror, self._questions = mirror, itertools.count()
-        self._shown = self._folder if mirror is None else f"{mirror}/{CHECKPOINTS}"
+        self._location = mirror or workdir.absolute()  # for messages
+        self._shown = f"{self._location}/{CHECKPOINTS}"
         self._writer: ocp.AsyncCheckpointer | None = None
         if jax.process_index() == 0:
             with self._explain_errors():
@@ -340,7 +341,7 @@ class Checkpoints:
         if steps and not any((self._folder / f"{n}" / "run").exists() for n in steps):
             raise UserError(
                 f"{self._shown} holds weights, but no run to resume. Choose another "
-                f"--workdir, and start with --init-from={Path(self._shown).parent}."
+                f"--workdir, and start with --init-from={self._location}."
             )
         # If none has a manifest, an earlier version wrote them.
         with_manifest = any(has_manifest(self._folder / str(n)) for n in steps)

@@ -1,12 +1,14 @@
 """Detection of accelerators, and the dtype to compute in."""
 
+import collections
 import importlib.util
 import os
 from pathlib import Path
 
 import jax
 
-from migan_jax.errors import how_to_install
+from migan_jax.errors import UserError, how_to_install
+from migan_jax.files import reason
 
 DEV, PCI = Path("/dev"), Path("/sys/bus/pci/devices")
 GOOGLE = "0x1ae0"  # PCI vendor ID
@@ -25,6 +27,29 @@ def on_tpu() -> bool:
     """Return whether JAX will use this host's TPUs, without initialising JAX."""
     allowed = os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
     return allowed and has_tpu() and importlib.util.find_spec("libtpu") is not None
+
+
+def check_devices() -> None:
+    """Raise UserError if JAX has no devices, or processes differ in their number."""
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter without a plugin
+        platforms = os.environ.get("JAX_PLATFORMS")
+        setting = f" with JAX_PLATFORMS={platforms}" if platforms else ""
+        raise UserError(
+            f"JAX finds no device{setting}: {reason(error)}. Install the extra for the "
+            f"machine (cuda12, cuda13 or tpu), or set JAX_PLATFORMS=cpu."
+        ) from error
+    counts = collections.Counter(device.process_index for device in devices)
+    kinds = {device.process_index: device.device_kind for device in devices}
+    first = counts[0], kinds[0]
+    for process in sorted(counts):
+        if (counts[process], kinds[process]) != first:
+            raise UserError(
+                f"All processes must have the same devices, but process {process} has "
+                f"{counts[process]} {kinds[process]}, and process 0 {first[0]} "
+                f"{first[1]}. Check JAX_PLATFORMS and CUDA_VISIBLE_DEVICES there."
+            )
 
 
 def idle_accelerator() -> str | None:

@@ -27,8 +27,8 @@ class Heartbeat:
       limit: seconds without news after which a process hangs.
     """
 
-    def __init__(self, limit: float, poll: float = POLL_SECONDS):
-        self._limit, self._poll = limit, poll
+    def __init__(self, limit: float):
+        self._limit = limit
         self._count, self._doing = 0, "starting"
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -39,19 +39,20 @@ class Heartbeat:
 
     def _run(self) -> None:
         watch = Watch(self._limit)
-        while not self._ended.wait(self._poll):
+        while not self._ended.wait(POLL_SECONDS):
             news = f"{self._count}|{socket.gethostname()}|{self._doing}"
             try:
                 global_state.client.key_value_set(
                     f"{_FOLDER}/{jax.process_index()}", news, allow_overwrite=True
                 )
+                if jax.process_index() != 0:
+                    continue
                 found = global_state.client.key_value_dir_get(_FOLDER)
             except jax.errors.JaxRuntimeError:  # a lost coordinator, JAX itself notices
                 continue
-            if jax.process_index() == 0:
-                if hanging := watch.look(dict(found)):
-                    print(f"error: {hanging}", file=sys.stderr, flush=True)
-                    os._exit(1)  # then JAX ends the others
+            if hanging := watch.look(dict(found)):
+                print(f"error: {hanging}", file=sys.stderr, flush=True)
+                os._exit(1)  # then JAX ends the others
 
     def __enter__(self) -> Self:
         if jax.process_count() > 1:

@@ -235,15 +235,11 @@ class Mirror:
             for path in (folder, *folder.rglob("*"))
             if path.is_file()
         }
-        files = {
-            name: path
-            for name, path in files.items()
-            if self._uploaded.get(name) != _state(path)
-        }
         states = {name: _state(path) for name, path in files.items()}
-        if files:
-            self._bucket.upload(files)
-            self._uploaded |= states
+        changed = dict(states.items() - self._uploaded.items())
+        if changed:
+            self._bucket.upload({name: files[name] for name in changed})
+            self._uploaded |= changed
 
     def upload_checkpoint(self, folder: Path, step: int) -> None:
         """Upload a checkpoint from its unfinished folder; its manifest comes last."""

@@ -1,6 +1,5 @@
 """Multi-process runs: on a pod, under SLURM or Open MPI, or described by flags."""
 
-import collections
 import contextlib
 import json
 import os
@@ -188,35 +187,6 @@ def gather_json(content: Any, name: str) -> list[Any]:
     padded = text + b" " * (-(len(text) + 1) % 4) + b"\n"
     rows = all_gather(np.frombuffer(padded, np.uint32)[:, None], name)
     return [json.loads(line) for line in rows.tobytes().splitlines()]
-
-
-def check_devices() -> None:
-    """Raise UserError if JAX has no devices, or processes differ in their number."""
-    try:
-        devices = jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter without a plugin
-        platforms = os.environ.get("JAX_PLATFORMS")
-        setting = f" with JAX_PLATFORMS={platforms}" if platforms else ""
-        raise UserError(
-            f"JAX finds no device{setting}: {reason(error)}. Install the extra for the "
-            f"machine (cuda12, cuda13 or tpu), or set JAX_PLATFORMS=cpu."
-        ) from error
-    counts = collections.Counter(device.process_index for device in devices)
-    kinds = {device.process_index: device.device_kind for device in devices}
-    first = counts[0], kinds[0]
-    for process in sorted(counts):
-        if (counts[process], kinds[process]) != first:
-            raise UserError(
-                f"All processes must have the same devices, but process {process} has "
-                f"{counts[process]} {kinds[process]}, and process 0 {first[0]} "
-                f"{first[1]}. Check JAX_PLATFORMS and CUDA_VISIBLE_DEVICES there."
-            )
-
-
-def keep_compiled(folder: Path) -> None:
-    """Keep compiled programs in the folder, unless JAX already keeps them."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def from_process_0(values: dict[str, float], name: str) -> dict[str, float]:

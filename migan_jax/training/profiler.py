@@ -44,7 +44,8 @@ class Profile:
         elif self._is_open and step not in self._steps:
             jax.block_until_ready(state)
             self._close()
-            logger.info("traced steps %s into %s", _describe(self._steps), self._folder)
+            first, last = self._steps[0], self._steps[-1]
+            logger.info("traced steps %d to %d into %s/", first, last, PROFILE_FOLDER)
 
     def _close(self) -> None:
         jax.profiler.stop_trace()
@@ -56,7 +57,3 @@ class Profile:
     def __exit__(self, *raised: object) -> None:
         if self._is_open:
             self._close()
-
-
-def _describe(steps: range) -> str:
-    return f"{steps[0]:,} to {steps[-1]:,}"
