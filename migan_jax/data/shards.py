@@ -210,7 +210,7 @@ class ShardWriter:
             raise UserError(
                 f"{self.output} cannot be created: {reason(error)}."
             ) from error
-        # Without a share, nor may any share be running.
+        # A run of all shards takes the locks of the shares, too.
         with contextlib.ExitStack() as locks:
             for locked in (folder, *folder.glob(".share-*")):
                 locks.enter_context(lock_folder(locked))
