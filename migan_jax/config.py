@@ -68,6 +68,7 @@ def base_config() -> "ConfigDict":
                 "encoder_dim": 1024,
                 "mixing_probability": 0.5,  # of style mixing
             },
+            "deepgin": _deepgin_settings(),
             "losses": {
                 "distillation": 2.0,  # weight; used if there is a teacher
                 "l1": 0.0,  # weight of the L1 loss inside holes
@@ -104,6 +105,33 @@ def base_config() -> "ConfigDict":
             "hang_seconds": 1800.0,
         }
     ).lock()
+
+
+def _deepgin_settings() -> dict[str, Any]:
+    return {
+        "variant": "full",  # a row of the paper's Table 1: models/deepgin.py, LADDER
+        "channels": 64,  # of the generators, after the first down-sampling
+        "discriminator_channels": 64,
+        # Train on sub-images: every n-th row and column of pictures n times as large.
+        "subsampling": 2,
+        # Train the generators alone with L1 for this long at the start.
+        "warmup_kimg": 0.0,
+        # Then keep the learning rates this long, before they fall linearly to 0.
+        "constant_kimg": 0.0,
+        "max_gradient_norm": 3.0,  # of the generators
+        # Weights of the losses; `hole` is that of holes in the L1 loss.
+        "hole": 5.0,
+        "adversarial": 0.001,
+        "perceptual": 0.05,
+        "style": 80.0,
+        "total_variation": 0.1,
+        "discriminator_weight": 0.5,  # in the authors' code; the paper has none
+        # Perceptual, style and total variation losses as in the "paper" or its "code".
+        "loss_form": "code",
+        # VGG-19's weights: "public", or "random" with few channels, for tests.
+        "vgg": "public",
+        "vgg_resolution": 224,
+    }
 
 
 def _optimizer_settings() -> dict[str, Any]:
@@ -163,6 +191,19 @@ RANGES = {
     "comodgan.w_dim": (1, 8192),
     "comodgan.encoder_dim": (1, 8192),
     "comodgan.mixing_probability": (0.0, 1.0),
+    "deepgin.channels": (2, 8192),
+    "deepgin.discriminator_channels": (1, 8192),
+    "deepgin.subsampling": (1, 16),
+    "deepgin.warmup_kimg": (0.0, MAX_KIMG),
+    "deepgin.constant_kimg": (0.0, MAX_KIMG),
+    "deepgin.max_gradient_norm": (ABOVE_0, 1e6),
+    "deepgin.hole": (0.0, 1e6),
+    "deepgin.adversarial": (0.0, 1e6),
+    "deepgin.perceptual": (0.0, 1e6),
+    "deepgin.style": (0.0, 1e6),
+    "deepgin.total_variation": (0.0, 1e6),
+    "deepgin.discriminator_weight": (0.0, 1e6),
+    "deepgin.vgg_resolution": (16, 16_384),  # VGG halves it four times
     "losses.distillation": (0.0, 1e6),
     "losses.l1": (0.0, 1e6),
     "losses.r1_gamma": (0.0, 1e6),
@@ -225,10 +266,20 @@ def smoke(config: "ConfigDict", devices: int = 1) -> None:
             "total_kimg": 2 * batch_size / 1000,
             "networks": {"channel_base": 256, "channel_max": 8},
             "comodgan": {"z_dim": 8, "w_dim": 8, "encoder_dim": 8},
+            "deepgin": {
+                "channels": 4,
+                "discriminator_channels": 4,
+                # One step of each stage.
+                "warmup_kimg": batch_size / 1000 if config.deepgin.warmup_kimg else 0,
+                "constant_kimg": 0,
+                "vgg": "random",
+                "vgg_resolution": 32,
+            },
             "optimizer": {"warmup_kimg": 0, "frozen_levels": 0},
             "data": {
                 "source": "scenes",
-                "draw_masks_on": "host",
+                # DeepGIN draws several masks per image, on the device.
+                "draw_masks_on": "device" if config.system == "deepgin" else "host",
                 "held_out": 2,
                 "workers": 0,
             },

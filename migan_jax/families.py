@@ -16,12 +16,15 @@ import jax.numpy as jnp
 
 from migan_jax.config import RELEASED
 from migan_jax.errors import UserError
-from migan_jax.models import comodgan, discriminators, migan
+from migan_jax.models import comodgan, deepgin, discriminators, migan, vgg
 from migan_jax.systems import comodgan as comodgan_system
+from migan_jax.systems import deepgin as deepgin_system
 from migan_jax.systems import images, logistic
 from migan_jax.systems import migan as migan_system
 from migan_jax.systems.base import Frozen, System
 from migan_jax.weights import checkpoint as checkpoints
+from migan_jax.weights import deepgin as deepgin_files
+from migan_jax.weights import feature_networks
 from migan_jax.weights.architecture import infer_by_levels
 from migan_jax.weights.checkpoint import Checkpoint, KernelForm
 from migan_jax.weights.kinds import Kind, Kinds, Network, kind_of
@@ -48,9 +51,9 @@ class Panel(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A paper's numbers for its network at one resolution."""
+    """A paper's numbers for a network."""
 
-    multiply_adds: float  # G
+    multiply_adds: float | None = None  # G
     parameters: float | None = None  # M, including the filter taps in its files
 
 
@@ -80,7 +83,7 @@ class Family:
       architecture: settings that determine which arrays exist.
       labels: metrics in the progress output, in order, and their labels there.
       panels: a run's curves, beside that of the held-out images.
-      published: numbers of the paper's network, by resolution.
+      published: the paper's numbers for an exported network, if it has any.
       is_exportable: whether it can be exported to ONNX.
     """
 
@@ -99,7 +102,7 @@ class Family:
     frozen: Mapping[str, str] = dataclasses.field(default_factory=dict)
     load_frozen: Callable[["ConfigDict"], dict[str, Frozen]] = lambda config: {}
     outline_frozen: Callable[["ConfigDict"], dict[str, Frozen]] | None = None
-    published: Mapping[int, Published] = dataclasses.field(default_factory=dict)
+    published: Callable[[Network], Published | None] = lambda network: None
     is_exportable: bool = False
 
 
@@ -261,7 +264,10 @@ MIGAN_FAMILY = Family(
     architecture=(*_GAN_SIZES, "reparam.kernels", "reparam.expanded"),
     labels=_GAN_LABELS,
     panels=_GAN_PANELS,
-    published={256: Published(11.19, 5.95), 512: Published(15.69, 5.98)},
+    published=lambda network: {
+        256: Published(11.19, 5.95),
+        512: Published(15.69, 5.98),
+    }.get(network.resolution),
     is_exportable=True,
 )
 
@@ -336,12 +342,130 @@ COMODGAN_FAMILY = Family(
     ),
     labels=_GAN_LABELS,
     panels=_GAN_PANELS,
-    published={256: Published(91.21), 512: Published(121.09)},
+    published=lambda network: {
+        256: Published(91.21),
+        512: Published(121.09),
+    }.get(network.resolution),
+)
+
+
+# DeepGIN.
+
+
+def _predict_deepgin(
+    networks: Mapping[str, Network],
+    variables: Mapping[str, Any],
+    image: jax.Array,
+    mask: jax.Array,
+    latents: Latents,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    x = deepgin_system.pack(image, mask)
+    rgb, stages = networks["generator"].apply(variables["generator"], x)
+    return 2 * rgb - 1, {name: 2 * stage - 1 for name, stage in stages.items()}
+
+
+def _uses_vgg(config: "ConfigDict") -> bool:
+    return config.deepgin.perceptual > 0 or config.deepgin.style > 0
+
+
+def _load_vgg(config: "ConfigDict") -> dict[str, Frozen]:
+    """Load the VGG-19 of the perceptual and style losses, if they have a weight."""
+    if not _uses_vgg(config):
+        return {}
+    name = deepgin_system.VGG
+    if config.deepgin.vgg == "random":
+        return {name: Frozen.of(*feature_networks.random_features(name))}
+    try:
+        variables = feature_networks.load_features(name, feature_networks.find(name))
+    except UserError as error:
+        raise UserError(
+            f"VGG-19, for the perceptual and style losses, cannot be loaded: {error} "
+            f"Or train without them (--config.deepgin.perceptual=0 "
+            f"--config.deepgin.style=0)."
+        ) from error
+    return {name: Frozen.of(vgg.NETWORKS[name], variables)}
+
+
+def _outline_vgg(config: "ConfigDict") -> dict[str, Frozen]:
+    if not _uses_vgg(config):
+        return {}
+    network = vgg.NETWORKS[deepgin_system.VGG]
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), image)
+    return {deepgin_system.VGG: Frozen(network, variables, digest="")}
+
+
+def _published_deepgin(network: Network) -> Published | None:
+    row = deepgin.LADDER[network.variant]
+    is_full_size = network.channels == deepgin.DeepGINGenerator.channels
+    return Published(parameters=float(row.parameters)) if is_full_size else None
+
+
+DEEPGIN_FAMILY = Family(
+    name="deepgin",
+    title="DeepGIN",
+    kinds=(
+        Kind(
+            name="deepgin",
+            role="generator",
+            module=deepgin.DeepGINGenerator,
+            signature=deepgin_files.GENERATOR_SIGNATURE,
+            infer=deepgin_files.infer_generator,
+            rules=deepgin_files.generator_rules,
+            constants=lambda network: {},
+        ),
+        Kind(
+            name="deepgin_discriminator",
+            role="discriminator",
+            module=deepgin.DeepGINDiscriminator,
+            signature=deepgin_files.DISCRIMINATOR_SIGNATURE,
+            infer=deepgin_files.infer_discriminator,
+            rules=deepgin_files.discriminator_rules,
+            constants=lambda network: {},
+        ),
+    ),
+    exported=deepgin_system.DeepGIN.exported,
+    system=deepgin_system.DeepGIN.from_config,
+    check_settings=deepgin_system.check_settings,
+    check_init=lambda config, pretrained: None,
+    predict=_predict_deepgin,
+    draw=lambda networks, key, count: {},
+    frozen={deepgin_system.VGG: "deepgin.vgg"},
+    load_frozen=_load_vgg,
+    outline_frozen=_outline_vgg,
+    architecture=(
+        "deepgin.variant",
+        "deepgin.channels",
+        "deepgin.discriminator_channels",
+    ),
+    labels={
+        "g/l1": "L1",
+        "g/adversarial": "G",
+        "d/adversarial": "D",
+        "g/hole_psnr": "hole dB",
+    },
+    panels=(
+        _GAN_PANELS[0],
+        Panel(
+            "generators' losses",
+            (
+                ("g/l1", "L1", "-"),
+                ("g/adversarial", "adversarial", "--"),
+                ("g/perceptual", "perceptual", ":"),
+                ("g/style", "style", "-."),
+            ),
+        ),
+        Panel(
+            "discriminators' mean scores",
+            (("d/real", "real", "-"), ("d/fake", "fake", "--")),
+        ),
+    ),
+    published=_published_deepgin,
 )
 
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (MIGAN_FAMILY, COMODGAN_FAMILY)
+    family.name: family for family in (MIGAN_FAMILY, COMODGAN_FAMILY, DEEPGIN_FAMILY)
 }
 
 

@@ -32,8 +32,9 @@ from migan_jax.config import run_verb, verb_parser, whole_number
 from migan_jax.data.masks import MaskHole, polarity_warning
 from migan_jax.errors import UserError
 from migan_jax.files import refuse_address, write_whole
-from migan_jax.geometry.crops import Box
+from migan_jax.geometry.ensemble import ensemble
 from migan_jax.geometry.fill import DEFAULT_FEATHER, check_feather, dilate, fill_holes
+from migan_jax.geometry.polyphase import Tiles, fill_polyphase
 from migan_jax.weights.locations import find_checkpoint
 
 if TYPE_CHECKING:
@@ -102,10 +103,24 @@ def parse_arguments() -> argparse.Namespace:
         "object (default: 0)",
     )
     parser.add_argument(
+        "--tiles",
+        choices=get_args(Tiles),
+        default="crops",
+        help="what the network sees. crops: a square around each hole. polyphase: "
+        "DeepGIN's way with photos larger than the network; it sees the whole photo at "
+        "every phase, every second pixel of a photo twice its size (default: crops)",
+    )
+    parser.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="average the network's outputs for the square, its three rotations and "
+        "its mirror image; takes five times as long",
+    )
+    parser.add_argument(
         "--raw",
         action="store_true",
-        help="also write OUTPUT.raw.png: the network's whole output for each crop, "
-        "before pasting",
+        help="also write OUTPUT.raw.png: the network's whole output for each crop or "
+        "tile, before pasting",
     )
     parser.add_argument(
         "--force", action="store_true", help="overwrite existing results"
@@ -358,14 +373,16 @@ def complete(
     from migan_jax.photos import output_format, write_photo
 
     raw = np.empty_like(photo.rgb) if arguments.raw else None
-    result = fill_holes(
+    polyphase = arguments.tiles == "polyphase"
+    fill, unit = (fill_polyphase, "tile") if polyphase else (fill_holes, "crop")
+    result = fill(
         photo.rgb,
         dilate(hole, arguments.grow),
-        model.predict,
+        ensemble(model.predict) if arguments.ensemble else model.predict,
         model.network.resolution,
         arguments.feather,
         raw=raw,
-        track=lambda boxes: _progress(boxes, job.image.name),
+        track=lambda squares: _progress(squares, job.image.name, unit),
         warn=lambda message: warn(f"{job.mask}: {message}"),
     )
     if raw is not None:
@@ -379,12 +396,12 @@ def complete(
         write_photo(photo.with_rgb(result), job.output)
 
 
-def _progress(boxes: list[Box], name: str) -> Iterable[Box]:
-    """Show a progress bar if the photo takes several crops."""
+def _progress(squares: list, name: str, unit: str) -> Iterable:
+    """Show a progress bar if the photo takes several squares."""
     from tqdm import tqdm
 
-    hidden = True if len(boxes) == 1 else None  # None: on a terminal only
-    return tqdm(boxes, desc=name, unit="crop", leave=False, disable=hidden)
+    hidden = True if len(squares) == 1 else None  # None: on a terminal only
+    return tqdm(squares, desc=name, unit=unit, leave=False, disable=hidden)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,9 @@ from migan_jax.families import (
     load_checkpoints,
 )
 from migan_jax.geometry.crops import Crops
+from migan_jax.geometry.ensemble import ensemble as ensemble_of
 from migan_jax.geometry.fill import DEFAULT_FEATHER, check_arguments, dilate, fill_holes
+from migan_jax.geometry.polyphase import Tiles, fill_polyphase
 from migan_jax.weights.checkpoint import Checkpoint
 from migan_jax.weights.kinds import Network, kind_of
 
@@ -108,6 +110,8 @@ class Model:
         crops: Crops = "auto",
         grow: int = 0,
         seed: int = DEFAULT_SEED,
+        tiles: Tiles = "crops",
+        ensemble: bool = False,
     ) -> np.ndarray:
         """Fill the hole of a photo of any size, as described in `geometry.fill`.
 
@@ -123,6 +127,10 @@ class Model:
             crops, unshrunk where possible; "one" takes a single crop.
           grow: widens the hole by this many pixels first, for masks drawn too tight.
           seed: for latents, in families that draw them.
+          tiles: "polyphase" shows the network the whole photo at every phase instead
+            of crops around holes, as described in `geometry.polyphase`.
+          ensemble: average the network's outputs for each square, its rotations and its
+            mirror image, as described in `geometry.ensemble`; takes five times as long.
 
         Returns uint8 [H, W, 3]. Pixels farther than `feather` from the hole equal those
         of the photo, bit for bit.
@@ -130,11 +138,19 @@ class Model:
         image, hole = np.asarray(image), hole_of(np.asarray(mask), mask_hole)
         size = self.network.resolution
         check_arguments(image, hole, size, feather, crops)
+        if tiles not in get_args(Tiles):
+            raise UserError(f"tiles must be 'crops' or 'polyphase', not {tiles!r}.")
+        if not isinstance(ensemble, bool | np.bool_):
+            raise UserError(f"ensemble must be True or False, not {ensemble!r}.")
         other = "black" if mask_hole == "white" else "white"
         if warning := polarity_warning(hole, f"mask_hole={other!r}"):
             logger.warning(warning)
         hole = dilate(hole, grow)
         predict = functools.partial(self.predict, seed=seed)
+        if ensemble:
+            predict = ensemble_of(predict)
+        if tiles == "polyphase":
+            return fill_polyphase(image, hole, predict, size, feather)
         return fill_holes(image, hole, predict, size, feather, crops)
 
     def complete(

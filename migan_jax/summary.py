@@ -143,7 +143,7 @@ def describe(network: "Network") -> list[str]:
     return [
         *lines,
         *_trainable_state_lines(network),
-        *_filter_taps_lines(network, sum(parameters.values())),
+        *_published_parameters_lines(network, sum(parameters.values())),
         *_paper_cost_lines(network, total),
     ]
 
@@ -189,7 +189,8 @@ def _paper_cost_lines(network: "Network", cost: "Cost") -> list[str]:
         ("as the papers count", cost.papers_total),
     ]
     text = [f"  {name:<48}{value / 1e9:>9.3f} G" for name, value in lines]
-    if published := _published(network):
+    published = _published(network)
+    if published is not None and published.multiply_adds is not None:
         paper = published.multiply_adds
         difference = f"{100 * (counted / paper - 1):+.2f} %"
         text[-1] += f"   (paper: {paper} G, {difference})"
@@ -202,16 +203,19 @@ def _published(network: "Network") -> "Published | None":
 
     if not can_inpaint(network):
         return None
-    return family_of(network).published.get(network.resolution)
+    return family_of(network).published(network)
 
 
-def _filter_taps_lines(network: "Network", parameters: int) -> list[str]:
-    """Report the parameter count with the FIR taps of released files."""
+def _published_parameters_lines(network: "Network", parameters: int) -> list[str]:
+    """Report the parameter count beside the paper's, with FIR taps if it has them."""
+    from migan_jax.weights.kinds import has_kernels
     from migan_jax.weights.names import fused_filter_taps
 
     published = _published(network)
     if published is None or published.parameters is None:
         return []
+    if not has_kernels(network):
+        return [f"parameters: {parameters:,}   (paper: {published.parameters:.3f} M)"]
     taps = sum(array.size for array in fused_filter_taps(network).values())
     return [
         f"parameters with the files' {taps:,} constant FIR taps: "
@@ -303,7 +307,7 @@ def _run(model: "Model", image: Any, known: Any) -> tuple[Any, Any, Any]:
     """Return the output, those of earlier stages, and to-RGB outputs by level."""
     import numpy as np
 
-    if len(model.checkpoints) > 1:
+    if not hasattr(model.network, "channel_base"):  # without levels
         _, stages = model.complete((image + 1) / 2, known, stages=True)
         return model.predict(image, known), stages, {}
     rgb, pyramid = model.forward(

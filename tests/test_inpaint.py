@@ -15,6 +15,7 @@ from verbs import assert_error_line, run_here
 
 import migan_jax
 from migan_jax import inpaint, photos
+from migan_jax.errors import UserError
 from migan_jax.geometry.fill import DEFAULT_FEATHER
 from migan_jax.photos import read_photo
 from migan_jax.weights.tensor_files import write_tensors
@@ -92,6 +93,27 @@ def test_grow(run, tmp_path, checkpoint):
     assert np.array_equal(read_pixels(output), expected)
     assert (read_pixels(output) == photo)[~wider].all()
     assert run(image, mask, f"--output={output}", "--grow=-1") == 2
+
+
+def test_tiles_and_ensemble(run, tmp_path, checkpoint):
+    image, mask = save_pair(tmp_path)
+    output = tmp_path / "filled.png"
+    options = "--tiles=polyphase", "--ensemble", "--raw"
+    assert run(image, mask, f"--output={output}", *options) == 0
+    photo, model = picture(*SHAPE), migan_jax.load(checkpoint)
+    polyphase, mean = {"tiles": "polyphase"}, {"ensemble": True}
+    result = read_pixels(output)
+    assert np.array_equal(result, model.inpaint(photo, HOLE, **polyphase, **mean))
+    for other in ({}, polyphase, mean):
+        assert not np.array_equal(result, model.inpaint(photo, HOLE, **other))
+    far = distance_transform_edt(~HOLE) > DEFAULT_FEATHER
+    raw = read_pixels(tmp_path / "filled.png.raw.png")
+    assert np.array_equal(result[far], photo[far])
+    assert raw.shape == photo.shape and not np.array_equal(raw[far], photo[far])
+    assert run(image, mask, f"--output={output}", "--tiles=all") == 2
+    for name, value in {"tiles": "all", "ensemble": "yes"}.items():
+        with pytest.raises(UserError, match=f"{name} .*'{value}'"):
+            model.inpaint(photo, HOLE, **{name: value})
 
 
 def test_heic(run, tmp_path, monkeypatch):

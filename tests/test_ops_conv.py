@@ -1,6 +1,7 @@
 """Convolutions against loops over pixels and taps."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from migan_jax.ops.conv import (
     conv3x3,
+    conv_dense,
     conv_depthwise,
     conv_down,
     conv_pointwise,
@@ -31,17 +33,19 @@ class Reference:
     padding: int = 0
     strides: int = 1
     transposed: bool = False
+    dilation: int = 1
 
     def out_size(self, length):
         if self.transposed:
             return 2 * length + self.size - 2
-        return (length + 2 * self.padding - self.size) // self.strides + 1
+        reach = self.dilation * (self.size - 1) + 1
+        return (length + 2 * self.padding - reach) // self.strides + 1
 
     def links(self, length):
         if self.transposed:
             return [(2 * i + u, i, u) for i in range(length) for u in range(self.size)]
         unpadded = [
-            (o, o * self.strides + u - self.padding, u)
+            (o, o * self.strides + u * self.dilation - self.padding, u)
             for o in range(self.out_size(length))
             for u in range(self.size)
         ]
@@ -149,6 +153,17 @@ CASES = {
     "same": Case(conv3x3, Reference(3, padding=1), SMALL),
     "down": Case(conv_down, DownReference(3), [(2, 2), (6, 4)]),
     "up": Case(conv_up, UpReference(3), SMALL),
+    # A stride that leaves no row over, and one that does.
+    "strided": Case(
+        functools.partial(conv_dense, stride=2, padding=2),
+        Reference(4, padding=2, strides=2),
+        [(4, 4), (3, 5)],
+    ),
+    "dilated": Case(
+        functools.partial(conv_dense, dilation=3),
+        Reference(3, dilation=3),
+        [(7, 7), (9, 8)],
+    ),
 }
 FILTERED = "down", "up"
 ALL_SIZES = pytest.mark.parametrize(
@@ -241,6 +256,8 @@ def error(actual, exact):
         ("same", (3, 5)),
         ("down", (6, 4)),
         ("up", (1, 1)),
+        ("strided", (3, 5)),
+        ("dilated", (9, 8)),
     ],
 )
 def test_half_precision_input_with_float32_kernel(name, size):
@@ -262,7 +279,7 @@ def test_half_precision_input_with_float32_kernel(name, size):
     assert error(rounded(exact_dkernel), exact_dkernel) > 1e-4
 
 
-@pytest.mark.parametrize("name", ["pointwise", "same"])
+@pytest.mark.parametrize("name", ["pointwise", "same", "strided"])
 def test_kernel_gradient_of_half_precision_is_summed_in_float32(name):
     """All terms are 1: in bfloat16 the sum would stop growing at 256."""
     case = CASES[name]

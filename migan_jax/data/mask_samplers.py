@@ -21,6 +21,8 @@ from migan_jax.ops.partition import map_samples, split_images
 # length is an eighth of the image's diagonal.
 ANGLE, ANGLE_RANGE = 2 * math.pi / 5, 2 * math.pi / 15
 SEGMENTS_PER_DIAGONAL = 8
+# Of the directions of DeepGIN's strokes, in radians: no line is exactly horizontal.
+ANGLE_OFFSET = 0.01
 # Smaller masks could be all hole or all known for ever; larger ones exhaust memory.
 MIN_MASK_SIZE, MAX_MASK_SIZE = 8, 1 << 14
 # Pillow's lines are narrower than their width, its discs larger than width // 2.
@@ -100,7 +102,8 @@ class Brush:
 
         def add(hole, stroke):
             exists, path = stroke
-            return hole | (_paint_path(*path, size) & exists), None
+            points, last, width = path
+            return hole | (_paint_path(points, last, width, width, size) & exists), None
 
         empty = jnp.zeros((size, size), jnp.bool_)
         hole, _ = jax.lax.scan(add, empty, (index < count, paths))
@@ -173,12 +176,15 @@ class Brush:
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1)
 
 
-def _paint_path(points: jax.Array, last: jax.Array, width: jax.Array, size: int):
+def _paint_path(
+    points: jax.Array, last: jax.Array, discs: jax.Array, lines: jax.Array, size: int
+) -> jax.Array:
     """Paint lines with discs at their ends: bool [size, size].
 
     All distances (along a line, across it, squared from a disc's centre) are sums of a
     term per row and a term per column, so a pixel costs a few additions. Of `points`,
-    (x, y), only those up to index `last` are used.
+    (x, y), only those up to index `last` are used. `discs` and `lines` are widths, one
+    for all points or [1, 1, points]: of the disc there, and of the line that ends there.
     """
     exists = (jnp.arange(len(points)) <= last)[None, None]
     pixel = jnp.arange(size, dtype=jnp.float32)[:, None]
@@ -187,14 +193,95 @@ def _paint_path(points: jax.Array, last: jax.Array, width: jax.Array, size: int)
     def add(columns: jax.Array, rows: jax.Array) -> jax.Array:
         return rows[:, None] + columns[None]  # [size, size, points]
 
-    disc = add(x**2, y**2) <= (width // 2 + DISC_MARGIN) ** 2
+    disc = add(x**2, y**2) <= (discs // 2 + DISC_MARGIN) ** 2
     # A line to each point from the one before, which the first lacks.
     dx, dy = jnp.diff(points, axis=0, prepend=points[:1]).T[:, None]
     along, across = add(x * dx, y * dy), add(x * dy, -y * dx)
     square = (dx**2 + dy**2)[None]
     line = (along <= 0) & (along >= -square) & (square > 0)
-    line &= jnp.abs(across) <= (width / 2 - LINE_MARGIN) * jnp.sqrt(square)
+    line &= jnp.abs(across) <= (lines / 2 - LINE_MARGIN) * jnp.sqrt(square)
     return jnp.any((disc | line) & exists, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShortStrokes:
+    """DeepGIN's brush (AIM 2020): many short strokes in a few directions.
+
+    Lengths and widths, whose ranges exclude the end, are pixels at size 256. Each
+    segment has its own width, and is painted as wide as by OpenCV: half of it, rounded
+    up, on both sides of the middle pixel. Strokes may leave the image.
+    """
+
+    strokes: tuple[int, int] = (15, 24)
+    segments: tuple[int, int] = (1, 6)  # per stroke
+    lengths: tuple[int, int] = (10, 70)
+    widths: tuple[int, int] = (10, 25)
+    directions: int = 4  # radians apart; every other stroke is mirrored
+
+    def hole_on_device(self, key: jax.Array, size: int) -> jax.Array:
+        keys = jax.random.split(key, 6)
+        max_count = self.strokes[1] - 1
+        each = max_count, self.segments[1] - 1
+        count = jax.random.randint(keys[0], (), *self.strokes)
+        last = jax.random.randint(keys[1], each[:1], *self.segments)
+        start = jax.random.randint(keys[2], (max_count, 2), 0, size)
+        angles, lengths, widths = (
+            jax.random.randint(key, each, *bounds).astype(jnp.float32)
+            for key, bounds in zip(
+                keys[3:],
+                ((0, self.directions), self.lengths, self.widths),
+                strict=True,
+            )
+        )
+        is_even = jnp.arange(max_count)[:, None] % 2 == 0
+        angles = jnp.where(is_even, -1, 1) * (angles + ANGLE_OFFSET)
+        steps = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+        steps *= lengths[..., None] * (size / 256)
+
+        def move(point, step):
+            point = jnp.trunc(point + step)
+            return point, point
+
+        start = start.astype(jnp.float32)
+        _, points = jax.lax.scan(move, start, steps.swapaxes(0, 1))
+        points = jnp.concatenate([start[None], points]).swapaxes(0, 1)
+        exists = jnp.arange(each[1])[None] < last[:, None]
+        widths = (2 * jnp.ceil(widths / 2) + 1) * (size / 256)
+        widths = jnp.maximum(jnp.trunc(widths), 1) * exists
+        # Where two segments join, both have a round end.
+        lines, after = (jnp.pad(widths, ((0, 0), ends)) for ends in ((1, 0), (0, 1)))
+        discs = jnp.maximum(lines, after)
+
+        def add(hole, stroke):
+            exists, *path = stroke
+            return hole | (_paint_path(*path, size) & exists), None
+
+        empty = jnp.zeros((size, size), jnp.bool_)
+        discs, lines = (x[:, None, None] for x in (discs, lines))
+        strokes = jnp.arange(max_count) < count, points, last, discs, lines
+        hole, _ = jax.lax.scan(add, empty, strokes)
+        return hole
+
+    def hole_on_host(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        image = Image.new("1", (size, size))
+        draw = ImageDraw.Draw(image)
+        for stroke in range(rng.integers(*self.strokes)):
+            x, y = rng.integers(0, size, 2).tolist()
+            for _ in range(rng.integers(*self.segments)):
+                angle = ANGLE_OFFSET + rng.integers(self.directions)
+                angle = -angle if stroke % 2 == 0 else angle
+                length = rng.integers(*self.lengths) * size / 256
+                width = 2 * math.ceil(rng.integers(*self.widths) / 2) + 1
+                width = max(int(width * size / 256), 1)
+                start = x, y
+                x = int(x + length * math.cos(angle))
+                y = int(y + length * math.sin(angle))
+                draw.line((start, (x, y)), fill=1, width=width)
+                radius = width // 2
+                for left, top in (start, (x, y)):
+                    corners = left - radius, top - radius, left + radius, top + radius
+                    draw.ellipse(corners, fill=1)
+        return np.asarray(image)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,10 +410,29 @@ def _enlarge(bits, scale: int, xp):
     return bits | sides
 
 
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Several distributions: one mask is of a random one of them."""
+
+    parts: tuple[Sampler, ...]
+
+    def hole_on_device(self, key: jax.Array, size: int) -> jax.Array:
+        which, key = jax.random.split(key)
+        holes = jnp.stack([part.hole_on_device(key, size) for part in self.parts])
+        return holes[jax.random.randint(which, (), 0, len(self.parts))]
+
+    def hole_on_host(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        part = self.parts[rng.integers(len(self.parts))]
+        return part.hole_on_host(rng, size)
+
+
 SAMPLERS: dict[str, Sampler] = {
     "free_form": FreeForm(),
     "brush": Brush(),
     "thin_brush": Brush(widths=(8, 24)),  # for small images
     "box": BoxMask(),
     "cellular_automaton": CellularAutomaton(),
+    "short_strokes": ShortStrokes(),
+    # DeepGIN's; its training draws one of each for every image.
+    "deepgin": Mixture((BoxMask(), CellularAutomaton(), ShortStrokes())),
 }

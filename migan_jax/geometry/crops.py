@@ -48,15 +48,29 @@ class Box(NamedTuple):
     def width(self) -> int:
         return self.right - self.left
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.height, self.width
+
 
 @dataclasses.dataclass(frozen=True)
-class Crop:
-    """A square around a hole; it may extend beyond a small photo."""
+class Placement:
+    """Where a part of the photo lies in what is resized for the network."""
+
+    box: Box  # in the photo's pixels
+    inner: Box  # in the network's pixels
+
+    @property
+    def resized(self) -> bool:
+        return self.box.shape != self.inner.shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop(Placement):
+    """A square around a hole. Unlike `box`, it may extend beyond a small photo."""
 
     size: int  # of the square, in the network's pixels
     side: int  # of the square, in the photo's pixels
-    box: Box  # the part inside the photo, in the photo's pixels
-    inner: Box  # the same part, in the network's pixels
 
 
 def plan_boxes(hole: np.ndarray, size: int, crops: Crops) -> list[Box]:
@@ -80,10 +94,10 @@ def crop_around(box: Box, shape: tuple[int, int], size: int) -> Crop:
     top, bottom, row, rows = _crop_axis(box.top, box.bottom, height, side, size)
     left, right, column, columns = _crop_axis(box.left, box.right, width, side, size)
     return Crop(
-        size,
-        side,
         Box(top, left, bottom, right),
         Box(row, column, row + rows, column + columns),
+        size,
+        side,
     )
 
 

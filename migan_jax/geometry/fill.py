@@ -28,6 +28,7 @@ from migan_jax.geometry.crops import (
     Box,
     Crop,
     Crops,
+    Placement,
     bounding_box,
     crop_around,
     plan_boxes,
@@ -95,26 +96,15 @@ def fill_holes(
         distance = squared_distance(unfilled[crop.box.slices], feather)
         unknown = distance <= feather**2
         masked, known = make_network_input(result[crop.box.slices], unknown, crop)
-        fraction = float(np.mean(known == 0))
-        if fraction > MAX_HOLE_FRACTION and not warned:
-            warned = True
-            warn(
-                f"The hole takes {fraction:.0%} of the {size} x {size} pixels that the "
-                f"network sees, so it has little context: expect a rough guess."
-            )
-        output = np.asarray(predict(masked, known), np.float32)
-        if not np.isfinite(output).all():
-            raise UserError(
-                "The network's output holds NaN or infinity: its weights are damaged."
-            )
-        planes = [np.clip(output[0, ..., c], -1, 1) for c in range(3)]
+        warned = warned or warn_of_little_context(known, warn)
+        output = run_network(predict, masked, known)
+        planes = [output[0, ..., c] for c in range(3)]
         is_known = known[0, ..., 0] > 0
         completed = [np.where(is_known, masked[0, ..., c], planes[c]) for c in range(3)]
-        _paste(result, completed, distance, box, crop, feather)
+        paste(result, completed, distance, box, crop, feather)
         unfilled[box.slices] = False
         if raw is not None:
-            for part, levels in _resize_back(planes, crop, crop.box):
-                raw[part.slices] = _to_uint8(np.stack(levels, axis=-1))
+            write_raw(raw, planes, crop)
     return result
 
 
@@ -157,6 +147,29 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def warn_of_little_context(known: np.ndarray, warn: Callable[[str], object]) -> bool:
+    """Warn if the hole takes most of the network's square; return whether it does."""
+    fraction = float(np.mean(known == 0))
+    if fraction <= MAX_HOLE_FRACTION:
+        return False
+    size = known.shape[1]
+    warn(
+        f"The hole takes {fraction:.0%} of the {size} x {size} pixels that the "
+        f"network sees, so it has little context: expect a rough guess."
+    )
+    return True
+
+
+def run_network(predict: Predict, masked: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return the network's output in [-1, 1]; raise UserError if it is not finite."""
+    output = np.asarray(predict(masked, known), np.float32)
+    if not np.isfinite(output).all():
+        raise UserError(
+            "The network's output holds NaN or infinity: its weights are damaged."
+        )
+    return np.clip(output, -1, 1)
+
+
 def dilate(hole: np.ndarray, pixels: int) -> np.ndarray:
     """Widen the hole by `pixels` of Euclidean distance.
 
@@ -180,15 +193,15 @@ def make_network_input(
 
     Both float32: [1, S, S, 3] in [-1, 1], 0 where unknown; [1, S, S, 1], 1 if known.
     """
-    if crop.side == crop.size:
-        known = ~unknown
+    if crop.resized:
+        shape, triangle = crop.inner.shape, Image.Resampling.BILINEAR
+        image = resize(image, shape, triangle)
+        known = resize(unknown[..., None], shape, triangle)[..., 0]
+        known = known < MAX_UNKNOWN_FRACTION
     else:
-        image = _shrink(image, crop)
-        known = _shrink(unknown[..., None], crop)[..., 0] < MAX_UNKNOWN_FRACTION
+        known = ~unknown
     known = known.astype(np.float32)
-    masked = np.empty((*known.shape, 3), np.float32)
-    for c in range(3):  # by plane: operations on [H, W, 3] are several times slower
-        masked[..., c] = (image[..., c] / np.float32(127.5) - 1) * known
+    masked = mask_levels(image, known)
     top, left, bottom, right = crop.inner
     margins = (top, crop.size - bottom), (left, crop.size - right), (0, 0)
     masked, known = (
@@ -197,24 +210,34 @@ def make_network_input(
     return masked, known
 
 
-def _shrink(part: np.ndarray, crop: Crop) -> np.ndarray:
-    """Resize to the network's pixels: float32, antialiased triangle kernel.
+def mask_levels(image: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return grey levels [H, W, 3] in [-1, 1], 0 where `known` [H, W] is 0."""
+    masked = np.empty((*known.shape, 3), np.float32)
+    for c in range(3):  # by plane: operations on [H, W, 3] are several times slower
+        masked[..., c] = (image[..., c] / np.float32(127.5) - 1) * known
+    return masked
 
-    Rows are shortened first, strip by strip, to avoid a float copy of the whole crop.
+
+def resize(
+    part: np.ndarray, shape: tuple[int, int], kernel: Image.Resampling
+) -> np.ndarray:
+    """Resize to the network's pixels: float32, antialiased.
+
+    Rows are resized first, strip by strip, to avoid a float copy of the whole part.
     """
     height, width, channels = part.shape
-    rows, columns = crop.inner.height, crop.inner.width
+    rows, columns = shape
     narrow = np.empty((height, columns, channels), np.float32)
     for strip in _row_strips(height, width):
         for c in range(channels):
             plane = Image.fromarray(part[strip, :, c].astype(np.float32))
             size = columns, plane.height
-            narrow[strip, :, c] = plane.resize(size, Image.Resampling.BILINEAR)
-    shrunk = np.empty((rows, columns, channels), np.float32)
+            narrow[strip, :, c] = plane.resize(size, kernel)
+    resized = np.empty((rows, columns, channels), np.float32)
     for c in range(channels):
         plane = Image.fromarray(narrow[..., c])
-        shrunk[..., c] = plane.resize((columns, rows), Image.Resampling.BILINEAR)
-    return shrunk
+        resized[..., c] = plane.resize((columns, rows), kernel)
+    return resized
 
 
 def _row_strips(height: int, width: int) -> Iterator[slice]:
@@ -224,27 +247,27 @@ def _row_strips(height: int, width: int) -> Iterator[slice]:
 
 
 def _resize_back(
-    planes: list[np.ndarray], crop: Crop, target: Box
+    planes: list[np.ndarray], placement: Placement, target: Box
 ) -> Iterator[tuple[Box, list[np.ndarray]]]:
     """Yield strips of `target` with their three planes of grey levels, 0 to 255.
 
     Args:
-      planes: three of float32 [S, S] in [-1, 1], the network's square.
-      crop: its position in the photo.
-      target: a box of the photo inside `crop.box`.
+      planes: three of float32 in [-1, 1], the network's square or merged tiles.
+      placement: their position in the photo.
+      target: a box of the photo inside `placement.box`.
     """
-    planes = [127.5 * (plane[crop.inner.slices] + 1) for plane in planes]
-    resized = crop.side != crop.size
-    if resized:
+    box, inner = placement.box, placement.inner
+    planes = [127.5 * (plane[inner.slices] + 1) for plane in planes]
+    if placement.resized:
         planes = [Image.fromarray(plane) for plane in planes]
     for strip in _row_strips(target.height, target.width):
         part = target._replace(
             top=target.top + strip.start, bottom=target.top + strip.stop
         )
-        within = part.relative_to(crop.box)
-        if resized:
-            y_scale = crop.inner.height / crop.box.height
-            x_scale = crop.inner.width / crop.box.width
+        within = part.relative_to(box)
+        if placement.resized:
+            y_scale = inner.height / box.height
+            x_scale = inner.width / box.width
             source = (
                 within.left * x_scale,
                 within.top * y_scale,
@@ -262,27 +285,34 @@ def _resize_back(
 # Pasting.
 
 
-def _paste(
+def paste(
     result: np.ndarray,
     completed: list[np.ndarray],
     distance: np.ndarray,
     box: Box,
-    crop: Crop,
+    placement: Placement,
     feather: int,
 ) -> None:
-    """Blend a completed square over the hole in `box` and the feather around it."""
+    """Blend completed planes over the hole in `box` and the feather around it."""
+    whole = placement.box
     reach = Box(
-        max(box.top - feather, crop.box.top),
-        max(box.left - feather, crop.box.left),
-        min(box.bottom + feather, crop.box.bottom),
-        min(box.right + feather, crop.box.right),
+        max(box.top - feather, whole.top),
+        max(box.left - feather, whole.left),
+        min(box.bottom + feather, whole.bottom),
+        min(box.right + feather, whole.right),
     )
-    for part, levels in _resize_back(completed, crop, reach):
-        weight = falloff(feather)[distance[part.relative_to(crop.box).slices]]
+    for part, levels in _resize_back(completed, placement, reach):
+        weight = falloff(feather)[distance[part.relative_to(whole).slices]]
         pixels = result[part.slices]
         for c, level in enumerate(levels):
             plane = pixels[..., c]
             plane[...] = _to_uint8(weight * level + (1 - weight) * plane)
+
+
+def write_raw(raw: np.ndarray, planes: list[np.ndarray], placement: Placement) -> None:
+    """Put the network's whole output into its place in `raw`."""
+    for part, levels in _resize_back(planes, placement, placement.box):
+        raw[part.slices] = _to_uint8(np.stack(levels, axis=-1))
 
 
 def squared_distance(hole: np.ndarray, feather: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from migan_jax.models.perceptual import NETWORKS
+from migan_jax.models.vgg import NETWORKS
 
 # ImageNet's mean and standard deviation, for images in [-1, 1].
 _SHIFT = np.array([[[[-0.030, -0.088, -0.188]]]], np.float32)

@@ -1,10 +1,13 @@
 """Convolutions of MI-GAN (section 3.1) and of the StyleGAN2 family (Co-Mod-GAN).
 
 Kernels are [kh, kw, I, O]; their gradients are in at least float32 (ops/bilinear.py).
+`conv_dense` serves networks of plain convolutions, whose feature maps are images, never
+strips.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +75,14 @@ def conv_up(x: jax.Array, kernel: jax.Array) -> jax.Array:
     pixel 2i + k of what is filtered.
     """
     return _down.transpose(x, _swap_channels(kernel))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def conv_dense(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1, padding: int = 0
+) -> jax.Array:
+    """Dense convolution of images, with dilated taps and zero padding."""
+    return _dense(x, kernel.astype(x.dtype), stride, dilation, padding)
 
 
 def demodulated_conv(
@@ -169,14 +180,19 @@ def _convolve(
     strides: int = 1,
     dilation: int = 1,
     dtype: DTypeLike | None = None,
+    taps: int = 1,
 ) -> jax.Array:
-    """Convolve with zero padding by rows and columns; return x's or another dtype."""
+    """Convolve with zero padding by rows and columns; return x's or another dtype.
+
+    `dilation` puts zeros between pixels of x, `taps` between those of the kernel.
+    """
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(strides, strides),
         padding=((rows, rows), (columns, columns)),
         lhs_dilation=(dilation, dilation),
+        rhs_dilation=(taps, taps),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=full_precision(x),
         preferred_element_type=dtype,
@@ -184,14 +200,14 @@ def _convolve(
 
 
 def _convolve_batches(
-    x: jax.Array, dy: jax.Array, rows: int, columns: int, strides: int = 1
+    x: jax.Array, dy: jax.Array, rows: int, columns: int, strides: int = 1, taps: int = 1
 ) -> jax.Array:
     """Return the kernel gradient of `_convolve`, in at least float32."""
     # It sums over the batch, which takes the role of input channels.
     return lax.conv_general_dilated(
         x,
         dy,
-        window_strides=(1, 1),
+        window_strides=(taps, taps),
         padding=((rows, rows), (columns, columns)),
         rhs_dilation=(strides, strides),
         dimension_numbers=("CHWN", "IHWO", "HWNC"),
@@ -223,6 +239,37 @@ def _scatter_and_filter(x: jax.Array, kernel: jax.Array, halo: int) -> jax.Array
     flipped = _swap_channels(kernel[::-1, ::-1])
     scattered = _convolve(x, flipped, rows=2 - halo, columns=2, dilation=2)
     return fir_filter(scattered, padding=1, halo=halo)
+
+
+def _dense(
+    x: jax.Array, kernel: jax.Array, stride: int, dilation: int, padding: int
+) -> jax.Array:
+    return _convolve(x, kernel, padding, padding, stride, taps=dilation)
+
+
+def _dense_forward(
+    x: jax.Array, kernel: jax.Array, *geometry: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return conv_dense(x, kernel, *geometry), (x, kernel)
+
+
+def _dense_backward(
+    stride: int,
+    dilation: int,
+    padding: int,
+    saved: tuple[jax.Array, jax.Array],
+    dy: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    cast = kernel.astype(x.dtype)
+    _, transpose = jax.vjp(lambda x: _dense(x, cast, stride, dilation, padding), x)
+    height, width = kernel.shape[:2]
+    # The stride may leave rows over, which would make further taps.
+    dkernel = _convolve_batches(x, dy, padding, padding, stride, dilation)
+    return transpose(dy)[0], dkernel[:height, :width].astype(kernel.dtype)
+
+
+conv_dense.defvjp(_dense_forward, _dense_backward)
 
 
 def _with_halo(function: Callable[..., jax.Array], halo: int) -> Operation:

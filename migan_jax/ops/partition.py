@@ -43,6 +43,12 @@ def split_microbatches(x: jax.Array) -> jax.Array:
     return _constrain(x, PartitionSpec(None, *inner))
 
 
+def split_like(x: jax.Array, images: jax.Array) -> jax.Array:
+    """Shard images as `split_images` shards larger ones, some of whose rows they are."""
+    by_rows = is_split_by_rows(images) and x.shape[1] % _mesh_shape()[SPACE] == 0
+    return _constrain(x, PartitionSpec(DATA, SPACE) if by_rows else PartitionSpec(DATA))
+
+
 def _image_spec(x: jax.Array) -> PartitionSpec:
     # An even number of rows on each device, which a layer may halve.
     rows = x.shape[1]

@@ -16,6 +16,7 @@ from migan_jax.weights.feature_networks import (
 )
 
 Missing = dict[str, str]  # by metric: why it is unavailable
+METRIC_FILES = [name for name, file in FILES.items() if file.metrics]
 
 
 def open_feature_networks() -> tuple[FeatureNetworks, Missing]:
@@ -30,9 +31,9 @@ def open_shared_feature_networks(best_by: str) -> FeatureNetworks:
     Raise UserError if `best_by` needs another one. Others are silently skipped.
     """
     paths, missing = _find_all()
-    found = np.array([[name in paths for name in FILES]], np.uint32)
+    found = np.array([[name in paths for name in METRIC_FILES]], np.uint32)
     found_by_all = processes.all_gather(found, "feature weights").all(axis=0)
-    for name, on_all in zip(FILES, found_by_all, strict=True):
+    for name, on_all in zip(METRIC_FILES, found_by_all, strict=True):
         if not on_all and paths.pop(name, None):
             _add_missing(missing, name, f"{FILES[name].name} is not on all hosts.")
     feature_networks = _load_all(paths, missing)
@@ -44,7 +45,7 @@ def open_shared_feature_networks(best_by: str) -> FeatureNetworks:
 def _find_all() -> tuple[dict[str, Path], Missing]:
     paths: dict[str, Path] = {}
     missing: Missing = {}
-    for name in FILES:
+    for name in METRIC_FILES:
         try:
             paths[name] = find(name)
         except UserError as error:

@@ -1,4 +1,4 @@
-"""Public weights of the feature networks of FID, KID, P-IDS, U-IDS and LPIPS.
+"""Public weights of the feature networks of metrics and of perceptual losses.
 
 This package neither includes nor downloads them. It finds the files by size and SHA-256
 in a few folders, under any name.
@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, path_aware_map
 from migan_jax.errors import UserError
 from migan_jax.files import sha256_of
 from migan_jax.models.inception import SIZE, Inception
-from migan_jax.models.perceptual import NETWORKS
+from migan_jax.models.vgg import NETWORKS, Features, narrow
 from migan_jax.weights.tensor_files import Tensors, read_tensors
 
 # The environment variable with the only folder to search; without it, `folders`.
@@ -25,6 +25,7 @@ FOLDER_VARIABLE = "MIGAN_JAX_FEATURES"
 # Inception's batch norms.
 _EPSILON = 1e-3
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
+RANDOM_DIVISOR = 8  # of the channels of random networks
 
 
 class PublicWeights(NamedTuple):
@@ -58,6 +59,13 @@ FILES = {
         "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
         "https://download.pytorch.org/models/vgg16-397923af.pth",
         ("lpips_vgg",),
+    ),
+    "vgg19": PublicWeights(
+        "vgg19-dcbb9e9d.pth",
+        574_673_361,
+        "dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
+        "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
+        (),
     ),
     "alex_lpips": PublicWeights(
         "alex.pth",
@@ -136,6 +144,17 @@ def load_perceptual(name: str, path: Path, weights: Path) -> tuple[Any, list[Any
       path: torchvision's file.
       weights: LPIPS' file.
     """
+    linear = read_tensors(weights)
+    taps = sum(layer.tap for layer in NETWORKS[name].layers)
+    names = (f"lin{tap}.model.1.weight" for tap in range(taps))
+    channels = [
+        jnp.asarray(_get_tensor(weights, linear, name).reshape(-1)) for name in names
+    ]
+    return load_features(name, path), channels
+
+
+def load_features(name: str, path: Path) -> Any:
+    """Load the variables of a network of `models/vgg.py` from torchvision's file."""
     tensors = read_tensors(path)
     params = _abstract_params(NETWORKS[name], 64)  # any size that is large enough
     arrays = {}
@@ -143,13 +162,14 @@ def load_perceptual(name: str, path: Path, weights: Path) -> tuple[Any, list[Any
         weight = _get_tensor(path, tensors, f"{layer[0]}.weight")
         arrays[*layer, "kernel"] = weight.transpose(2, 3, 1, 0)
         arrays[*layer, "bias"] = _get_tensor(path, tensors, f"{layer[0]}.bias")
-    linear = read_tensors(weights)
-    taps = sum(layer.tap for layer in NETWORKS[name].layers)
-    names = (f"lin{tap}.model.1.weight" for tap in range(taps))
-    channels = [
-        jnp.asarray(_get_tensor(weights, linear, name).reshape(-1)) for name in names
-    ]
-    return _make_variables(path, params, arrays), channels
+    return _make_variables(path, params, arrays)
+
+
+def random_features(name: str) -> tuple[Features, Any]:
+    """Return a network with few channels and seeded random weights, for tests."""
+    network = narrow(NETWORKS[name], RANDOM_DIVISOR)
+    make = jax.jit(lambda key: network.init(key, jnp.zeros((1, 64, 64, 3))))
+    return network, make(jax.random.key(0))
 
 
 def _abstract_params(network: Any, size: int) -> Any:

@@ -1,0 +1,37 @@
+"""A small DeepGIN at 64 pixels on drawn scenes; needs no data and no accelerator."""
+
+from migan_jax.config import base_config
+
+
+def get_config(variant="full"):
+    config = base_config()
+    config.system = "deepgin"
+    config.resolution = 64
+    config.batch_size = 4
+    config.total_kimg = 6
+    config.deepgin.update(
+        {
+            "variant": variant,
+            "channels": 16,
+            "discriminator_channels": 16,
+            "subsampling": 1,  # scenes are drawn at the network's size
+            "warmup_kimg": 4.0,
+            "constant_kimg": 0.5,
+            "perceptual": 0.0,
+            "style": 0.0,
+        }
+    )
+    config.optimizer.update(
+        {
+            "learning_rate": 1e-3,
+            "discriminator_learning_rate": 4e-4,
+            "b1": 0.5,
+            "b2": 0.999,
+            "ema_halflife_kimg": 0.3,
+        }
+    )
+    config.networks.dtype = "float32"
+    config.data.update({"mask_kind": "deepgin", "held_out": 64})
+    config.log_every_steps = 50
+    config.save_every_steps = 250
+    return config

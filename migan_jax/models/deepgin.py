@@ -1,0 +1,399 @@
+"""DeepGIN (Li et al. 2020): a coarse and a refinement generator, two discriminators.
+
+The refinement's bottleneck has dilated residual blocks (SPD, section 3.1), and its
+features attend to each other at three scales (MSSA, 3.2). Back projection (3.3)
+corrects the output by what a small completion differs from it. Convolutions replicate
+edges; resizing aligns corners. Images are in [0, 1], holes are 1, and so is a masked
+image in its hole.
+
+`LADDER` has the rows of the paper's Table 1.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from migan_jax.models.costs import Cost, num_elements, num_pixels
+from migan_jax.models.layers import add_bias, constant
+from migan_jax.models.spectral import SpectralConv
+from migan_jax.ops.align_corners import resize_align_corners
+from migan_jax.ops.attention import attend
+from migan_jax.ops.conv import conv_dense, conv_pointwise
+from migan_jax.ops.partition import split_images
+from migan_jax.ops.precision import at_least_float32, compute_dtype
+
+SLOPE = 0.2  # of leaky ReLU
+MULTIPLE = 16  # of height and width
+LOW_SCALE = 4  # the refinement's small completion is this much smaller
+# Dilations in the order in which their features are concatenated.
+SPD_8, SPD_4 = (2, 3, 4, 5, 6, 8, 10, 1), (2, 3, 4, 5)
+
+
+class Row(NamedTuple):
+    """A row of Table 1: what its generators have."""
+
+    parameters: str  # as the paper states them
+    refines: bool = True
+    dilations: tuple[tuple[int, ...], tuple[int, ...]] = ((1,), (1,))  # of G1, of G2
+    attention: tuple[int, ...] = ()  # fractions of the size at which features attend
+    back_projects: bool = False
+
+    @property
+    def has_skips(self) -> bool:
+        return len(self.attention) > 1
+
+
+_SCALES = 16, 8, 4
+_SPD = SPD_8, SPD_4
+LADDER = {
+    "coarse_only": Row("8.168", refines=False),
+    "std": Row("40.850"),
+    "std_sa": Row("41.376", attention=(16,)),
+    "std_mssa": Row("42.892", attention=_SCALES),
+    "dil_mssa": Row("42.892", dilations=((2,), (2,)), attention=_SCALES),
+    "spd_mssa": Row("42.892", dilations=_SPD, attention=_SCALES),
+    "full": Row("42.930", dilations=_SPD, attention=_SCALES, back_projects=True),
+}
+
+
+class DeepGINGenerator(nn.Module):
+    """Complete images: concat(image, white in the hole; hole), [N, H, W, 4].
+
+    Returns the output [N, H, W, 3], of which only the hole is used, and those of
+    earlier stages by name: "coarse", and with back projection "lr", at a quarter of the
+    size, and "refined", the output before it.
+    """
+
+    resolution: int = 256  # that it is trained at; H and W are any multiples of 16
+    variant: str = "full"  # in LADDER
+    channels: int = 64  # after the first down-sampling
+    dtype: DTypeLike | None = None  # compute dtype; None: the input's
+    remat: bool = False  # recompute activations: less memory, a third more time
+
+    @nn.nowrap
+    def inputs(self) -> list[jax.ShapeDtypeStruct]:
+        """Shapes of one sample's inputs."""
+        return [_image_shape(self.resolution, 4)]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        _, height, width, channels = x.shape
+        if channels != 4 or height % MULTIPLE or width % MULTIPLE:
+            raise ValueError(
+                f"DeepGIN takes [N, H, W, 4] with H and W divisible by {MULTIPLE}, not "
+                f"{list(x.shape)}."
+            )
+        row = LADDER[self.variant]
+        settings = {"channels": self.channels, "remat": self.remat}
+        dtype = compute_dtype(self.dtype, x)
+        known, hole = at_least_float32(x[..., :3]), at_least_float32(x[..., 3:])
+
+        def paste(image: jax.Array) -> jax.Array:
+            return image * hole + known * (1 - hole)
+
+        coarse = Coarse(row.dilations[0], **settings, name="coarse")(x.astype(dtype))
+        if not row.refines:
+            return coarse, {}
+        x = jnp.concatenate([paste(coarse), hole], axis=-1).astype(dtype)
+        refined, heads = Refinement(row, **settings, name="refinement")(x)
+        if heads is None:
+            return refined, {"coarse": coarse}
+        low, alpha = heads
+        image = paste(refined)
+        residual = low - resize_align_corners(image, *low.shape[1:3])
+        output = image + resize_align_corners(residual, height, width) * alpha
+        return output, {"coarse": coarse, "lr": low, "refined": refined}
+
+
+class Coarse(nn.Module):
+    """G1: an encoder to an eighth of the size, six residual blocks, and a decoder."""
+
+    dilations: tuple[int, ...]
+    channels: int
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        run = _make_run(self.remat)
+        c = self.channels
+        for index, features in enumerate((c // 2, c, 2 * c, 4 * c), 1):
+            x = run(_encoder(features, index), x)
+        for index in range(1, 7):
+            x = run(SPDBlock(self.dilations, name=f"spd{index}"), x)
+        for index, features in enumerate((2 * c, c, c // 2), 1):
+            x = run(UpConv(features, name=f"dec{index}"), x)
+        return at_least_float32(run(EdgeConv(3, 7, activate=False, name="out"), x))
+
+
+class Refinement(nn.Module):
+    """G2: to a sixteenth of the size and back, with attention and skips by `row`.
+
+    Returns the output, and with back projection a small completion and the weight of
+    the correction (alpha).
+    """
+
+    row: Row
+    channels: int
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, Any]:
+        run = _make_run(self.remat)
+        c = self.channels
+        skips = []
+        for index, features in enumerate((c // 2, c, 2 * c, 4 * c, 8 * c), 1):
+            x = run(_encoder(features, index), x)
+            skips.append(x)
+        for index in range(1, 7):
+            x = run(SPDBlock(self.row.dilations[1], name=f"spd{index}"), x)
+            if index == 3 and self.row.attention:
+                x = run(NonLocal(name="sa16"), x)
+        # From an eighth and a quarter of the size.
+        levels = (4 * c, 2 * c, 32, skips[3]), (2 * c, c, 64, skips[2])
+        for index, (features, narrow, name, skip) in enumerate(levels, 1):
+            x = run(UpConv(features, name=f"dec{index}"), x)
+            if self.row.has_skips:
+                skip = run(EdgeConv(narrow, name=f"skip{name}"), skip)
+                skip = run(NonLocal(name=f"sa{name}"), skip)
+                x = jnp.concatenate([x, skip], axis=-1)
+                x = run(EdgeConv(features, name=f"mix{index}"), x)
+        quarter = x
+        x = run(UpConv(c, name="dec3"), x)
+        x = run(UpConv(c // 2, name="dec4"), x)
+        output = at_least_float32(run(EdgeConv(3, 7, activate=False, name="out"), x))
+        if not self.row.back_projects:
+            return output, None
+        low = run(EdgeConv(c // 2, name="lr1"), quarter)
+        low = run(EdgeConv(3, activate=False, name="lr2"), low)
+        alpha = run(EdgeConv(1, activate=False, name="alpha"), x)
+        return output, (at_least_float32(low), nn.sigmoid(at_least_float32(alpha)))
+
+
+def _make_run(remat: bool) -> Callable[..., jax.Array]:
+    """Make a function that runs a layer, with its images split over devices."""
+
+    def call(layer: nn.Module, x: jax.Array) -> jax.Array:
+        return layer(split_images(x))
+
+    return nn.remat(call) if remat else call
+
+
+def _image_shape(resolution: int, channels: int) -> jax.ShapeDtypeStruct:
+    shape = 1, resolution, resolution, channels
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+# Layers.
+
+
+def small_he_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Initialise from He's normal distribution, times 0.1 as in ESRGAN."""
+    deviation = 0.1 * math.sqrt(2 / math.prod(shape[:-1]))
+    return deviation * jax.random.normal(key, shape, jnp.float32)
+
+
+class EdgeConv(nn.Module):
+    """Convolution with bias that replicates the edges, and leaky ReLU."""
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    activate: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        padding = (self.size - 1) // 2
+        y = _convolve(self, _pad_edges(x, padding), self.features, self.size, self.stride)
+        return nn.leaky_relu(y, SLOPE) if self.activate else y
+
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        (x,) = args
+        activation = num_elements(out) if self.activate else 0
+        convolution = self.size**2 * x.shape[-1] * num_elements(out)
+        return Cost(convolution, elementwise=activation)
+
+
+def _encoder(features: int, index: int) -> EdgeConv:
+    """Make the first layer of an encoder, or one that halves the size."""
+    size, stride = (7, 1) if index == 1 else (4, 2)
+    return EdgeConv(features, size, stride, name=f"enc{index}")
+
+
+class UpConv(nn.Module):
+    """Up-sampling to twice the size, and a 3x3 convolution with leaky ReLU."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        _, h, w, _ = x.shape
+        x = _pad_edges(resize_align_corners(x, 2 * h, 2 * w), 1)
+        return nn.leaky_relu(_convolve(self, x, self.features, 3), SLOPE)
+
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        (x,) = args
+        upsampled = num_pixels(out) * x.shape[-1]
+        activation = num_elements(out)
+        return Cost(
+            9 * x.shape[-1] * num_elements(out),
+            filter=4 * upsampled,
+            elementwise=activation,
+        )
+
+
+class SPDBlock(nn.Module):
+    """Parallel 3x3 convolutions of several dilations, ReLU, and one 3x3 convolution.
+
+    With more than one dilation, it is the paper's SPD block (spatial pyramid dilation).
+    All have the same number of parameters.
+    """
+
+    dilations: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features = x.shape[-1]
+        reach = max(self.dilations)
+        padded = _pad_edges(x, reach)  # once for all branches
+        branches = [
+            BranchConv(features // len(self.dilations), d, name=f"branch{index}")(
+                _crop(padded, reach - d)
+            )
+            for index, d in enumerate(self.dilations, 1)
+        ]
+        y = jnp.concatenate(branches, axis=-1)
+        return x + EdgeConv(features, activate=False, name="fuse")(y)
+
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        """The sum."""
+        return Cost(elementwise=num_elements(out))
+
+
+class BranchConv(nn.Module):
+    """Dilated 3x3 convolution with ReLU; its input has the padding already."""
+
+    features: int
+    dilation: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.relu(_convolve(self, x, self.features, 3, dilation=self.dilation))
+
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        (x,) = args
+        return Cost(9 * x.shape[-1] * num_elements(out))
+
+
+class NonLocal(nn.Module):
+    """A residual block in which each pixel attends to all others (Wang et al. 2018)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features = x.shape[-1]
+        theta, phi, g = (
+            PlainPointwise(features // 2, name=name)(x) for name in ("theta", "phi", "g")
+        )
+        return x + PlainPointwise(features, name="W")(attend(theta, phi, g))
+
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        """Scores, their products with the values, and the sum."""
+        pairs = num_pixels(out) ** 2
+        return Cost(pairs * out.shape[-1], elementwise=num_elements(out))
+
+
+class PlainPointwise(nn.Module):
+    """1x1 convolution with bias."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = 1, 1, x.shape[-1], self.features
+        y = conv_pointwise(x, self.param("weight", small_he_normal, shape))
+        return add_bias(y, self.param("bias", constant(0), (self.features,)))
+
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        (x,) = args
+        return Cost(x.shape[-1] * num_elements(out))
+
+
+def _convolve(
+    layer: nn.Module,
+    x: jax.Array,
+    features: int,
+    size: int,
+    stride: int = 1,
+    dilation: int = 1,
+) -> jax.Array:
+    """Convolve with a layer's weight and bias, without padding."""
+    shape = size, size, x.shape[-1], features
+    weight = layer.param("weight", small_he_normal, shape)
+    y = conv_dense(x, weight, stride, dilation)
+    return add_bias(y, layer.param("bias", constant(0), (features,)))
+
+
+def _pad_edges(x: jax.Array, padding: int) -> jax.Array:
+    sides = padding, padding
+    return jnp.pad(x, ((0, 0), sides, sides, (0, 0)), mode="edge")
+
+
+def _crop(x: jax.Array, margin: int) -> jax.Array:
+    _, h, w, _ = x.shape
+    return x[:, margin : h - margin, margin : w - margin]
+
+
+# The discriminators.
+
+
+class DeepGINDiscriminator(nn.Module):
+    """Two patch discriminators, at full and at half resolution.
+
+    Takes concat(masked image, image), [N, H, W, 6], and returns both scores, of which
+    every channel is one: [N, h, w, 4 * channels].
+    """
+
+    resolution: int = 256  # that it is trained at
+    channels: int = 64
+    dtype: DTypeLike | None = None  # compute dtype; None: the input's
+    can_be_fused: ClassVar = False  # used in training only
+
+    @nn.nowrap
+    def inputs(self) -> list[jax.ShapeDtypeStruct]:
+        """Shapes of one sample's inputs."""
+        return [_image_shape(self.resolution, 6)]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Sequence[jax.Array]:
+        x = split_images(x.astype(compute_dtype(self.dtype, x)))
+        half = nn.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)), count_include_pad=False)
+        return (
+            PatchDiscriminator(self.channels, name="full")(x),
+            PatchDiscriminator(self.channels, name="half")(half),
+        )
+
+
+class PatchDiscriminator(nn.Module):
+    """Four spectrally normalised 4x4 convolutions, zero padding 2."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.channels
+        layers = (c, 2), (2 * c, 2), (4 * c, 1), (4 * c, 1)
+        for index, (features, stride) in enumerate(layers, 1):
+            if index > 1:
+                x = nn.leaky_relu(x, SLOPE)
+            x = SpectralConv(features, 4, stride, padding=2, name=f"conv{index}")(x)
+        return at_least_float32(x)
