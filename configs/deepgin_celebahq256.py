@@ -16,7 +16,7 @@ Data      27,000 of CelebA-HQ's images:
             python -m migan_jax.prepare celebahq/train datasets/celebahq512 --size=512
           and VGG-19's public weights; a message says where to get them.
 Hardware  The paper has two RTX 2080 Ti, 6 days. Batches of 4 pictures, 12 samples.
-Length    2,970 kimg, 742,500 steps: 10 epochs of warm-up, 100 of adversarial training.
+Length    2,970 kimg, 742,500 steps: 10 epochs of warm-up, 100 of both players.
 Expect    The scores above on 3,000 test images, from the paper. We have not run this
           recipe to its end.
 Command   python -m migan_jax.train --config=deepgin_celebahq256 --workdir=runs/deepgin

@@ -7,15 +7,15 @@ def get_config(variant="full"):
     config = base_config()
     config.system = "deepgin"
     config.resolution = 64
-    config.batch_size = 4
-    config.total_kimg = 6
+    config.batch_size = 2
+    config.total_kimg = 5
     config.deepgin.update(
         {
             "variant": variant,
             "channels": 16,
             "discriminator_channels": 16,
             "subsampling": 1,  # scenes are drawn at the network's size
-            "warmup_kimg": 4.0,
+            "warmup_kimg": 2.5,
             "constant_kimg": 0.5,
             "perceptual": 0.0,
             "style": 0.0,
@@ -25,9 +25,9 @@ def get_config(variant="full"):
         {
             "learning_rate": 1e-3,
             "discriminator_learning_rate": 4e-4,
-            "b1": 0.5,
-            "b2": 0.999,
-            "ema_halflife_kimg": 0.3,
+            "b1": 0.9,
+            "b2": 0.99,
+            "ema_halflife_kimg": 0.0,
         }
     )
     config.networks.dtype = "float32"

@@ -1,7 +1,7 @@
 """Convert a checkpoint between formats, and between fused and trainable kernels.
 
 INPUT is a .pt or .safetensors file or a run's workdir. The network (a generator or
-discriminator of MI-GAN or Co-Mod-GAN) and its sizes are inferred from its tensors.
+discriminator of any family) and its sizes are inferred from its tensors.
 OUTPUT's extension selects the format; without an extension it is a workdir.
 
   # The released network, ready for fine-tuning:

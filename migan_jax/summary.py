@@ -255,7 +255,14 @@ def _build_networks(name: str | None, resolution: int) -> list["Network"]:
     except ValueError as error:
         raise UserError(f"--{error}") from error
     chosen = kinds.values() if name is None else [kinds[name]]
-    return [kind.module(resolution) for kind in chosen]
+    networks = [kind.module(resolution) for kind in chosen]
+    fitting = [n for n in networks if resolution % getattr(n, "stride", 1) == 0]
+    if not fitting:
+        raise UserError(
+            f"--resolution: {name} takes multiples of {networks[0].stride}, not "
+            f"{resolution}."
+        )
+    return fitting
 
 
 def _initialise(networks: list["Network"]) -> list["Checkpoint"]:

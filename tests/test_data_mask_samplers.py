@@ -1,6 +1,7 @@
 """Random masks on host and device: the references' statistics."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from migan_jax.data import mask_samplers
 from migan_jax.data.mask_samplers import (
     MIN_MASK_SIZE,
     SAMPLERS,
+    BoxMask,
     Brush,
     CellularAutomaton,
     FreeForm,
@@ -23,6 +25,7 @@ from migan_jax.data.mask_samplers import (
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
+GOLDEN = Path(__file__).parent / "golden"
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 # Hole ratios of the reference sampler, by size: count, mean, deviation, quantiles.
 REFERENCE = {
@@ -40,10 +43,13 @@ OTHERS = {
     "brush": (0.150, 0.079, 0.036, 0.289),
     "box": (0.248, 0.083, 0.128, 0.402),
     "cellular_automaton": (0.512, 0.072, 0.373, 0.623),
+    "short_strokes": (0.395, 0.060, 0.295, 0.494),
 }
 # Brushes are slow; free-form masks, which use one, are tested anyway.
 NAMES = [
-    pytest.param(name, marks=pytest.mark.full if "brush" in name else ())
+    pytest.param(
+        name, marks=pytest.mark.full if "brush" in name or name == "deepgin" else ()
+    )
     for name in SAMPLERS
 ]
 # Tolerance, in deviations of the sampling error. The seeds are fixed.
@@ -174,7 +180,7 @@ def test_device_path_matches_pillow(width):
             draw.ellipse(box, fill=1)
         expected = np.asarray(image)
         path = jnp.asarray(points, jnp.float32)  # its last point is unused
-        actual = mask_samplers._paint_path(path, 4, jnp.float32(width), size)
+        actual = mask_samplers._paint_path(path, 4, *[jnp.float32(width)] * 2, size)
         wrong += (np.asarray(actual) != expected).sum()
         excess += int(actual.sum()) - expected.sum()
         area += expected.sum()
@@ -184,7 +190,7 @@ def test_device_path_matches_pillow(width):
 
 def test_path_of_one_point_is_a_disc():
     points = jnp.full((3, 2), 30.0)
-    hole = mask_samplers._paint_path(points, 2, jnp.float32(12), 64)
+    hole = mask_samplers._paint_path(points, 2, *[jnp.float32(12)] * 2, 64)
     assert 100 < hole.sum() < 150
 
 
@@ -207,6 +213,30 @@ def test_enlarged_cells_are_dilated_by_a_cross():
     assert np.array_equal(mask_samplers._enlarge(bits, 4, np), expected)
     assert np.array_equal(mask_samplers._enlarge(jnp.asarray(bits), 4, jnp), expected)
     assert np.array_equal(mask_samplers._enlarge(bits, 1, np), bits)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+@pytest.mark.parametrize("votes", [2, 6])
+def test_automaton_equals_the_reference(scale, votes):
+    """The organisers' script, for given bits."""
+    with np.load(GOLDEN / "cellular_automata.npz") as arrays:
+        bits, expected = (
+            np.unpackbits(arrays[f"{name}_{scale}_{votes}"], axis=1).astype(np.bool_)
+            for name in ("bits", "hole")
+        )
+    for _ in range(votes):
+        bits = mask_samplers._majority_vote(bits, np)
+    assert np.array_equal(mask_samplers._enlarge(bits, scale, np), expected)
+
+
+def test_a_mixture_draws_each_of_its_parts():
+    parts = Rectangles(1, 0.2), BoxMask((0.8, 0.8))
+    mixture = mask_samplers.Mixture(parts)
+    rng = np.random.default_rng(0)
+    host = np.stack([mixture.hole_on_host(rng, 32) for _ in range(200)])
+    draw = jax.jit(jax.vmap(lambda key: mixture.hole_on_device(key, 32)))
+    for holes in (host, np.asarray(draw(keys(200)))):
+        assert 0.35 < (holes.mean((1, 2)) > 0.5).mean() < 0.65
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Losses against known values and plain loops."""
 
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,15 @@ import pytest
 
 from migan_jax.losses import gan
 from migan_jax.losses.distillation import distillation_loss
-from migan_jax.losses.reconstruction import l1_in_hole
+from migan_jax.losses.perceptual import (
+    CODE_WEIGHTS,
+    gram_matrix,
+    perceptual_loss,
+    style_loss,
+)
+from migan_jax.losses.reconstruction import l1_in_hole, total_variation, weighted_l1
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def softplus(x):
@@ -118,3 +127,62 @@ def test_l1_in_hole_is_averaged_over_all_pixels():
     mask = jnp.ones((1, 4, 4, 1)).at[:, :2].set(0)
     assert l1_in_hole(truth + 3, truth, mask) == 1.5
     assert l1_in_hole(truth + 3 * mask, truth, mask) == 0
+
+
+# DeepGIN's.
+
+
+def test_gram_matrices_equal_the_reference():
+    with np.load(GOLDEN / "deepgin_ops.npz") as arrays:
+        first, second = arrays["feat1"], arrays["feat2"]
+        expected = {
+            name: arrays[name] for name in ("gram1", "gram_mse", "gram_l1_paper")
+        }
+    gram = gram_matrix(first)
+    np.testing.assert_allclose(gram, expected["gram1"], atol=1e-5)
+    np.testing.assert_array_equal(gram, gram.transpose(0, 2, 1))
+    assert np.linalg.eigvalsh(gram).min() > -1e-6
+    layers = [first] * 5, [second] * 5
+    for form, name, weight in (
+        ("code", "gram_mse", sum(CODE_WEIGHTS)),
+        ("paper", "gram_l1_paper", 5),
+    ):
+        loss = np.mean(style_loss(*layers, form))
+        np.testing.assert_allclose(loss, weight * expected[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["paper", "code"])
+def test_perceptual_loss_weights_layers(form):
+    rng = np.random.default_rng(0)
+    shapes = [(2, 4, 4, 3), (2, 2, 2, 5)] + [(2, 1, 1, 7)] * 3
+    first, second = ([rng.standard_normal(s) for s in shapes] for _ in range(2))
+    weights = CODE_WEIGHTS if form == "code" else (1,) * 5
+    for sample, value in enumerate(perceptual_loss(first, second, form)):
+        expected = sum(
+            w * np.abs(a[sample] - b[sample]).mean()
+            for w, a, b in zip(weights, first, second, strict=True)
+        )
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_weighted_l1_and_soft_masks():
+    rng = np.random.default_rng(1)
+    first, second = rng.random((2, 3, 4, 4, 3))
+    mask = rng.random((3, 4, 4, 1))
+    difference = np.abs(first - second)
+    parts = (
+        5 * (difference * (1 - mask)).mean((1, 2, 3)),
+        (difference * mask).mean((1, 2, 3)),
+    )
+    loss = weighted_l1(first, second, mask, 5.0)
+    np.testing.assert_allclose(loss, sum(parts), rtol=1e-6)
+    whole = weighted_l1(first, second, np.ones_like(mask), 5.0)
+    np.testing.assert_allclose(whole, difference.mean((1, 2, 3)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["paper", "code"])
+def test_total_variation_of_a_ramp(form):
+    """Constant down the columns, with steps of 1/4 along the rows."""
+    x = np.arange(4.0).reshape(1, 1, 4, 1) / 4 * np.ones((2, 5, 4, 3))
+    expected = 1 / 4 if form == "paper" else 2 / 16
+    np.testing.assert_allclose(total_variation(x, form), [expected] * 2, rtol=1e-6)

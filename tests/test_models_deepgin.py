@@ -1,4 +1,4 @@
-"""DeepGIN's networks against PyTorch under released names, and the paper's identities."""
+"""DeepGIN's networks against PyTorch under released names, and their identities."""
 
 import functools
 import json
@@ -20,13 +20,14 @@ from migan_jax.models.deepgin import (
     EdgeConv,
     NonLocal,
     SPDBlock,
+    halve,
 )
 from migan_jax.models.spectral import SpectralConv, power_iteration
 from migan_jax.ops.align_corners import resize_align_corners
 from migan_jax.summary import count_parameters
 from migan_jax.weights.names import abstract_variables
 
-KEYS = Path(__file__).parent / "keys"
+KEYS, GOLDEN = (Path(__file__).parent / name for name in ("keys", "golden"))
 COUNTS = {  # of section 5 of the fact sheet, from the authors' code
     "coarse_only": 8_167_843,
     "std": 40_849_990,
@@ -161,7 +162,7 @@ def enlarge(module):
     import torch
 
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
+        for parameter in module.parameters():
             if parameter.ndim > 1:
                 parameter *= 6
             else:
@@ -282,16 +283,11 @@ def test_other_sizes_are_refused(size):
 
 
 def test_initial_weights_are_small_and_discriminators_are_pytorchs():
-    network = DeepGINGenerator(32, "std", channels=32)
-    params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 4)))[
-        "params"
-    ]
-    layer = params["refinement"]["enc4"]
-    fan_in = 16 * 64
-    np.testing.assert_allclose(
-        np.std(layer["weight"]), 0.1 * np.sqrt(2 / fan_in), rtol=0.02
-    )
-    assert not np.any(layer["bias"])
+    layer = EdgeConv(128, size=4, stride=2)
+    params = layer.init(jax.random.key(0), jnp.zeros((1, 8, 8, 64)))["params"]
+    expected = 0.1 * np.sqrt(2 / (16 * 64))
+    np.testing.assert_allclose(np.std(params["weight"]), expected, rtol=0.02)
+    assert not np.any(params["bias"])
     conv = SpectralConv(64, 4)
     variables = conv.init(jax.random.key(0), jnp.zeros((1, 8, 8, 32)))
     bound = 1 / np.sqrt(16 * 32)
@@ -322,6 +318,16 @@ def test_passes_refine_singular_vectors_only_if_they_may_change():
     y, changed = conv.apply(variables, x, mutable=["stats"])
     np.testing.assert_array_equal(conv.apply(variables, x), y)
     assert np.abs(changed["stats"]["u"] - variables["stats"]["u"]).max() > 1e-3
+
+
+def test_resizing_and_pooling_equal_the_reference():
+    with np.load(GOLDEN / "deepgin_ops.npz") as arrays:
+        x = arrays["x"]
+        expected = {name: arrays[name] for name in arrays}
+    for name, size in (("up2", 32), ("up4", 64), ("down4", 4), ("resize_23", 23)):
+        resized = resize_align_corners(x, size, size)
+        np.testing.assert_allclose(resized, expected[f"x_{name}"], atol=1e-5)
+    np.testing.assert_allclose(halve(x), expected["x_avgpool3s2"], atol=1e-5)
 
 
 def test_resizing_keeps_ramps_and_corners():

@@ -17,6 +17,7 @@ DOCUMENTS = (
     "docs/healthy.md",
     "docs/app.md",
     "docs/first_pod_run.md",
+    "docs/deepgin.md",
 )
 
 

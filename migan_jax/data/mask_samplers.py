@@ -183,8 +183,8 @@ def _paint_path(
 
     All distances (along a line, across it, squared from a disc's centre) are sums of a
     term per row and a term per column, so a pixel costs a few additions. Of `points`,
-    (x, y), only those up to index `last` are used. `discs` and `lines` are widths, one
-    for all points or [1, 1, points]: of the disc there, and of the line that ends there.
+    (x, y), only those up to index `last` are used. `discs` and `lines` are widths, of
+    the disc at each point and of the line that ends there: one, or [1, 1, points].
     """
     exists = (jnp.arange(len(points)) <= last)[None, None]
     pixel = jnp.arange(size, dtype=jnp.float32)[:, None]

@@ -28,7 +28,6 @@ from migan_jax.ops.partition import split_images
 from migan_jax.ops.precision import at_least_float32, compute_dtype
 
 SLOPE = 0.2  # of leaky ReLU
-MULTIPLE = 16  # of height and width
 LOW_SCALE = 4  # the refinement's small completion is this much smaller
 # Dilations in the order in which their features are concatenated.
 SPD_8, SPD_4 = (2, 3, 4, 5, 6, 8, 10, 1), (2, 3, 4, 5)
@@ -69,11 +68,12 @@ class DeepGINGenerator(nn.Module):
     size, and "refined", the output before it.
     """
 
-    resolution: int = 256  # that it is trained at; H and W are any multiples of 16
+    resolution: int = 256  # that it is trained at; H and W are any multiples of stride
     variant: str = "full"  # in LADDER
     channels: int = 64  # after the first down-sampling
     dtype: DTypeLike | None = None  # compute dtype; None: the input's
     remat: bool = False  # recompute activations: less memory, a third more time
+    stride: ClassVar = 16  # input pixels per pixel of the lowest level
 
     @nn.nowrap
     def inputs(self) -> list[jax.ShapeDtypeStruct]:
@@ -83,10 +83,10 @@ class DeepGINGenerator(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         _, height, width, channels = x.shape
-        if channels != 4 or height % MULTIPLE or width % MULTIPLE:
+        if channels != 4 or height % self.stride or width % self.stride:
             raise ValueError(
-                f"DeepGIN takes [N, H, W, 4] with H and W divisible by {MULTIPLE}, not "
-                f"{list(x.shape)}."
+                f"DeepGIN takes [N, H, W, 4] with H and W divisible by {self.stride}, "
+                f"not {list(x.shape)}."
             )
         row = LADDER[self.variant]
         settings = {"channels": self.channels, "remat": self.remat}
@@ -208,7 +208,9 @@ class EdgeConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         padding = (self.size - 1) // 2
-        y = _convolve(self, _pad_edges(x, padding), self.features, self.size, self.stride)
+        y = _convolve(
+            self, _pad_edges(x, padding), self.features, self.size, self.stride
+        )
         return nn.leaky_relu(y, SLOPE) if self.activate else y
 
     @nn.nowrap
@@ -300,7 +302,8 @@ class NonLocal(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         features = x.shape[-1]
         theta, phi, g = (
-            PlainPointwise(features // 2, name=name)(x) for name in ("theta", "phi", "g")
+            PlainPointwise(features // 2, name=name)(x)
+            for name in ("theta", "phi", "g")
         )
         return x + PlainPointwise(features, name="W")(attend(theta, phi, g))
 
@@ -344,8 +347,16 @@ def _convolve(
 
 
 def _pad_edges(x: jax.Array, padding: int) -> jax.Array:
-    sides = padding, padding
-    return jnp.pad(x, ((0, 0), sides, sides, (0, 0)), mode="edge")
+    """Replicate edges; the gradient of `jnp.pad` would take several times as long."""
+    for axis in (1, 2):
+        shape = list(x.shape)
+        shape[axis] = padding
+        before, after = (
+            jnp.broadcast_to(jax.lax.index_in_dim(x, end, axis), shape)
+            for end in (0, -1)
+        )
+        x = jnp.concatenate([before, x, after], axis)
+    return x
 
 
 def _crop(x: jax.Array, margin: int) -> jax.Array:
@@ -376,11 +387,15 @@ class DeepGINDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> Sequence[jax.Array]:
         x = split_images(x.astype(compute_dtype(self.dtype, x)))
-        half = nn.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)), count_include_pad=False)
         return (
             PatchDiscriminator(self.channels, name="full")(x),
-            PatchDiscriminator(self.channels, name="half")(half),
+            PatchDiscriminator(self.channels, name="half")(halve(x)),
         )
+
+
+def halve(x: jax.Array) -> jax.Array:
+    """Halve images by 3x3 averages, of the pixels inside the image."""
+    return nn.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)), count_include_pad=False)
 
 
 class PatchDiscriminator(nn.Module):

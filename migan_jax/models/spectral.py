@@ -15,11 +15,11 @@ NORM_EPSILON = 1e-12  # of norms
 
 
 class SpectralConv(nn.Module):
-    """A convolution whose weight is divided by an estimate of its largest singular value.
+    """A convolution whose weight is divided by its largest singular value.
 
-    The estimate is refined by one power iteration in each pass, from the left singular
-    vector `u`. If the collection `stats` is mutable, the pass updates it. The right one,
-    `v`, is computed from `u`; it is kept because checkpoints have it.
+    One power iteration in each pass refines the estimate of its left singular vector,
+    `u`. If the collection `stats` is mutable, the pass updates it. The right one, `v`,
+    is computed from `u`; it is kept because checkpoints have it.
     """
 
     features: int

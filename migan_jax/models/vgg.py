@@ -95,7 +95,9 @@ class Features(nn.Module):
 
 def narrow(network: Features, divisor: int) -> Features:
     """Return a network with a fraction of the channels, for tests."""
-    layers = (layer._replace(features=layer.features // divisor) for layer in network.layers)
+    layers = (
+        layer._replace(features=layer.features // divisor) for layer in network.layers
+    )
     return dataclasses.replace(network, layers=tuple(layers))
 
 

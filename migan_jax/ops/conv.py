@@ -79,7 +79,11 @@ def conv_up(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def conv_dense(
-    x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1, padding: int = 0
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int = 1,
+    dilation: int = 1,
+    padding: int = 0,
 ) -> jax.Array:
     """Dense convolution of images, with dilated taps and zero padding."""
     return _dense(x, kernel.astype(x.dtype), stride, dilation, padding)
@@ -200,7 +204,12 @@ def _convolve(
 
 
 def _convolve_batches(
-    x: jax.Array, dy: jax.Array, rows: int, columns: int, strides: int = 1, taps: int = 1
+    x: jax.Array,
+    dy: jax.Array,
+    rows: int,
+    columns: int,
+    strides: int = 1,
+    taps: int = 1,
 ) -> jax.Array:
     """Return the kernel gradient of `_convolve`, in at least float32."""
     # It sums over the batch, which takes the role of input channels.

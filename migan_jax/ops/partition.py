@@ -44,7 +44,7 @@ def split_microbatches(x: jax.Array) -> jax.Array:
 
 
 def split_like(x: jax.Array, images: jax.Array) -> jax.Array:
-    """Shard images as `split_images` shards larger ones, some of whose rows they are."""
+    """Shard some rows of images as `split_images` shards the images."""
     by_rows = is_split_by_rows(images) and x.shape[1] % _mesh_shape()[SPACE] == 0
     return _constrain(x, PartitionSpec(DATA, SPACE) if by_rows else PartitionSpec(DATA))
 

@@ -25,14 +25,12 @@ from migan_jax.losses import gan, perceptual
 from migan_jax.losses.reconstruction import total_variation, weighted_l1
 from migan_jax.models.deepgin import (
     LADDER,
-    MULTIPLE,
     DeepGINDiscriminator,
     DeepGINGenerator,
 )
 from migan_jax.models.vgg import DEVIATION, MEAN, Features
 from migan_jax.ops.align_corners import resize_align_corners
 from migan_jax.ops.partition import split_images, split_samples
-from migan_jax.ops.precision import at_least_float32
 from migan_jax.systems import images
 from migan_jax.systems.base import (
     Batch,
@@ -169,7 +167,9 @@ class DeepGIN:
         size = self.subsampling * self.generator.resolution
         generator, discriminator = ("generator",), ("discriminator",)
         warm_up = Turn("warm-up", self.warmup_loss, generator, stream=1)
-        players = Turn("players", self.players_loss, generator + discriminator, stream=2)
+        players = Turn(
+            "players", self.players_loss, generator + discriminator, stream=2
+        )
         warmup_stage = Stage(
             "warm-up",
             ((warm_up,),),
@@ -282,7 +282,9 @@ class DeepGIN:
         """Return the L1 loss, summed over the output and the earlier stages."""
         pairs = [(completion.output, completion.truth, completion.hole)]
         if "coarse" in completion.stages:
-            pairs.append((completion.stages["coarse"], completion.truth, completion.hole))
+            pairs.append(
+                (completion.stages["coarse"], completion.truth, completion.hole)
+            )
         if "lr" in completion.stages:
             low = completion.stages["lr"]
             truth, hole = (
@@ -353,7 +355,7 @@ class DeepGIN:
 
 
 def pack(image: jax.Array, mask: jax.Array) -> jax.Array:
-    """Return the generators' input: the image in [0, 1], white in the hole; the hole."""
+    """Return the generators' input: the image with white holes, and the hole."""
     hole = 1 - mask
     return jnp.concatenate([(image + 1) / 2 * mask + hole, hole], axis=-1)
 
@@ -410,10 +412,10 @@ def check_settings(config: "ConfigDict") -> None:
                 f"deepgin.{key} is {settings[key]!r}, but must be one of "
                 f"{', '.join(choices)}."
             )
-    if config.resolution % MULTIPLE:
+    if config.resolution % (stride := DeepGINGenerator.stride):
         raise UserError(
-            f"resolution is {config.resolution}, but must be divisible by {MULTIPLE} "
-            f"for DeepGIN."
+            f"resolution is {config.resolution}, but must be divisible by {stride} for "
+            f"DeepGIN."
         )
     if settings.channels % 2:
         raise UserError(f"deepgin.channels is {settings.channels}, but must be even.")
@@ -424,4 +426,6 @@ def check_settings(config: "ConfigDict") -> None:
     for key in ("teacher", "optimizer.warmup_kimg", "optimizer.frozen_levels"):
         section, _, name = key.rpartition(".")
         if (config[section] if section else config)[name]:
-            raise UserError(f"{key} is not for system=deepgin: leave it at its default.")
+            raise UserError(
+                f"{key} is not for system=deepgin: leave it at its default."
+            )

@@ -32,7 +32,10 @@ _REFINEMENT = {
     },
     **{f"dec{index}": f"r_de_conv{index}" for index in range(1, 5)},
     **{f"mix{index}": f"r_de_mix_conv{index}" for index in range(1, 3)},
-    **{f"sa{16 * 2**i}": f"r_{part}_satn{i + 1}" for i, part in enumerate(("md", "de", "de"))},
+    **{
+        f"sa{16 * 2**i}": f"r_{part}_satn{i + 1}"
+        for i, part in enumerate(("md", "de", "de"))
+    },
     "skip64": "r_en_skp_conv3",
     "skip32": "r_en_skp_conv4",
     "out": "r_de_conv5",
