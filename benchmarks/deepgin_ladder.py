@@ -56,7 +56,7 @@ def main() -> None:
 def settings(row: str) -> list[str]:
     return [
         f"deepgin.variant={row}",
-        "optimizer.ema_halflife_kimg=0.2",
+        "optimizer.ema_halflife_kimg=0.5",
         "deepgin.warmup_kimg=1000000",  # longer than any run
     ]
 
@@ -80,7 +80,7 @@ def time_steps() -> dict[str, float]:
         config = load_config(RECIPE, settings(row), tiny=False)
         system = build_system(config, {})
         step = make_step(
-            system, make_timeline(config, system).at(0), ema_halflife_kimg=0.2
+            system, make_timeline(config, system).at(0), ema_halflife_kimg=0.5
         )
         state = jax.jit(lambda c=config, s=system: initial_state(c, s))()
         shape = config.batch_size, config.resolution, config.resolution, 3

@@ -6,7 +6,7 @@ Data      The challenge's 10,330 images of ADE20K, squeezed to squares as in the
             python -m migan_jax.prepare ade20k/train datasets/ade
           and VGG-19's public weights; a message says where to get them.
 Hardware  The paper has two RTX 2080 Ti, 2.5 days. Batches of 4 pictures, 12 samples.
-Length    1,136.3 kimg, 284,075 steps: 10 epochs of warm-up, 100 of both players.
+Length    1,136 kimg, 284,075 steps: 10 epochs of warm-up, 100 of both players.
 Expect    No score: the paper evaluates this network on other data. We have not run this
           recipe to its end.
 Command   python -m migan_jax.train --config=deepgin_ade256 --workdir=runs/deepgin_ade
@@ -24,7 +24,12 @@ def get_config(variant="full"):
     config.batch_size = 4
     config.total_kimg = 110 * EPOCH
     config.deepgin.update(
-        {"variant": variant, "warmup_kimg": 10 * EPOCH, "constant_kimg": 10 * EPOCH}
+        {
+            "variant": variant,
+            "warmup_kimg": 10 * EPOCH,
+            "constant_kimg": 10 * EPOCH,
+            "decay_kimg": 90 * EPOCH,
+        }
     )
     config.optimizer.update(
         {

@@ -35,7 +35,12 @@ def get_config(variant="full"):
     config.batch_size = 4
     config.total_kimg = 110 * EPOCH
     config.deepgin.update(
-        {"variant": variant, "warmup_kimg": 10 * EPOCH, "constant_kimg": 10 * EPOCH}
+        {
+            "variant": variant,
+            "warmup_kimg": 10 * EPOCH,
+            "constant_kimg": 10 * EPOCH,
+            "decay_kimg": 90 * EPOCH,
+        }
     )
     config.optimizer.update(
         {

@@ -7,31 +7,31 @@ def get_config(variant="full"):
     config = base_config()
     config.system = "deepgin"
     config.resolution = 64
-    config.batch_size = 2
-    config.total_kimg = 5
+    config.batch_size = 6
+    config.total_kimg = 12
     config.deepgin.update(
         {
             "variant": variant,
             "channels": 16,
-            "discriminator_channels": 16,
+            "discriminator_channels": 4,
             "subsampling": 1,  # scenes are drawn at the network's size
-            "warmup_kimg": 2.5,
-            "constant_kimg": 0.5,
+            "warmup_kimg": 5.0,
+            "decay_kimg": 7.0,
             "perceptual": 0.0,
             "style": 0.0,
         }
     )
     config.optimizer.update(
         {
-            "learning_rate": 1e-3,
+            "learning_rate": 5e-4,
             "discriminator_learning_rate": 4e-4,
             "b1": 0.9,
             "b2": 0.99,
-            "ema_halflife_kimg": 0.0,
+            "ema_halflife_kimg": 0.5,
         }
     )
     config.networks.dtype = "float32"
-    config.data.update({"mask_kind": "deepgin", "held_out": 64})
+    config.data.update({"mask_kind": "thin_brush", "held_out": 64})
     config.log_every_steps = 50
     config.save_every_steps = 250
     return config

@@ -116,8 +116,10 @@ def _deepgin_settings() -> dict[str, Any]:
         "subsampling": 2,
         # Train the generators alone with L1 for this long at the start.
         "warmup_kimg": 0.0,
-        # Then keep the learning rates this long, before they fall linearly to 0.
+        # Then keep the learning rates this long, and lower them linearly to 0 in that
+        # time; 0: keep them.
         "constant_kimg": 0.0,
+        "decay_kimg": 0.0,
         "max_gradient_norm": 3.0,  # of the generators
         # Weights of the losses; `hole` is that of holes in the L1 loss.
         "hole": 5.0,
@@ -165,7 +167,7 @@ def _data_settings() -> dict[str, Any]:
         "draw_masks_on": "device",  # or "host", which is faster on CPUs
         "crop": "square",  # the largest; or "whole" (squeezed) or "native"
         "crop_scale": 1.0,  # minimum side of a random crop, relative to the largest
-        # Reject pictures with a shorter side; default: half the resolution.
+        # Reject pictures with a shorter side; default: half the stage's resolution.
         "smallest_side": placeholder(int),
         "max_rejected_fraction": 0.05,  # stop if more pictures are unusable
         "workers": 0,  # loader processes; 0: threads, which are as fast for photos
@@ -196,6 +198,7 @@ RANGES = {
     "deepgin.subsampling": (1, 16),
     "deepgin.warmup_kimg": (0.0, MAX_KIMG),
     "deepgin.constant_kimg": (0.0, MAX_KIMG),
+    "deepgin.decay_kimg": (0.0, MAX_KIMG),
     "deepgin.max_gradient_norm": (ABOVE_0, 1e6),
     "deepgin.hole": (0.0, 1e6),
     "deepgin.adversarial": (0.0, 1e6),
@@ -271,7 +274,6 @@ def smoke(config: "ConfigDict", devices: int = 1) -> None:
                 "discriminator_channels": 4,
                 # One step of each stage.
                 "warmup_kimg": batch_size / 1000 if config.deepgin.warmup_kimg else 0,
-                "constant_kimg": 0,
                 "vgg": "random",
                 "vgg_resolution": 32,
             },

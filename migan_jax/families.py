@@ -7,6 +7,7 @@ how to add one.
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,6 +39,8 @@ from migan_jax.weights.tensor_files import Tensors
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+logger = logging.getLogger(__name__)
 
 Latents = dict[str, jax.Array]  # a network's random inputs, by name
 
@@ -76,7 +79,7 @@ class Family:
         those of intermediate stages by name.
       draw: draws latents for a number of images from a key, in the order in which
         `model.forward` passes them to the first network.
-      frozen: by name of a frozen network, the setting that names its file.
+      frozen: by name of a frozen network, the setting that names its weights.
       load_frozen: loads the frozen networks whose settings name a file.
       outline_frozen: the same for plans, with shapes for weights. If a file does not
         exist, its network has the authors' size. None: plans load the files.
@@ -215,12 +218,18 @@ def _load_teacher(config: "ConfigDict") -> dict[str, Frozen]:
     return {"teacher": Frozen.of(network, loaded.variables)}
 
 
+@functools.cache  # plans outline a recipe several times
+def _warn_of_missing_teacher(path: str) -> None:
+    logger.warning("teacher=%s does not exist: assuming one of the authors' size", path)
+
+
 def _outline_teacher(config: "ConfigDict") -> dict[str, Frozen]:
     if not config.teacher:
         return {}
     if Path(config.teacher).exists():
         network = _load_teacher(config)["teacher"].network
     else:
+        _warn_of_missing_teacher(config.teacher)
         network = comodgan.CoModGANGenerator(config.resolution)
     return {"teacher": Frozen(network, abstract_variables(network), digest="")}
 
@@ -389,6 +398,8 @@ def _load_vgg(config: "ConfigDict") -> dict[str, Frozen]:
 def _outline_vgg(config: "ConfigDict") -> dict[str, Frozen]:
     if not _uses_vgg(config):
         return {}
+    if config.deepgin.vgg == "random":
+        return _load_vgg(config)
     network = vgg.NETWORKS[deepgin_system.VGG]
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), image)

@@ -106,9 +106,9 @@ def parse_arguments() -> argparse.Namespace:
         "--tiles",
         choices=get_args(Tiles),
         default="crops",
-        help="what the network sees. crops: a square around each hole. polyphase: "
-        "DeepGIN's way with photos larger than the network; it sees the whole photo at "
-        "every phase, every second pixel of a photo twice its size (default: crops)",
+        help="what the network sees. crops: a square around each hole. polyphase, as "
+        "DeepGIN's authors did: the whole photo as interleaved small pictures, such as "
+        "every second row and column of one twice the network's size (default: crops)",
     )
     parser.add_argument(
         "--ensemble",

@@ -127,10 +127,10 @@ class Model:
             crops, unshrunk where possible; "one" takes a single crop.
           grow: widens the hole by this many pixels first, for masks drawn too tight.
           seed: for latents, in families that draw them.
-          tiles: "polyphase" shows the network the whole photo at every phase instead
-            of crops around holes, as described in `geometry.polyphase`.
+          tiles: "polyphase" shows the network the whole photo, as interleaved small
+            pictures, instead of crops around holes (`geometry.polyphase`).
           ensemble: average the network's outputs for each square, its rotations and its
-            mirror image, as described in `geometry.ensemble`; takes five times as long.
+            mirror image (`geometry.ensemble`); takes five times as long.
 
         Returns uint8 [H, W, 3]. Pixels farther than `feather` from the hole equal those
         of the photo, bit for bit.
@@ -212,11 +212,13 @@ class Model:
         Args:
           x: [N, H, W, C], the network's input. MI-GAN and Co-Mod-GAN: concat(mask -
             0.5, image * mask), image in [-1, 1], mask 1 where known and 0 in the hole.
-            The range is not checked.
+            DeepGIN: concat(image, hole), image in [0, 1] and 1 in the hole. The range
+            is not checked.
           z: latents [N, z_dim], if the network takes them. By default they are drawn
             from a fixed seed, with a warning.
           pyramid: also return the network's second output. MI-GAN and Co-Mod-GAN:
-            {resolution: rgb}, each level's to-RGB output.
+            {resolution: rgb}, each level's to-RGB output. DeepGIN: {name: rgb}, the
+            earlier stages.
 
         Returns the whole image [N, H, W, 3], not pasted into the input.
         """

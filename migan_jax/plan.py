@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING
 from migan_jax.config import (
     RANGES,
     add_config_arguments,
-    flat,
     load_config,
     run_verb,
     split_settings,
@@ -146,7 +145,7 @@ def _outline(
     from migan_jax.training.setup import check_settings
 
     for config in configs:
-        family = check_settings(config)
+        check_settings(config)
     recipe, settings = arguments.config, arguments.settings
     outlines = [
         outline_plan(recipe, settings, config, topology)
@@ -157,15 +156,6 @@ def _outline(
         probe = folder / ".writable"
         write_whole(probe, lambda part: part.touch())
         probe.unlink()
-    for name, key in family.frozen.items():
-        path = flat(config)[key]
-        if path and not Path(path).exists():
-            logger.warning(
-                "%s=%s does not exist: the %s is taken to be the authors'",
-                key,
-                path,
-                name,
-            )
     return outlines
 
 

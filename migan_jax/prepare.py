@@ -166,8 +166,8 @@ def _add_mask_options(masks: argparse._ArgumentGroup) -> None:
         choices=MASK_KINDS,
         default="free_form",
         help="free_form: MI-GAN's and Co-Mod-GAN's; brush: DeepFillv2's; thin_brush: "
-        "the same but thinner; box and cellular_automaton: DeepGIN's (default: "
-        "free_form)",
+        "the same but thinner; box, cellular_automaton and short_strokes: DeepGIN's, "
+        "of which deepgin draws a random one (default: free_form)",
     )
     masks.add_argument(
         "--resolution",

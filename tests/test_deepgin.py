@@ -9,13 +9,19 @@ from variables import random_variables
 from verbs import assert_error_line, run_here
 
 import migan_jax
-from migan_jax import convert, evaluate, inpaint, summary, train
+from migan_jax import convert, evaluate, export, inpaint, summary, train
+from migan_jax.config import load_config
+from migan_jax.errors import UserError
 from migan_jax.families import save_checkpoint, to_tensors
 from migan_jax.models.deepgin import DeepGINDiscriminator
+from migan_jax.training.pretrained import read_pretrained
+from migan_jax.training.programs import build_system
+from migan_jax.training.step import init_state
 from migan_jax.weights.checkpoint import Checkpoint
 from migan_jax.weights.tensor_files import read_tensors
 
 SIZE = 32
+KEY = jax.random.key(0)
 
 
 def make_checkpoint(variant="full"):
@@ -164,6 +170,33 @@ def test_other_files_are_refused(workdir, monkeypatch, tmp_path):
     assert_error_line(message, workdir, "deepgin")
     message = run_here(monkeypatch, summary, "--family=deepgin", "--resolution=8")
     assert_error_line(message, "--resolution", 16)
+
+
+@pytest.mark.torch
+def test_what_has_no_twin_is_neither_exported_nor_checked(
+    workdir, monkeypatch, tmp_path
+):
+    output = tmp_path / "out.onnx"
+    arguments = f"--checkpoint={workdir}", "--kind=network", f"--output={output}"
+    assert_error_line(run_here(monkeypatch, export, *arguments), "MI-GAN")
+    message = run_here(monkeypatch, convert, workdir, tmp_path / "x.pt", "--check")
+    assert_error_line(message, "DeepGINGenerator")
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_starts_from_files_of_the_same_row_only(tmp_path):
+    config = load_config("deepgin_celebahq256", ["deepgin.channels=8"], tiny=False)
+    shapes = {}
+    for row in ("std_mssa", "dil_mssa"):
+        config.deepgin.variant = row
+        system = build_system(config, {})
+        shapes[row] = system, jax.eval_shape(lambda s=system: init_state(s, KEY))
+    path = tmp_path / "G.safetensors"
+    save_checkpoint(make_checkpoint("dil_mssa"), path, "fused")
+    loaded = read_pretrained(path, *shapes["dil_mssa"])
+    assert loaded.params.keys() == {"generator"}
+    with pytest.raises(UserError, match="dilated1"):
+        read_pretrained(path, *shapes["std_mssa"])
 
 
 def test_a_missing_vgg_stops_a_run_before_it_computes(monkeypatch, tmp_path):

@@ -336,3 +336,42 @@ def test_resizing_keeps_ramps_and_corners():
         resized = resize_align_corners(ramp, size, 5)
         expected = np.linspace(0, 15, size)
         np.testing.assert_allclose(resized[0, :, 2, 0], expected, atol=1e-5)
+
+
+def gradients(network, variables, x):
+    def loss(params):
+        output, stages = network.apply({"params": params}, x)
+        return sum(jnp.sum(image**2) for image in (output, *stages.values()))
+
+    return jax.jit(jax.value_and_grad(loss))(variables["params"])
+
+
+def test_half_precision_outputs_and_gradients_are_float32():
+    network, variables = make("full", np.float32)
+    x = draw_input(dtype=np.float32)
+    half = network.clone(dtype=jnp.bfloat16)
+    output, stages = jax.jit(half.apply)(variables, x)
+    expected, _ = jax.jit(network.apply)(variables, x)
+    assert {image.dtype for image in (output, *stages.values())} == {jnp.float32}
+    assert relative_l2(output, expected) < 0.02
+    leaves = jax.tree.leaves(jax.eval_shape(gradients, half, variables, x))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+@pytest.mark.full
+def test_recomputed_activations_change_no_gradient():
+    network, variables = make("full", np.float32)
+    x = draw_input(dtype=np.float32)
+    recomputing = network.clone(remat=True)
+    assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(
+        assert_close, *(gradients(n, variables, x) for n in (recomputing, network))
+    )
+
+
+def test_large_inputs_have_bounded_scores():
+    """At 1,024 pixels even a row of queries has more than the bound."""
+    network, variables = make("full", np.float32)
+    x = jax.ShapeDtypeStruct((1, 1024, 1024, 4), jnp.float32)
+    output, _ = jax.eval_shape(network.apply, variables, x)
+    assert output.shape == (1, 1024, 1024, 3)

@@ -220,7 +220,7 @@ def test_stages_rates_and_lengths():
         "generator",
         "discriminator",
     )
-    rate = constant_then_linear(4e-4, 270, 2700)
+    rate = constant_then_linear(4e-4, 270, 2430)
     kimg = jnp.array([0, 270, 270 + 1215, 2700, 3000.0])
     np.testing.assert_allclose(rate(kimg), [4e-4, 4e-4, 2e-4, 0, 0], atol=1e-10)
 

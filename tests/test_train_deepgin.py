@@ -28,7 +28,10 @@ SETTINGS = (
     "total_kimg=0.012",
     "deepgin.warmup_kimg=0.006",
     "deepgin.constant_kimg=0.002",
+    "deepgin.decay_kimg=0.004",
     "deepgin.subsampling=2",
+    "deepgin.variant=std",
+    "data.mask_kind=deepgin",
     "save_every_steps=2",
     "keep_last=3",
 )
@@ -68,7 +71,7 @@ def test_killed_runs_resume_bit_for_bit(one_device, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("space", [1, 2])
+@pytest.mark.parametrize("space", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_devices_do_not_change_losses_gradients_and_vectors(space):
     """Eight devices; a quarter of these images is tall enough to be split by rows."""
     system = DeepGIN(

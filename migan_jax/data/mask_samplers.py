@@ -207,8 +207,8 @@ def _paint_path(
 class ShortStrokes:
     """DeepGIN's brush (AIM 2020): many short strokes in a few directions.
 
-    Lengths and widths, whose ranges exclude the end, are pixels at size 256. Each
-    segment has its own width, and is painted as wide as by OpenCV: half of it, rounded
+    Lengths and widths are pixels at size 256; ranges exclude their end. Each segment
+    has its own width, and is painted as wide as by OpenCV: half of it, rounded
     up, on both sides of the middle pixel. Strokes may leave the image.
     """
 

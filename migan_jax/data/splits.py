@@ -27,12 +27,18 @@ logger = logging.getLogger(__name__)
 MAX_HELD_OUT_FRACTION = 0.1  # of a small source; but always at least one image
 
 
-def open_splits(config: "ConfigDict") -> tuple[Source, Source]:
-    """Open the training and validation splits."""
+def open_splits(
+    config: "ConfigDict", resolution: int | None = None
+) -> tuple[Source, Source]:
+    """Open the training and validation splits.
+
+    Args:
+      resolution: the largest at which images are loaded; default: the configuration's.
+    """
     check_settings(config)
-    data = config.data
-    _check_source_exists(data.source, config.resolution)
-    options = {"resolution": config.resolution, "seed": config.seed}
+    data, resolution = config.data, resolution or config.resolution
+    _check_source_exists(data.source, resolution)
+    options = {"resolution": resolution, "seed": config.seed}
     source = open_source(
         data.source, masks=data.masks, mask_hole=data.mask_hole, **options
     )

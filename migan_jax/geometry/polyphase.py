@@ -1,6 +1,6 @@
 """Fill a photo's hole from the whole photo, split into tiles of the network's size.
 
-The test of Li et al. 2020 on large photos. Unlike the crops of `fill`, every tile shows
+How Li et al. (2020) complete large photos. Unlike the crops of `fill`, every tile shows
 the whole photo, so the network sees all its context, but coarsely:
 
 1. The photo is resized, in float with a cubic kernel, to the nearest multiples of the

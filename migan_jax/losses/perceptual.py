@@ -2,7 +2,7 @@
 
 Each takes the features of a completion and of the truth, a list of [N, h, w, C], and
 returns one value per sample. The paper and its code differ: in the code, deeper layers
-have larger weights (`CODE_WEIGHTS`), and the style loss has squares.
+have larger weights (`CODE_WEIGHTS`), and the style loss squares differences.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 The refinement's bottleneck has dilated residual blocks (SPD, section 3.1), and its
 features attend to each other at three scales (MSSA, 3.2). Back projection (3.3)
-corrects the output by what a small completion differs from it. Convolutions replicate
+corrects the output by its difference from a small completion. Convolutions replicate
 edges; resizing aligns corners. Images are in [0, 1], holes are 1, and so is a masked
 image in its hole.
 
@@ -28,7 +28,6 @@ from migan_jax.ops.partition import split_images
 from migan_jax.ops.precision import at_least_float32, compute_dtype
 
 SLOPE = 0.2  # of leaky ReLU
-LOW_SCALE = 4  # the refinement's small completion is this much smaller
 # Dilations in the order in which their features are concatenated.
 SPD_8, SPD_4 = (2, 3, 4, 5, 6, 8, 10, 1), (2, 3, 4, 5)
 
@@ -127,7 +126,8 @@ class Coarse(nn.Module):
             x = run(SPDBlock(self.dilations, name=f"spd{index}"), x)
         for index, features in enumerate((2 * c, c, c // 2), 1):
             x = run(UpConv(features, name=f"dec{index}"), x)
-        return at_least_float32(run(EdgeConv(3, 7, activate=False, name="out"), x))
+        # Outputs are computed in float32, not rounded to half precision.
+        return run(EdgeConv(3, 7, activate=False, name="out"), at_least_float32(x))
 
 
 class Refinement(nn.Module):
@@ -165,13 +165,14 @@ class Refinement(nn.Module):
         quarter = x
         x = run(UpConv(c, name="dec3"), x)
         x = run(UpConv(c // 2, name="dec4"), x)
-        output = at_least_float32(run(EdgeConv(3, 7, activate=False, name="out"), x))
+        x = at_least_float32(x)
+        output = run(EdgeConv(3, 7, activate=False, name="out"), x)
         if not self.row.back_projects:
             return output, None
-        low = run(EdgeConv(c // 2, name="lr1"), quarter)
+        low = at_least_float32(run(EdgeConv(c // 2, name="lr1"), quarter))
         low = run(EdgeConv(3, activate=False, name="lr2"), low)
         alpha = run(EdgeConv(1, activate=False, name="alpha"), x)
-        return output, (at_least_float32(low), nn.sigmoid(at_least_float32(alpha)))
+        return output, (low, nn.sigmoid(alpha))
 
 
 def _make_run(remat: bool) -> Callable[..., jax.Array]:
@@ -263,9 +264,11 @@ class SPDBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         features = x.shape[-1]
         reach = max(self.dilations)
+        # Else the weights of both blocks with one branch could be mistaken.
+        kind = "dilated" if self.dilations == (2,) else "branch"
         padded = _pad_edges(x, reach)  # once for all branches
         branches = [
-            BranchConv(features // len(self.dilations), d, name=f"branch{index}")(
+            BranchConv(features // len(self.dilations), d, name=f"{kind}{index}")(
                 _crop(padded, reach - d)
             )
             for index, d in enumerate(self.dilations, 1)
@@ -377,7 +380,6 @@ class DeepGINDiscriminator(nn.Module):
     resolution: int = 256  # that it is trained at
     channels: int = 64
     dtype: DTypeLike | None = None  # compute dtype; None: the input's
-    can_be_fused: ClassVar = False  # used in training only
 
     @nn.nowrap
     def inputs(self) -> list[jax.ShapeDtypeStruct]:
@@ -386,10 +388,12 @@ class DeepGINDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Sequence[jax.Array]:
-        x = split_images(x.astype(compute_dtype(self.dtype, x)))
-        return (
-            PatchDiscriminator(self.channels, name="full")(x),
-            PatchDiscriminator(self.channels, name="half")(halve(x)),
+        dtype = compute_dtype(self.dtype, x)
+        return tuple(
+            PatchDiscriminator(self.channels, name=name)(
+                split_images(image.astype(dtype))
+            )
+            for name, image in (("full", x), ("half", halve(x)))
         )
 
 

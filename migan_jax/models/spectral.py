@@ -50,7 +50,7 @@ class SpectralConv(nn.Module):
         )
 
     def _random_unit_vector(self, length: int) -> jax.Array:
-        vector = jax.random.normal(self.make_rng("params"), (length,))
+        vector = jax.random.normal(self.make_rng("params"), (length,), jnp.float32)
         return vector / jnp.linalg.norm(vector)
 
     @nn.nowrap

@@ -42,7 +42,8 @@ def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         weights = jax.nn.softmax(scores).astype(values.dtype)
         return jnp.einsum("nhwk,nkd->nhwd", weights, values, precision=precision)
 
-    blocks = next(b for b in range(1, h + 1) if h % b == 0 and _fits(h // b * w, h * w))
+    divisors = (b for b in range(1, h + 1) if h % b == 0)
+    blocks = next((b for b in divisors if _fits(h // b * w, h * w)), h)
     if blocks == 1:
         return attend_block(queries)
     # Every block takes some rows of each device that an image is split over.

@@ -76,7 +76,7 @@ class Completion:
 
     @property
     def completed(self) -> jax.Array:
-        return self.output * self.hole + self.truth * (1 - self.hole)
+        return images.composite(self.truth, self.output, 1 - self.hole)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +110,10 @@ class DeepGIN:
             "discriminator": optimizer.discriminator_learning_rate
             or optimizer.learning_rate,
         }
-        main_kimg = max(config.total_kimg - settings.warmup_kimg, 0)
         schedules = {
-            name: constant_then_linear(rate, settings.constant_kimg, main_kimg)
+            name: constant_then_linear(
+                rate, settings.constant_kimg, settings.decay_kimg
+            )
             for name, rate in rates.items()
         }
 
@@ -280,20 +281,18 @@ class DeepGIN:
 
     def l1(self, completion: Completion) -> jax.Array:
         """Return the L1 loss, summed over the output and the earlier stages."""
-        pairs = [(completion.output, completion.truth, completion.hole)]
-        if "coarse" in completion.stages:
-            pairs.append(
-                (completion.stages["coarse"], completion.truth, completion.hole)
-            )
-        if "lr" in completion.stages:
-            low = completion.stages["lr"]
+        stages = [
+            completion.stages[n] for n in ("coarse", "lr") if n in completion.stages
+        ]
+        total = jnp.zeros((), completion.truth.dtype)
+        for image in (completion.output, *stages):
             truth, hole = (
-                resize_align_corners(x, *low.shape[1:3])
+                resize_align_corners(x, *image.shape[1:3])
                 for x in (completion.truth, completion.hole)
             )
-            pairs.append((low, truth, hole))
-        weight = self.weights.hole
-        return sum(jnp.mean(weighted_l1(a, b, 1 - h, weight)) for a, b, h in pairs)
+            loss = weighted_l1(image, truth, 1 - hole, self.weights.hole)
+            total += jnp.mean(loss)
+        return total
 
     def complete(self, params: Params, batch: Batch) -> Completion:
         truth, hole = (batch["image"] + 1) / 2, 1 - batch["mask"]
@@ -389,11 +388,13 @@ def _choose(index: jax.Array, candidates: jax.Array) -> jax.Array:
 
 
 def constant_then_linear(
-    rate: float, constant_kimg: float, total_kimg: float
-) -> optax.Schedule:
+    rate: float, constant_kimg: float, decay_kimg: float
+) -> float | optax.Schedule:
     """Return a learning rate by kimg, which falls linearly to 0 after a while."""
-    span = max(total_kimg - constant_kimg, 1e-9)
-    return lambda kimg: rate * jnp.clip((total_kimg - kimg) / span, 0, 1)
+    if not decay_kimg:
+        return rate
+    end = constant_kimg + decay_kimg
+    return lambda kimg: rate * jnp.clip((end - kimg) / decay_kimg, 0, 1)
 
 
 # Configuration.
@@ -423,7 +424,8 @@ def check_settings(config: "ConfigDict") -> None:
         raise UserError(
             "data.draw_masks_on must be device: DeepGIN draws several masks per image."
         )
-    for key in ("teacher", "optimizer.warmup_kimg", "optimizer.frozen_levels"):
+    unused = "teacher", "losses.l1", "optimizer.warmup_kimg", "optimizer.frozen_levels"
+    for key in unused:
         section, _, name = key.rpartition(".")
         if (config[section] if section else config)[name]:
             raise UserError(

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from migan_jax.config import base_config, check_numbers, flat
 from migan_jax.data.sources import Source
+from migan_jax.data.splits import check_settings as check_data_settings
 from migan_jax.data.splits import load_held_out, open_splits
 from migan_jax.errors import UserError
 from migan_jax.families import Family, family_named
@@ -97,6 +98,7 @@ def check_settings(config: "ConfigDict") -> Family:
             f"best_by is {config.best_by!r}, but must be one of {', '.join(SCORES)}."
         )
     profiled_steps(config.profile)
+    check_data_settings(config)
     family.check_settings(config)
     return family
 
@@ -114,8 +116,10 @@ def set_up(
     """
     family = check_settings(config)
     system = build_system(config, {})  # frozen networks take long to load
-    mesh = mesh_of(config, system, make_timeline(config, system))
-    source, held_out = open_splits(config)
+    timeline = make_timeline(config, system)
+    mesh = mesh_of(config, system, timeline)
+    largest = max(config.resolution, *(span.resolution for span in timeline.spans))
+    source, held_out = open_splits(config, largest)
     validation = load_held_out(held_out, config)
     score = make_score(config.best_by, len(validation or ()))
     checkpoints = Checkpoints(

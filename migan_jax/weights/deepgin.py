@@ -48,9 +48,7 @@ _SCALES = {"full": "layer1", "half": "layer0"}
 
 def generator_rules(network: DeepGINGenerator) -> Rules:
     """Return the rules for the names of a generator's parameters."""
-    dilated = LADDER[network.variant].dilations[0] == (2,)
-    branches = [("/branch1/", "/dilated1/conv/")] if dilated else []
-    branches.append((r"/branch(\d+)/", r"/branch\1/conv/"))
+    branches = [(r"/(branch|dilated)(\d)/", r"/\1\2/conv/")]
     fusions = [
         (rf"^/{part}/(spd\d)/fuse/", rf"/{part}/\1/fusion{len(dilations) + 1}/conv/")
         for part, dilations in zip(
