@@ -317,14 +317,14 @@ def players_step(
     outputs = generator(masked, hole)
     completed = outputs["completed"]
 
-    def judge(image):
+    def score(image):
         return discriminator(torch.cat([masked, image], dim=1))
 
-    detached_scores = judge(completed.detach())
-    real_scores = judge(truth)
-    fake_scores = judge(completed)
-    judged = hinge_discriminator(real_scores, detached_scores)
-    discriminator_loss = weights["discriminator"] * judged
+    detached_scores = score(completed.detach())
+    real_scores = score(truth)
+    fake_scores = score(completed)
+    scored = hinge_discriminator(real_scores, detached_scores)
+    discriminator_loss = weights["discriminator"] * scored
 
     target = vgg(truth)
     pictures = [vgg(image) for image in (outputs["output"], completed)]

@@ -1,4 +1,18 @@
-"""A small DeepGIN at 64 pixels on drawn scenes; needs no data and no accelerator."""
+"""A small DeepGIN at 64 pixels on drawn scenes; needs no data and no accelerator.
+
+A demonstration that trains in minutes: a quarter of the channels, the L1 warm-up, then
+adversarial training, without VGG's losses, which would take most of the time. As in
+scenes64, holes are thin brush strokes: the paper's three kinds would cover most of such
+a small image. Adam has other decays than the paper's, which suit few steps, and there
+is an EMA. The argument is a row of the ladder, as in deepgin_celebahq256.
+
+Hardware  Two CPU cores.
+Length    12 kimg, 2,000 steps: nine to ten minutes, one of them for compiling.
+Expect    A held-out hole PSNR of 17.9 dB; filling with the mean colour has 14.9 dB. It
+          continues brightness and broad shapes; colours and textures take longer, since
+          the authors' small initial weights learn slowly at first.
+Command   python -m migan_jax.train --config=deepgin_scenes64 --workdir=runs/deepgin
+"""
 
 from migan_jax.config import base_config
 
