@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from variables import relative_l2
+from test_models_deepgin import enlarge, leaf_of, make
+from variables import entries, relative_l2
 
 from migan_jax.config import load_config
 from migan_jax.data.mask_samplers import SAMPLERS
@@ -49,7 +50,6 @@ def test_turn_of_both_players_equals_pytorchs(variant, form):
     import deepgin_torch
     import torch
     from parity import by_name, to_arrays
-    from test_models_deepgin import enlarge, leaf_of
 
     torch.manual_seed(3)
     theirs = [
@@ -106,8 +106,6 @@ def test_turn_of_both_players_equals_pytorchs(variant, form):
                 assert relative_l2(ours[name], gradient.numpy()) < 1e-9, name
             else:  # behind a ReLU that is off everywhere
                 assert not ours[name].any()
-    from variables import entries
-
     for entry in entries(discriminator.network):
         if entry.collection == "stats":
             (name,) = entry.names
@@ -191,8 +189,9 @@ def test_rotations_and_phases_are_uniform():
 
 
 def test_hole_pixels_change_no_output():
-    _, system = make_system("resolution=16", "data.mask_kind=box")
-    params, stats = jax.jit(system.init)(jax.random.key(0))
+    _, system = make_system("resolution=16", "deepgin.channels=8")
+    _, variables = make("full", np.float32)
+    params, stats = {"generator": variables["params"]}, {}
     rng = np.random.default_rng(0)
     image = rng.uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
     mask = (rng.random((1, 16, 16, 1)) < 0.5).astype(np.float32)
