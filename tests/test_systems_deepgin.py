@@ -41,7 +41,7 @@ def make_inputs(batch, frozen=None):
     [
         ("full", "code"),
         pytest.param("full", "paper", marks=pytest.mark.full),
-        ("std", "paper"),
+        pytest.param("std", "paper", marks=pytest.mark.full),
         pytest.param("coarse_only", "code", marks=pytest.mark.full),
     ],
 )
