@@ -52,7 +52,10 @@ if TYPE_CHECKING:
     from migan_jax.data.shards import ShardWriter
 
 # The names of data.mask_samplers.SAMPLERS, which is slow to import.
-MASK_KINDS = ("free_form", "brush", "thin_brush", "box", "cellular_automaton")
+MASK_KINDS = (
+    *("free_form", "brush", "thin_brush", "box", "cellular_automaton"),
+    *("short_strokes", "deepgin"),
+)
 
 
 def parse_arguments() -> argparse.Namespace:

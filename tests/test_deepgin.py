@@ -195,7 +195,7 @@ def test_training_starts_from_files_of_the_same_row_only(tmp_path):
     save_checkpoint(make_checkpoint("dil_mssa"), path, "fused")
     loaded = read_pretrained(path, *shapes["dil_mssa"])
     assert loaded.params.keys() == {"generator"}
-    with pytest.raises(UserError, match="dilated1"):
+    with pytest.raises(UserError, match="branch1"):
         read_pretrained(path, *shapes["std_mssa"])
 
 

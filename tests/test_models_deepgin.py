@@ -27,7 +27,8 @@ from migan_jax.ops.align_corners import resize_align_corners
 from migan_jax.summary import count_parameters
 from migan_jax.weights.names import abstract_variables
 
-KEYS, GOLDEN = (Path(__file__).parent / name for name in ("keys", "golden"))
+GOLDEN = Path(__file__).parent / "golden"
+FLOAT32 = jnp.dtype("float32")
 # Between them, they have everything that the others have.
 DIFFERENT = "coarse_only", "std_sa", "dil_mssa", "full"
 COUNTS = {  # of section 5 of the fact sheet, from the authors' code
@@ -98,7 +99,7 @@ def test_parameter_count_of_the_discriminators():
 )
 def test_released_names_and_shapes(file, network):
     ours = {n: list(e.tensor_shape) for e in entries(network) for n in e.names}
-    assert ours == json.loads((KEYS / f"{file}.json").read_text())
+    assert ours == json.loads((GOLDEN / f"{file}.json").read_text())
 
 
 @pytest.mark.parametrize("variant", LADDER)
@@ -227,7 +228,8 @@ def test_pyramid_of_one_dilation_is_the_standard_block():
 
     expected = x + convolve(jax.nn.relu(convolve(x, branch)), fuse)
     np.testing.assert_allclose(standard.apply(variables, x), expected, atol=1e-5)
-    assert jnp.abs(dilated.apply(variables, x) - expected).max() > 1e-3
+    wider = {"params": {"dilated1": branch, "fuse": fuse}}
+    assert jnp.abs(dilated.apply(wider, x) - expected).max() > 1e-3
     counts = {
         sum(leaf.size for leaf in jax.tree.leaves(block.init(jax.random.key(0), x)))
         for block in (standard, dilated, *pyramids)
@@ -360,10 +362,11 @@ def test_half_precision_outputs_and_gradients_are_float32():
     half = network.clone(dtype=jnp.bfloat16)
     output, stages = jax.jit(half.apply)(variables, x)
     expected, _ = jax.jit(network.apply)(variables, x)
-    assert {image.dtype for image in (output, *stages.values())} == {jnp.float32}
+    assert {image.dtype for image in (output, *stages.values())} == {FLOAT32}
     assert relative_l2(output, expected) < 0.02
-    leaves = jax.tree.leaves(jax.eval_shape(gradients, half, variables, x))
-    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+    shapes = jax.eval_shape(functools.partial(gradients, half), variables, x)
+    leaves = jax.tree.leaves(shapes)
+    assert {leaf.dtype for leaf in leaves} == {FLOAT32}
 
 
 @pytest.mark.full

@@ -97,10 +97,10 @@ def check_resume(
         )
     for name, key in family.frozen.items():
         if now[name] != earlier.get(name):
-            change = "has other weights"
+            change = "have changed"
             if None in (now[name], earlier.get(name)):
-                change = "is no longer used" if now[name] is None else "is new"
-            problems.append(f"the {name} {change} ({describe(key)})")
+                change = "are no longer used" if now[name] is None else "are new"
+            problems.append(f"the {name}'s weights {change} ({describe(key)})")
     for name, version in now["versions"].items():
         if version != earlier["versions"].get(name):
             was = earlier["versions"].get(name)
