@@ -9,8 +9,7 @@ is an EMA. The argument is a row of the ladder, as in deepgin_celebahq256.
 Hardware  Two CPU cores.
 Length    12 kimg, 2,000 steps: nine to ten minutes, one of them for compiling.
 Expect    A held-out hole PSNR of 17.9 dB; filling with the mean colour has 14.9 dB. It
-          continues brightness and broad shapes; colours and textures take longer, since
-          the authors' small initial weights learn slowly at first.
+          continues brightness and broad shapes; colours and textures take longer.
 Command   python -m migan_jax.train --config=deepgin_scenes64 --workdir=runs/deepgin
 """
 
