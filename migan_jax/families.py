@@ -400,10 +400,9 @@ def _outline_vgg(config: "ConfigDict") -> dict[str, Frozen]:
         return {}
     if config.deepgin.vgg == "random":
         return _load_vgg(config)
-    network = vgg.NETWORKS[deepgin_system.VGG]
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    variables = jax.eval_shape(network.init, jax.random.key(0), image)
-    return {deepgin_system.VGG: Frozen(network, variables, digest="")}
+    name = deepgin_system.VGG
+    shapes = feature_networks.outline_features(name)
+    return {name: Frozen(vgg.NETWORKS[name], shapes, digest="")}
 
 
 def _published_deepgin(network: Network) -> Published | None:

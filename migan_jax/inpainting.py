@@ -124,7 +124,8 @@ class Model:
             to blend in the completion, at most an eighth of the network's size; 0
             changes no known pixel.
           crops: "auto" fills holes that are far apart, or long and thin, in several
-            crops, unshrunk where possible; "one" takes a single crop.
+            crops, unshrunk where possible; "one" takes a single crop. Polyphase
+            tiles have no crops.
           grow: widens the hole by this many pixels first, for masks drawn too tight.
           seed: for latents, in families that draw them.
           tiles: "polyphase" shows the network the whole photo, as interleaved small

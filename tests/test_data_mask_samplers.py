@@ -229,6 +229,26 @@ def test_automaton_equals_the_reference(scale, votes):
     assert np.array_equal(mask_samplers._enlarge(bits, scale, np), expected)
 
 
+# Means of hole ratios at 256, by scale, after 2 to 6 votes; their deviation.
+BY_SCALE = {
+    1: ((0.490, 0.490, 0.488, 0.488, 0.485), 0.011),
+    2: ((0.636, 0.607, 0.590, 0.578, 0.576), 0.04),
+    4: ((0.547, 0.525, 0.513, 0.507, 0.504), 0.04),
+    8: ((0.474, 0.456, 0.436, 0.412, 0.417), 0.08),
+}
+
+
+@pytest.mark.parametrize("scale", BY_SCALE)
+def test_automaton_by_scale_and_votes(scale):
+    means, deviation = BY_SCALE[scale]
+    rng = np.random.default_rng(scale)
+    for votes, mean in enumerate(means, 2):
+        automaton = CellularAutomaton((scale,), (votes, votes + 1))
+        ratios = [automaton.hole_on_host(rng, 256).mean() for _ in range(30)]
+        assert abs(np.mean(ratios) - mean) < 4 * deviation / np.sqrt(30)
+        assert all(abs(ratio - mean) < 4 * deviation for ratio in ratios)
+
+
 def test_a_mixture_draws_each_of_its_parts():
     parts = Rectangles(1, 0.2), BoxMask((0.8, 0.8))
     mixture = mask_samplers.Mixture(parts)

@@ -1,7 +1,5 @@
 """DeepGIN's turns against PyTorch's; its batches, stages and errors."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -275,4 +273,3 @@ def test_plans_need_no_vgg_file():
     (outline,) = FAMILIES["deepgin"].outline_frozen(config).values()
     shapes = [leaf.shape for leaf in jax.tree.leaves(outline.variables)]
     assert (3, 3, 512, 512) in shapes
-    assert dataclasses.is_dataclass(outline)

@@ -38,24 +38,21 @@ class Row(NamedTuple):
     parameters: str  # as the paper states them
     refines: bool = True
     dilations: tuple[tuple[int, ...], tuple[int, ...]] = ((1,), (1,))  # of G1, of G2
-    attention: tuple[int, ...] = ()  # fractions of the size at which features attend
+    attends: bool = False  # at the bottleneck
+    has_skips: bool = False  # with attention, at an eighth and a quarter of the size
     back_projects: bool = False
 
-    @property
-    def has_skips(self) -> bool:
-        return len(self.attention) > 1
 
-
-_SCALES = 16, 8, 4
+_MSSA = Row("42.892", attends=True, has_skips=True)
 _SPD = SPD_8, SPD_4
 LADDER = {
     "coarse_only": Row("8.168", refines=False),
     "std": Row("40.850"),
-    "std_sa": Row("41.376", attention=(16,)),
-    "std_mssa": Row("42.892", attention=_SCALES),
-    "dil_mssa": Row("42.892", dilations=((2,), (2,)), attention=_SCALES),
-    "spd_mssa": Row("42.892", dilations=_SPD, attention=_SCALES),
-    "full": Row("42.930", dilations=_SPD, attention=_SCALES, back_projects=True),
+    "std_sa": Row("41.376", attends=True),
+    "std_mssa": _MSSA,
+    "dil_mssa": _MSSA._replace(dilations=((2,), (2,))),
+    "spd_mssa": _MSSA._replace(dilations=_SPD),
+    "full": _MSSA._replace(parameters="42.930", dilations=_SPD, back_projects=True),
 }
 
 
@@ -151,7 +148,7 @@ class Refinement(nn.Module):
             skips.append(x)
         for index in range(1, 7):
             x = run(SPDBlock(self.row.dilations[1], name=f"spd{index}"), x)
-            if index == 3 and self.row.attention:
+            if index == 3 and self.row.attends:
                 x = run(NonLocal(name="sa16"), x)
         # From an eighth and a quarter of the size.
         levels = (4 * c, 2 * c, 32, skips[3]), (2 * c, c, 64, skips[2])

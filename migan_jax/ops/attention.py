@@ -22,19 +22,17 @@ def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
       values: [N, H, W, D].
     """
     n, h, w, c = queries.shape
-    whole = queries
     # Devices that share an image share out its queries.
     keys, values = (split_samples(x.reshape(n, h * w, -1)) for x in (keys, values))
 
     @jax.checkpoint
-    def attend_block(queries: jax.Array) -> jax.Array:
-        """Attend from rows of queries, [N, rows, W, C]."""
-        queries = split_like(queries, whole)
-        precision = full_precision(queries)
-        precise = jnp.promote_types(queries.dtype, jnp.float32)
+    def attend_block(block: jax.Array) -> jax.Array:
+        """Attend from some rows of the queries, [N, rows, W, C]."""
+        precision = full_precision(block)
+        precise = jnp.promote_types(block.dtype, jnp.float32)
         scores = jnp.einsum(
             "nhwc,nkc->nhwk",
-            queries,
+            split_like(block, queries),
             keys,
             precision=precision,
             preferred_element_type=precise,
@@ -42,15 +40,12 @@ def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         weights = jax.nn.softmax(scores).astype(values.dtype)
         return jnp.einsum("nhwk,nkd->nhwd", weights, values, precision=precision)
 
-    divisors = (b for b in range(1, h + 1) if h % b == 0)
-    blocks = next((b for b in divisors if _fits(h // b * w, h * w)), h)
+    # The fewest blocks of equal size that fit; else one for every row.
+    counts = (b for b in range(1, h) if h % b == 0 and (h * w) ** 2 <= b * MAX_SCORES)
+    blocks = next(counts, h)
     if blocks == 1:
         return attend_block(queries)
     # Every block takes some rows of each device that an image is split over.
     rows = jnp.moveaxis(queries.reshape(n, h // blocks, blocks, w, c), 2, 0)
     attended = jnp.moveaxis(jax.lax.map(attend_block, rows), 0, 2)
     return attended.reshape(n, h, w, -1)
-
-
-def _fits(queries: int, keys: int) -> bool:
-    return queries * keys <= MAX_SCORES

@@ -165,6 +165,11 @@ def load_features(name: str, path: Path) -> Any:
     return _make_variables(path, params, arrays)
 
 
+def outline_features(name: str) -> Any:
+    """Return the shapes of these variables."""
+    return {"params": _abstract_params(NETWORKS[name], 64)}
+
+
 def random_features(name: str) -> tuple[Features, Any]:
     """Return a network with few channels and seeded random weights, for tests."""
     network = narrow(NETWORKS[name], RANDOM_DIVISOR)
