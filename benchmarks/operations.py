@@ -66,7 +66,7 @@ def operations(shape: tuple[int, int, int, int]) -> dict:
 
     forms = {
         "depthwise": (
-            depthwise.depthwise3x3,
+            depthwise.depthwise,
             depthwise._grouped_convolution,
             convolve,
         ),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from migan_jax.ops import depthwise
-from migan_jax.ops.depthwise import depthwise3x3, depthwise_kernel_gradient
+from migan_jax.ops.depthwise import depthwise_kernel_gradient
 
 SHAPES = pytest.mark.parametrize(
     "shape",
@@ -60,7 +60,7 @@ def test_value_and_gradients(shape, float64):
 
     @jax.jit
     def run(x, kernel, dy):
-        y, pullback = jax.vjp(depthwise3x3, x, kernel)
+        y, pullback = jax.vjp(depthwise.depthwise, x, kernel)
         return y, *pullback(dy)
 
     results = run(x, kernel, dy)
@@ -98,7 +98,7 @@ def test_kernel_gradient_and_its_gradients(shape, float64):
 @pytest.mark.parametrize(
     "name, operation, convolution",
     [
-        ("apply", depthwise3x3, depthwise._grouped_convolution),
+        ("apply", depthwise.depthwise, depthwise._grouped_convolution),
         (
             "kernel_gradient",
             depthwise_kernel_gradient,
@@ -149,7 +149,7 @@ def test_second_derivatives(shape, float64):
     v, u, _ = arrays(shape, seed=1)
 
     def along(x, kernel, dy):
-        _, pullback = jax.vjp(depthwise3x3, x, kernel)
+        _, pullback = jax.vjp(depthwise.depthwise, x, kernel)
         dx, dkernel = pullback(dy)
         return jnp.sum(dx * v) + jnp.sum(dkernel * u)
 
@@ -169,7 +169,9 @@ def test_samples_and_channels_do_not_mix():
     x, kernel = x.astype(np.float32), kernel.astype(np.float32)
     changed = x.copy()
     changed[1, :, :, 2] += 1
-    difference = np.asarray(depthwise3x3(changed, kernel) - depthwise3x3(x, kernel))
+    difference = np.asarray(
+        depthwise.depthwise(changed, kernel) - depthwise.depthwise(x, kernel)
+    )
     affected = np.any(difference, axis=(1, 2))
     assert affected.sum() == 1 and affected[1, 2]
 
@@ -178,7 +180,7 @@ def test_half_precision_in_and_out():
     x, kernel, dy = (jnp.asarray(a, jnp.bfloat16) for a in arrays((2, 6, 4, 3)))
 
     def run(x, kernel, dy):
-        y, pullback = jax.vjp(depthwise3x3, x, kernel)
+        y, pullback = jax.vjp(depthwise.depthwise, x, kernel)
         return y, *pullback(dy)
 
     y, dx, dkernel = jax.jit(run)(x, kernel, dy)

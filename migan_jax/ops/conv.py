@@ -15,7 +15,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from migan_jax.ops.bilinear import Operation, bilinear
-from migan_jax.ops.depthwise import depthwise3x3
+from migan_jax.ops.depthwise import depthwise
 from migan_jax.ops.partition import Strips, per_strip
 from migan_jax.ops.precision import at_least_float32, broadcast_like, full_precision
 from migan_jax.ops.resample import fir_filter
@@ -39,8 +39,8 @@ def normalise_kernel(kernel: jax.Array) -> jax.Array:
 
 
 def conv_depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """3x3 depthwise convolution, zero padding 1; kernel [3, 3, 1, C]."""
-    return depthwise3x3(x, kernel)
+    """Depthwise convolution, zero padding; kernel [K, K, 1, C]."""
+    return depthwise(x, kernel)
 
 
 def conv_pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
