@@ -77,8 +77,10 @@ class Family:
       predict: completes images in [-1, 1], [N, H, W, 3], with masks that are 1 where
         known, given networks and variables by role. Returns completed images, and
         those of intermediate stages by name.
-      draw: draws latents for a number of images from a key, in the order in which
-        `model.forward` passes them to the first network.
+      draw: returns latents for a number of images from a seed, an int, in the order in
+        which `model.forward` passes them to the first network; none if the family has
+        no latents. Seed 0 (the default) gives the family's usual completion: a family
+        may use its mean latent there instead of drawing.
       frozen: by name of a frozen network, the setting that names its weights.
       load_frozen: loads the frozen networks whose settings name a file.
       outline_frozen: the same for plans, with shapes for weights. If a file does not
@@ -98,7 +100,7 @@ class Family:
     check_settings: Callable[["ConfigDict"], None]
     check_init: Callable[["ConfigDict", Collection[str]], None]
     predict: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
-    draw: Callable[[Mapping[str, Network], jax.Array, int], Latents]
+    draw: Callable[[Mapping[str, Network], int, int], Latents]
     architecture: tuple[str, ...]
     labels: Mapping[str, str]
     panels: tuple[Panel, ...]
@@ -266,7 +268,7 @@ MIGAN_FAMILY = Family(
     check_settings=migan_system.check_settings,
     check_init=logistic.check_init,
     predict=_predict,
-    draw=lambda networks, key, count: {},
+    draw=lambda networks, seed, count: {},
     frozen={"teacher": "teacher"},
     load_frozen=_load_teacher,
     outline_frozen=_outline_teacher,
@@ -285,10 +287,10 @@ MIGAN_FAMILY = Family(
 
 
 def _draw_z(
-    networks: Mapping[str, comodgan.CoModGANGenerator], key: jax.Array, count: int
+    networks: Mapping[str, comodgan.CoModGANGenerator], seed: int, count: int
 ) -> Latents:
     shape = count, networks["generator"].z_dim
-    return {"z": jax.random.normal(key, shape, jnp.float32)}
+    return {"z": jax.random.normal(jax.random.key(seed), shape, jnp.float32)}
 
 
 COMODGAN_FAMILY = Family(
@@ -439,7 +441,7 @@ DEEPGIN_FAMILY = Family(
     check_settings=deepgin_system.check_settings,
     check_init=lambda config, pretrained: None,
     predict=_predict_deepgin,
-    draw=lambda networks, key, count: {},
+    draw=lambda networks, seed, count: {},
     frozen={deepgin_system.VGG: "deepgin.vgg"},
     load_frozen=_load_vgg,
     outline_frozen=_outline_vgg,

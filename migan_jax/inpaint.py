@@ -9,19 +9,23 @@
   # The same mask for all of them, with the hole in black:
   python -m migan_jax.inpaint --checkpoint=migan_512_places2.pt \\
       --image=holiday --mask=logo.png --mask-hole=black --output=filled
+  # Three completions to choose from, filled-1.jpg to filled-3.jpg, by a Co-Mod-GAN:
+  python -m migan_jax.inpaint --checkpoint=comodgan_512_places2.pt \\
+      --image=photo.jpg --mask=mask.png --output=filled.jpg --samples=3
 
 Photos may have any size. The mask has the size of its photo as viewers show it. Known
 pixels farther than --feather from the hole do not change (JPEG and lossy WebP are
 recompressed with the same quality), nor do metadata, colour profile and transparency.
 Embedded previews, which would show what was removed, are dropped.
 
-Folders are searched recursively. Finished photos are skipped, so the same command
-resumes an interrupted batch; damaged results are redone. Files that cannot be used are
-reported and skipped; the exit status is then 1.
+Folders are searched recursively. Finished photos and samples are skipped, so the same
+command resumes an interrupted batch; damaged results are redone. Files that cannot be
+used are reported and skipped; the exit status is then 1.
 """
 
 import argparse
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -117,6 +121,23 @@ def parse_arguments() -> argparse.Namespace:
         "its mirror image; takes five times as long",
     )
     parser.add_argument(
+        "--seed",
+        metavar="N",
+        type=whole_number(0),
+        default=0,
+        help="another seed gives another completion, if the network has latents, as "
+        "Co-Mod-GAN's (default: 0)",
+    )
+    parser.add_argument(
+        "--samples",
+        metavar="N",
+        type=whole_number(1, 1000),
+        default=1,
+        help="complete each photo N times, with the seeds from --seed on. The results "
+        "of --output=filled.png are filled-1.png, filled-2.png, ... (default: 1, "
+        "filled.png)",
+    )
+    parser.add_argument(
         "--raw",
         action="store_true",
         help="also write OUTPUT.raw.png: the network's whole output for each crop or "
@@ -130,21 +151,32 @@ def parse_arguments() -> argparse.Namespace:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One photo to fill."""
+    """One photo to fill, once per seed."""
 
     image: Path
     mask: Path
-    output: Path
+    outputs: dict[int, Path]  # by seed
 
-    @property
-    def raw(self) -> Path:
-        return self.output.with_name(f"{self.output.name}.raw.png")
+
+def name_outputs(output: Path, seeds: range) -> dict[int, Path]:
+    """Return the output of each seed: filled.png, or filled-1.png, filled-2.png, ..."""
+    if len(seeds) == 1:
+        return {seeds.start: output}
+    return {
+        seed: output.with_stem(f"{output.stem}-{number}")
+        for number, seed in enumerate(seeds, 1)
+    }
+
+
+def raw_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.raw.png")
 
 
 def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(format="%(message)s")
     arguments.checkpoint = find_checkpoint(arguments.checkpoint)
+    arguments.seeds = range(arguments.seed, arguments.seed + arguments.samples)
     refuse_address(arguments.output)
     for flag, path in (("image", arguments.image), ("mask", arguments.mask)):
         refuse_address(path)
@@ -156,25 +188,43 @@ def main() -> None:
         complete_file(arguments)
 
 
+def load_model(arguments: argparse.Namespace) -> "Model":
+    """Load the checkpoint; check that it has the completions that are requested."""
+    import migan_jax
+
+    model = migan_jax.load(arguments.checkpoint)
+    if arguments.seeds != range(1) and not model.has_latents:
+        raise UserError(
+            f"{arguments.checkpoint} has one completion of a photo, like every "
+            f"{model.family.title}: leave out --samples and --seed, or use a network "
+            f"with latents, such as a Co-Mod-GAN."
+        )
+    return model
+
+
 def complete_file(arguments: argparse.Namespace) -> None:
     """Fill one photo; the first error is raised."""
-    import migan_jax
     from migan_jax.photos import output_format, report_memory_errors
 
     image, output = arguments.image, arguments.output
     if os.path.isdir(output):
         output = output / _output_name(Path(image.name))
     output_format(output)  # raises for formats that cannot be written
-    job = Job(image, make_mask_finder(arguments.mask)(image.stem), output)
-    for path in (job.output, job.raw) if arguments.raw else (job.output,):
+    outputs = name_outputs(output, arguments.seeds)
+    job = Job(image, make_mask_finder(arguments.mask)(image.stem), outputs)
+    raw = map(raw_path, outputs.values()) if arguments.raw else ()
+    for path in (*outputs.values(), *raw):
         if _real_path(path) in (_real_path(job.image), _real_path(job.mask)):
             raise UserError(f"{path} is an input: choose another --output.")
         if os.path.lexists(path) and not arguments.force:
             raise UserError(f"{path} exists: choose another name, or add --force.")
     photo, hole = read_pair(job, arguments)
+    warn = warn_once(logger.warning)  # not once per sample
     with report_memory_errors(image, photo.size):
-        complete(job, photo, hole, migan_jax.load(arguments.checkpoint), arguments)
-    print(f"wrote {output}")
+        model = load_model(arguments)
+        for seed, path in job.outputs.items():
+            complete(job, seed, photo, hole, model, arguments, warn)
+            print(f"wrote {path}", flush=True)
 
 
 def complete_folder(arguments: argparse.Namespace) -> None:
@@ -182,21 +232,26 @@ def complete_folder(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    import migan_jax
     from migan_jax.photos import report_memory_errors
 
-    jobs, failures = list_jobs(arguments.image, arguments.mask, arguments.output)
+    jobs, failures = list_jobs(
+        arguments.image, arguments.mask, arguments.output, arguments.seeds
+    )
     for message in failures:
         logger.warning(message)
-    todo = [
-        job
-        for job in jobs
-        if arguments.force
-        or not is_done(job.output)
-        or (arguments.raw and not is_done(job.raw))
-    ]
+    todo = []
+    for job in jobs:
+        missing = {
+            seed: output
+            for seed, output in job.outputs.items()
+            if arguments.force
+            or not is_done(output)
+            or (arguments.raw and not is_done(raw_path(output)))
+        }
+        if missing:
+            todo.append(dataclasses.replace(job, outputs=missing))
     if todo:
-        model = migan_jax.load(arguments.checkpoint)
+        model = load_model(arguments)
         check_feather(arguments.feather, model.network.resolution)
     completed, warn = 0, warn_once(logger.warning)
     with logging_redirect_tqdm():
@@ -204,14 +259,15 @@ def complete_folder(arguments: argparse.Namespace) -> None:
             try:
                 photo, hole = read_pair(job, arguments)
                 with report_memory_errors(job.image, photo.size):
-                    complete(job, photo, hole, model, arguments, warn)
+                    for seed, output in job.outputs.items():
+                        complete(job, seed, photo, hole, model, arguments, warn)
+                        if bar.disable:  # not a terminal
+                            print(f"wrote {output}", flush=True)
             except UserError as error:
                 failures.append(str(error))
                 logger.warning(error)
                 continue
             completed += 1
-            if bar.disable:  # not a terminal
-                print(f"wrote {job.output}", flush=True)
     print(
         f"{completed} completed, {len(jobs) - len(todo)} already existed, "
         f"{len(failures)} failed; results are in {arguments.output}"
@@ -248,7 +304,9 @@ def warn_once(warn: Callable[[str], object]) -> Callable[[str], object]:
 # Photos, masks and outputs of a folder.
 
 
-def list_jobs(images: Path, masks: Path, output: Path) -> tuple[list[Job], list[str]]:
+def list_jobs(
+    images: Path, masks: Path, output: Path, seeds: range
+) -> tuple[list[Job], list[str]]:
     """Return a folder's photos with masks and outputs, and messages on the others."""
     if os.path.lexists(output) and not os.path.isdir(output):
         raise UserError(f"--output={output} is a file: name a folder for the results.")
@@ -272,13 +330,16 @@ def list_jobs(images: Path, masks: Path, output: Path) -> tuple[list[Job], list[
         name = path.relative_to(images)
         target = output / _output_name(name)
         try:
-            job = Job(path, find_mask(str(name.with_suffix(""))), target)
+            outputs = name_outputs(target, seeds)
+            job = Job(path, find_mask(str(name.with_suffix(""))), outputs)
             if target in jobs:
                 raise UserError(f"{jobs[target].image} has the same output, {target}.")
-            if {_real_path(target), _real_path(job.raw)} & inputs:
-                raise UserError(f"{target} or {job.raw.name} is an input.")
-            if os.path.isdir(target):
-                raise UserError(f"{target} is a folder: move it.")
+            for result in outputs.values():
+                raw = raw_path(result)
+                if {_real_path(result), _real_path(raw)} & inputs:
+                    raise UserError(f"{result} or {raw.name} is an input.")
+                if os.path.isdir(result):
+                    raise UserError(f"{result} is a folder: move it.")
             jobs[target] = job
         except UserError as error:
             failures.append(f"{path}: {error}")
@@ -342,7 +403,8 @@ def read_pair(job: Job, arguments: argparse.Namespace) -> tuple["Photo", "np.nda
     photo = read_photo(job.image)
     if _real_path(job.mask) == _real_path(job.image):
         photo = photo.without_alpha()  # its transparent part is the hole
-    check_writable(photo, job.output)
+    for output in job.outputs.values():
+        check_writable(photo, output)
     hole, from_alpha = read_mask(job.mask, mask_hole)
     if hole.shape != photo.pixels.shape[:2]:
         (width, height), (rows, columns) = photo.size, hole.shape
@@ -355,45 +417,49 @@ def read_pair(job: Job, arguments: argparse.Namespace) -> tuple["Photo", "np.nda
     hint = "make the other part transparent" if from_alpha else f"--mask-hole={other}"
     if warning := polarity_warning(hole, hint):
         logger.warning("%s: %s", job.mask, warning)
+    if not hole.any():
+        logger.warning("%s has no hole: the photo does not change.", job.mask)
     return photo, hole
 
 
 def complete(
     job: Job,
+    seed: int,
     photo: "Photo",
     hole: "np.ndarray",
     model: "Model",
     arguments: argparse.Namespace,
-    warn: Callable[[str], object] = logger.warning,
+    warn: Callable[[str], object],
 ) -> None:
-    """Fill the hole and write the results, the completed photo last."""
+    """Fill the hole and write a seed's results, the completed photo last."""
     import numpy as np
     from PIL import Image
 
     from migan_jax.photos import output_format, write_photo
 
+    output = job.outputs[seed]
     raw = np.empty_like(photo.rgb) if arguments.raw else None
     polyphase = arguments.tiles == "polyphase"
     fill, unit = (fill_polyphase, "tile") if polyphase else (fill_holes, "crop")
+    predict = functools.partial(model.predict, seed=seed)
     result = fill(
         photo.rgb,
         dilate(hole, arguments.grow),
-        ensemble(model.predict) if arguments.ensemble else model.predict,
+        ensemble(predict) if arguments.ensemble else predict,
         model.network.resolution,
         arguments.feather,
         raw=raw,
-        track=lambda squares: _progress(squares, job.image.name, unit),
+        track=lambda squares: _progress(squares, output.name, unit),
         warn=lambda message: warn(f"{job.mask}: {message}"),
     )
     if raw is not None:
         image = Image.fromarray(raw)
-        write_whole(job.raw, lambda part: image.save(part, format="PNG"))
-    if not hole.any() and output_format(job.output) == photo.format:
-        logger.warning("%s has no hole: copying the photo unchanged.", job.mask)
+        write_whole(raw_path(output), lambda part: image.save(part, format="PNG"))
+    if not hole.any() and output_format(output) == photo.format:
         content = job.image.read_bytes()
-        write_whole(job.output, lambda part: part.write_bytes(content))
+        write_whole(output, lambda part: part.write_bytes(content))
     else:
-        write_photo(photo.with_rgb(result), job.output)
+        write_photo(photo.with_rgb(result), output)
 
 
 def _progress(squares: list, name: str, unit: str) -> Iterable:

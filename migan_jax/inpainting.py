@@ -101,6 +101,11 @@ class Model:
         """Constants stored with the weights: noise, average style."""
         return self.checkpoint.stats
 
+    @property
+    def has_latents(self) -> bool:
+        """Whether another seed gives another completion."""
+        return bool(self._latents(1, DEFAULT_SEED))
+
     def inpaint(
         self,
         image: ArrayLike,
@@ -127,7 +132,8 @@ class Model:
             crops, unshrunk where possible; "one" takes a single crop. Polyphase
             tiles have no crops.
           grow: widens the hole by this many pixels first, for masks drawn too tight.
-          seed: for latents, in families that draw them.
+          seed: an int; families with latents have another completion for each, and 0
+            is the usual one.
           tiles: "polyphase" shows the network the whole photo, as interleaved small
             pictures, instead of crops around holes (`geometry.polyphase`).
           ensemble: average the network's outputs for each square, its rotations and its
@@ -172,7 +178,7 @@ class Model:
           image: [N, H, W, 3] in [0, 1]; values in holes are ignored.
           known: [N, H, W, 1], 1 where known and 0 in the hole.
           z, points: latents and keypoints, in families that have them; drawn if None.
-          seed: for what is drawn.
+          seed: an int, for what is drawn.
           stages: also return {name: image} of the earlier stages.
 
         Returns float32 [N, H, W, 3] in [0, 1], with known pixels unchanged.
@@ -215,8 +221,8 @@ class Model:
             0.5, image * mask), image in [-1, 1], mask 1 where known and 0 in the hole.
             DeepGIN: concat(image, hole), image in [0, 1] and 1 in the hole. The range
             is not checked.
-          z: latents [N, z_dim], if the network takes them. By default they are drawn
-            from a fixed seed, with a warning.
+          z: latents [N, z_dim], if the network takes them. By default those of seed 0,
+            with a warning.
           pyramid: also return the network's second output. MI-GAN and Co-Mod-GAN:
             {resolution: rgb}, each level's to-RGB output. DeepGIN: {name: rgb}, the
             earlier stages.
@@ -231,7 +237,7 @@ class Model:
             )
         latents = self._latents(len(x), DEFAULT_SEED, z=z)
         if latents and z is None:
-            logger.warning("No z given: drawing it from seed %d.", DEFAULT_SEED)
+            logger.warning("No z given: using that of seed %d.", DEFAULT_SEED)
         output = _apply(self.network, self.checkpoint.variables, x, *latents.values())
         rgb, levels = output if isinstance(output, tuple) else (output, {})
         return (rgb, levels) if pyramid else rgb
@@ -250,7 +256,7 @@ class Model:
     ) -> dict[str, jax.Array]:
         """Return the family's latents, drawn unless given."""
         networks = {role: c.network for role, c in self.checkpoints.items()}
-        latents = self.family.draw(networks, jax.random.key(seed), count)
+        latents = self.family.draw(networks, seed, count)
         for name, value in given.items():
             if value is None:
                 continue
