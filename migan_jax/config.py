@@ -69,6 +69,7 @@ def base_config() -> "ConfigDict":
                 "mixing_probability": 0.5,  # of style mixing
             },
             "deepgin": _deepgin_settings(),
+            "imputation": _imputation_settings(),
             "losses": {
                 "distillation": 2.0,  # weight; used if there is a teacher
                 "l1": 0.0,  # weight of the L1 loss inside holes
@@ -133,6 +134,33 @@ def _deepgin_settings() -> dict[str, Any]:
         # VGG-19's weights: "public", or "random" with few channels, for tests.
         "vgg": "public",
         "vgg_resolution": 224,
+    }
+
+
+def _imputation_settings() -> dict[str, Any]:
+    return {
+        "latents": 32,  # channels of z, at 4 pixels
+        "points": 0,  # keypoints per picture, from data.points
+        # How keypoints enter a network: "scalars" or "maps", at each resolution.
+        "generator_pose": "scalars",
+        "discriminator_pose": "scalars",
+        "imputes": True,  # imputed convolutions; else plain ones
+        "form": "code",  # imputed convolutions as in the authors' "code" or the "paper"
+        "weighted_down": False,  # weight averages by certainty in down-sampling
+        "sums": True,  # the output is the sum of all levels' images
+        "shortcuts": True,  # in the discriminator
+        "pastes": True,  # known pixels into completions, before they are scored
+        # The gradient penalty: "one_sided" in holes, as in the paper; "two_sided" in
+        # holes, its equation 9; "everywhere", the standard one.
+        "penalty": "one_sided",
+        "penalty_weight": 10.0,
+        "penalty_interval": 16,  # steps between updates with the penalty
+        "drift": 0.001,  # weight of real images' squared scores; 1 in the authors' code
+        # Grow from 8 pixels: this long at each resolution, and as long to fade in the
+        # next, with batches 8 times as large up to 16 pixels, then 4 and 3 times.
+        "grows": False,
+        "phase_kimg": 1200.0,
+        "fade_every": 4,  # steps per change of a new level's share
     }
 
 
@@ -207,6 +235,13 @@ RANGES = {
     "deepgin.total_variation": (0.0, 1e6),
     "deepgin.discriminator_weight": (0.0, 1e6),
     "deepgin.vgg_resolution": (16, 16_384),  # VGG halves it four times
+    "imputation.latents": (1, 8192),
+    "imputation.points": (0, 1000),
+    "imputation.penalty_weight": (0.0, 1e6),
+    "imputation.penalty_interval": (1, MAX_STEPS),
+    "imputation.drift": (0.0, 1e6),
+    "imputation.phase_kimg": (ABOVE_0, MAX_KIMG),
+    "imputation.fade_every": (1, MAX_STEPS),
     "losses.distillation": (0.0, 1e6),
     "losses.l1": (0.0, 1e6),
     "losses.r1_gamma": (0.0, 1e6),
@@ -277,6 +312,8 @@ def smoke(config: "ConfigDict", devices: int = 1) -> None:
                 "vgg": "random",
                 "vgg_resolution": 32,
             },
+            # One step of each phase of growth would exceed two steps.
+            "imputation": {"latents": 4, "phase_kimg": batch_size / 1000},
             "optimizer": {"warmup_kimg": 0, "frozen_levels": 0},
             "data": {
                 "source": "scenes",

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 MASK_KINDS = (
     *("free_form", "brush", "thin_brush", "box", "cellular_automaton"),
     *("short_strokes", "deepgin"),
+    *("half_box", "centre_box", "half_box_and_brush"),
 )
 
 
@@ -170,7 +171,8 @@ def _add_mask_options(masks: argparse._ArgumentGroup) -> None:
         default="free_form",
         help="free_form: MI-GAN's and Co-Mod-GAN's; brush: DeepFillv2's; thin_brush: "
         "the same but thinner; box, cellular_automaton and short_strokes: DeepGIN's, "
-        "of which deepgin draws a random one (default: free_form)",
+        "of which deepgin draws a random one; half_box, centre_box: a quarter of the "
+        "image; half_box_and_brush: both, as Hukkelas et al. (default: free_form)",
     )
     masks.add_argument(
         "--resolution",

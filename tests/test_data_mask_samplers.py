@@ -12,12 +12,12 @@ from scipy import ndimage
 
 from migan_jax.data import mask_samplers
 from migan_jax.data.mask_samplers import (
+    FREE_FORM,
     MIN_MASK_SIZE,
     SAMPLERS,
     BoxMask,
     Brush,
     CellularAutomaton,
-    FreeForm,
     Rectangles,
     mask_on_host,
     masks_on_device,
@@ -143,8 +143,8 @@ def stroke_widths(holes):
         (Brush(), 128, (6, 20)),
         pytest.param(Brush(), 256, (12, 40), marks=pytest.mark.full),
         # The reference does not scale these widths.
-        (FreeForm().brush, 192, (12, 48)),
-        pytest.param(FreeForm().brush, 256, (12, 48), marks=pytest.mark.full),
+        (FREE_FORM.parts[-1], 192, (12, 48)),
+        pytest.param(FREE_FORM.parts[-1], 256, (12, 48), marks=pytest.mark.full),
     ],
 )
 def test_stroke_widths(brush, size, widths):

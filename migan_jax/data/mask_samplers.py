@@ -6,6 +6,7 @@ the image is known, 0 in the hole. Masks that are all hole or all known are redr
 """
 
 import dataclasses
+import functools
 import math
 from typing import Protocol
 
@@ -315,26 +316,6 @@ class Rectangles:
 
 
 @dataclasses.dataclass(frozen=True)
-class FreeForm:
-    """Co-Mod-GAN's and MI-GAN's masks for training and evaluation: all of the above."""
-
-    small: Rectangles = Rectangles(max_count=9, max_side=0.5)
-    large: Rectangles = Rectangles(max_count=4, max_side=1.0)
-    brush: Brush = Brush((0, 20), (4, 18), (12, 48), width_scales=False, flips=True)
-
-    def hole_on_device(self, key: jax.Array, size: int) -> jax.Array:
-        keys = jax.random.split(key, 3)
-        parts = zip(keys, (self.small, self.large, self.brush), strict=True)
-        small, large, brush = (part.hole_on_device(key, size) for key, part in parts)
-        return small | large | brush
-
-    def hole_on_host(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        parts = self.small, self.large, self.brush
-        small, large, brush = (part.hole_on_host(rng, size) for part in parts)
-        return small | large | brush
-
-
-@dataclasses.dataclass(frozen=True)
 class BoxMask:
     """One box inside the image."""
 
@@ -358,6 +339,29 @@ class BoxMask:
         bottom, right = first + extent
         hole = np.zeros((size, size), np.bool_)
         hole[top:bottom, left:right] = True
+        return hole
+
+
+@dataclasses.dataclass(frozen=True)
+class HalfBox:
+    """A box of half the image's height and width, anywhere or in the centre."""
+
+    centred: bool = False
+
+    def hole_on_device(self, key: jax.Array, size: int) -> jax.Array:
+        first = jax.random.randint(key, (2, 1), 0, size - size // 2)
+        if self.centred:
+            first = jnp.full((2, 1), size // 4)
+        position = jnp.arange(size)[None]
+        rows, columns = (position >= first) & (position < first + size // 2)
+        return rows[:, None] & columns[None]
+
+    def hole_on_host(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        top, left = rng.integers(0, size - size // 2, 2)
+        if self.centred:
+            top = left = size // 4
+        hole = np.zeros((size, size), np.bool_)
+        hole[top : top + size // 2, left : left + size // 2] = True
         return hole
 
 
@@ -411,6 +415,25 @@ def _enlarge(bits, scale: int, xp):
 
 
 @dataclasses.dataclass(frozen=True)
+class Union:
+    """One hole of each distribution, together."""
+
+    parts: tuple[Sampler, ...]
+
+    def hole_on_device(self, key: jax.Array, size: int) -> jax.Array:
+        keys = jax.random.split(key, len(self.parts))
+        holes = [
+            part.hole_on_device(key, size)
+            for key, part in zip(keys, self.parts, strict=True)
+        ]
+        return functools.reduce(jnp.logical_or, holes)
+
+    def hole_on_host(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        holes = [part.hole_on_host(rng, size) for part in self.parts]
+        return np.logical_or.reduce(holes)
+
+
+@dataclasses.dataclass(frozen=True)
 class Mixture:
     """Several distributions: one mask is of a random one of them."""
 
@@ -426,11 +449,22 @@ class Mixture:
         return part.hole_on_host(rng, size)
 
 
+# Co-Mod-GAN's and MI-GAN's masks for training and evaluation.
+FREE_FORM = Union(
+    (
+        Rectangles(max_count=9, max_side=0.5),
+        Rectangles(max_count=4, max_side=1.0),
+        Brush((0, 20), (4, 18), (12, 48), width_scales=False, flips=True),
+    )
+)
 SAMPLERS: dict[str, Sampler] = {
-    "free_form": FreeForm(),
+    "free_form": FREE_FORM,
     "brush": Brush(),
     "thin_brush": Brush(widths=(8, 24)),  # for small images
     "box": BoxMask(),
+    "half_box": HalfBox(),
+    "centre_box": HalfBox(centred=True),
+    "half_box_and_brush": Union((HalfBox(), Brush())),  # Hukkelas et al.
     "cellular_automaton": CellularAutomaton(),
     "short_strokes": ShortStrokes(),
     # DeepGIN's; its training draws one of each for every image.

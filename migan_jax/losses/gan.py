@@ -40,6 +40,11 @@ def wasserstein_critic_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
     return _per_sample(fake - real)
 
 
+def drift(real: jax.Array) -> jax.Array:
+    """D(real)^2, [N]: keeps the critic's scores near 0 (Karras et al. 2018)."""
+    return _per_sample(real**2)
+
+
 def r1_penalty(discriminator: Discriminator, real: jax.Array) -> jax.Array:
     """Half the squared gradient norm of D at real inputs, [N] (Mescheder et al. 2018).
 
@@ -71,7 +76,10 @@ def interpolate(real: jax.Array, fake: jax.Array, fraction: jax.Array) -> jax.Ar
 
 
 def two_sided_penalty(norm: jax.Array) -> jax.Array:
-    """(norm - 1)^2, minimal at a norm of 1 (Gulrajani et al. 2017, eq. 3)."""
+    """(norm - 1)^2, minimal at a norm of 1 (Gulrajani et al. 2017, eq. 3).
+
+    With weights in `gradient_norm`, it is what Hukkelas et al. reject (eq. 9).
+    """
     return (norm - 1) ** 2
 
 

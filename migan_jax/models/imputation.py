@@ -68,7 +68,8 @@ class ImputationGenerator(nn.Module):
       form: of the imputed convolutions: as in the authors' "code", or as in the
         "paper", without biases and with large estimators at all levels.
       weighted_down: halve feature maps by averages that are weighted by certainty.
-      grows: one output layer instead of a sum: the network grows, or grew.
+      sums: the output is a sum of all levels' images; else it is the highest level's.
+      grows: the network grows, or grew. It has no sum.
       smallest: of a growing network, the resolution of its lowest input and output
         layers. The authors' networks keep two, and so start at half the resolution.
       grown: its current resolution, at which it takes images; None: `resolution`.
@@ -84,6 +85,7 @@ class ImputationGenerator(nn.Module):
     imputes: bool = True
     form: Form = "code"
     weighted_down: bool = False
+    sums: bool = True
     grows: bool = False
     smallest: int = FIRST_SIDE
     grown: int | None = None
@@ -123,13 +125,14 @@ class ImputationGenerator(nn.Module):
         encoder = Encoder(*sizes, self.weighted_down, self.remat, name="encoder")
         decoder = Decoder(*sizes, self.pose, self.remat, name="decoder")
         skips = encoder(features, heads, fade)
-        heads = heads if self.grows else levels(side)
+        is_sum = self.sums and not self.grows
+        heads = levels(side) if is_sum else heads
         images = decoder(skips, z.astype(dtype), points, heads, fade)
         total, *others = images.values()  # from the lowest level
         for image in others:
             up = double(total)
-            total = _mix(up, image, fade) if self.grows else up + image
-        return total if self.grows else total / len(images), images
+            total = up + image if is_sum else _mix(up, image, fade)
+        return total / len(images) if is_sum else total, images
 
 
 class ImputationDiscriminator(nn.Module):

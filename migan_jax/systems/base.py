@@ -174,6 +174,9 @@ class Stage:
       until_kimg: the end of the stage in thousands of images of the run; None for the
         end of the run. Then extending a run lowers `progress`, but not `kimg`.
       batch_size, resolution: None for the run's.
+      system: whose networks the stage trains, prepares images for and inpaints with;
+        None for the run's. Its networks may lack some of the run's layers, such as
+        those that have not grown yet.
     """
 
     name: str
@@ -182,6 +185,7 @@ class Stage:
     until_kimg: float | None = None
     batch_size: int | None = None
     resolution: int | None = None
+    system: "System | None" = None
 
     def __post_init__(self) -> None:
         if not self.turns:

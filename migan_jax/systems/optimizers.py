@@ -79,6 +79,24 @@ def scale_by_learning_rate(
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
+def restart(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Forget the state in the first step of a stage, for layers that it adds.
+
+    Their second moments would be 0 after many steps, which makes Adam's first steps
+    tenfold. A lazy turn of the first step forgets it again.
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def update(
+        gradient: Any, state: Any, params: Any = None, *, kimg: jax.Array, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        initial = optimizer.init(params)
+        state = jax.tree.map(lambda a, b: jnp.where(kimg == 0, a, b), initial, state)
+        return optimizer.update(gradient, state, params, kimg=kimg, **kwargs)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
 def freeze_levels(
     optimizer: optax.GradientTransformation, levels: Sequence[str]
 ) -> optax.GradientTransformation:

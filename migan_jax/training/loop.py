@@ -108,7 +108,8 @@ def _save(
     if setup.mirror is not None:
         with reporter.spending("saving"):
             setup.mirror.upload()
-    exported = {name: setup.system.networks[name] for name in setup.system.exported}
+    system = setup.timeline.before(step).stage.system or setup.system
+    exported = {name: system.networks[name] for name in system.exported}
     run = {
         **setup.identity,
         "reporter": reporter.position,

@@ -25,7 +25,7 @@ from migan_jax.metrics.evaluator import FeatureNetworks
 from migan_jax.metrics.fills import mean_colour
 from migan_jax.metrics.image import image_metrics
 from migan_jax.metrics.table import HIGHER_IS_BETTER, Table
-from migan_jax.systems.base import System, TrainState
+from migan_jax.systems.base import Stage, System, TrainState
 from migan_jax.training import processes
 from migan_jax.training.checkpoint import Score
 
@@ -93,6 +93,7 @@ class Samples:
         self._holes = held_out.masks[..., 0] == 0
         self._key = jax.random.key(seed)
         self._complete = jax.jit(system.inpaint)
+        self._complete_in: dict[str, Any] = {}  # by stage, if it has its own system
         starts = range(0, len(held_out), GRID_ROWS)
         local = starts[jax.process_index() :: jax.process_count()] or starts[:1]
         self._batches = [slice(start, start + GRID_ROWS) for start in local]
@@ -111,8 +112,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self._held_out)
 
-    def evaluate(self, state: TrainState) -> tuple[dict[str, float], Image.Image]:
-        """Evaluate the exported networks, the EMA if there is one.
+    def evaluate(
+        self, state: TrainState, stage: Stage
+    ) -> tuple[dict[str, float], Image.Image]:
+        """Evaluate the exported networks of a stage, the EMA if there is one.
 
         Returns metrics, NaN if a completion is not finite, and a grid of this process's
         first images.
@@ -122,10 +125,15 @@ class Samples:
         params, stats = jax.tree.map(
             lambda x: x.addressable_data(0), (exported, state.stats)
         )
+        complete = self._complete
+        if stage.system is not None:
+            complete = self._complete_in.setdefault(
+                stage.name, jax.jit(stage.system.inpaint)
+            )
         tables, first_batch = [], []
         for index, rows in enumerate(self._batches):
             inputs = self._inputs(rows)
-            outputs = np.asarray(self._complete(params, stats, *inputs, self._key))
+            outputs = np.asarray(complete(params, stats, *inputs, self._key))
             completions = _to_uint8(outputs)
             first_batch = first_batch or list(completions)
             finite = np.isfinite(outputs).all(axis=(1, 2, 3))

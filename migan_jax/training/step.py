@@ -64,6 +64,7 @@ def make_step(
       every: the interval of the lazy turns to run; 1: the step.
     """
     groups = [group for group in span.stage.turns if group[0].every == every]
+    system = span.stage.system or system
     ema_decay = 0.0
     if ema_halflife_kimg:
         ema_decay = 0.5 ** (span.batch_size / (1000 * ema_halflife_kimg))

@@ -91,6 +91,10 @@ class Timeline:
         """Return the span of a step; after the end, the last one."""
         return next((s for s in self.spans if step < s.end_step), self.spans[-1])
 
+    def before(self, step: int) -> Span:
+        """Return the span of the step before, which made this step's state."""
+        return self.at(max(step - 1, 0))
+
     def images(self, step: int) -> int:
         """Return the number of images that the run sees before this step."""
         return self.at(step).images(step)

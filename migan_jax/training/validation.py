@@ -34,7 +34,8 @@ class Validation:
         self, state: TrainState, step: int, reporter: Reporter
     ) -> None:
         score = self._setup.score
-        metrics, grid = self._setup.samples.evaluate(state)
+        stage = self._setup.timeline.before(step).stage
+        metrics, grid = self._setup.samples.evaluate(state, stage)
         self._metrics = step, metrics
         value = score.of(metrics)
         if not math.isfinite(value):
