@@ -164,6 +164,33 @@ def _imputation_settings() -> dict[str, Any]:
     }
 
 
+_GROWN = {"grows": True, "shortcuts": False, "discriminator_pose": "maps"}
+_IMPUTATION_LADDER: dict[str, dict[str, Any]] = {
+    "a": {
+        **_GROWN,
+        "generator_pose": "maps",
+        "imputes": False,
+        "pastes": False,
+        "penalty": "everywhere",
+    },
+    "b": {**_GROWN, "generator_pose": "maps", "imputes": False},
+    "c": {**_GROWN, "imputes": False},
+    "d": {**_GROWN, "weighted_down": True},
+    "e": {},
+    "e_conv": {"imputes": False},
+}
+
+
+def imputation_row(name: str) -> dict[str, Any]:
+    """Return the settings of a row of Hukkelas et al.'s Table 1, without widths."""
+    if name not in _IMPUTATION_LADDER:
+        rows = ", ".join(_IMPUTATION_LADDER)
+        raise UserError(
+            f"Learnable feature imputation has no row {name!r}. Choose from {rows}."
+        )
+    return _IMPUTATION_LADDER[name]
+
+
 def _optimizer_settings() -> dict[str, Any]:
     from ml_collections.config_dict import placeholder
 

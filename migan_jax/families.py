@@ -17,15 +17,24 @@ import jax.numpy as jnp
 
 from migan_jax.config import RELEASED
 from migan_jax.errors import UserError
-from migan_jax.models import comodgan, deepgin, discriminators, migan, vgg
+from migan_jax.models import (
+    comodgan,
+    deepgin,
+    discriminators,
+    imputation,
+    migan,
+    vgg,
+)
 from migan_jax.systems import comodgan as comodgan_system
 from migan_jax.systems import deepgin as deepgin_system
 from migan_jax.systems import images, logistic
+from migan_jax.systems import imputation as imputation_system
 from migan_jax.systems import migan as migan_system
 from migan_jax.systems.base import Frozen, System
 from migan_jax.weights import checkpoint as checkpoints
 from migan_jax.weights import deepgin as deepgin_files
 from migan_jax.weights import feature_networks
+from migan_jax.weights import imputation as imputation_files
 from migan_jax.weights.architecture import infer_by_levels
 from migan_jax.weights.checkpoint import Checkpoint, KernelForm
 from migan_jax.weights.kinds import Kind, Kinds, Network, kind_of
@@ -476,8 +485,107 @@ DEEPGIN_FAMILY = Family(
 )
 
 
+# Learnable feature imputation.
+
+
+def _predict_imputation(
+    networks: Mapping[str, Network],
+    variables: Mapping[str, Any],
+    image: jax.Array,
+    mask: jax.Array,
+    latents: Latents,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    rgb, _ = imputation_system.apply_generator(
+        networks["generator"], variables["generator"], image, mask, **latents
+    )
+    return rgb, {}
+
+
+def _published_imputation(network: Network) -> Published | None:
+    final = imputation.ImputationGenerator()
+    return Published(parameters=11.5) if network == final else None
+
+
+def _draw_imputation(networks: Mapping[str, Network], seed: int, count: int) -> Latents:
+    """Return the mean latents for seed 0, and drawn ones for others."""
+    latents = imputation_system.mean_latents(networks["generator"], count)
+    if seed:
+        shape = latents["z"].shape
+        latents["z"] = jax.random.normal(jax.random.key(seed), shape, jnp.float32)
+    return latents
+
+
+IMPUTATION_FAMILY = Family(
+    name="imputation",
+    title="learnable feature imputation",
+    kinds=(
+        Kind(
+            name="imputation",
+            role="generator",
+            module=imputation.ImputationGenerator,
+            signature=imputation_files.GENERATOR_SIGNATURE,
+            infer=imputation_files.infer_generator,
+            rules=imputation_files.generator_rules,
+            constants=imputation_files.generator_constants,
+            rename=imputation_files.rename_generator,
+        ),
+        Kind(
+            name="imputation_discriminator",
+            role="discriminator",
+            module=imputation.ImputationDiscriminator,
+            signature=imputation_files.DISCRIMINATOR_SIGNATURE,
+            infer=imputation_files.infer_discriminator,
+            rules=imputation_files.discriminator_rules,
+            constants=imputation_files.discriminator_constants,
+            rename=imputation_files.rename_discriminator,
+        ),
+    ),
+    exported=imputation_system.Imputation.exported,
+    system=imputation_system.Imputation.from_config,
+    check_settings=imputation_system.check_settings,
+    check_init=lambda config, pretrained: None,
+    predict=_predict_imputation,
+    draw=_draw_imputation,
+    architecture=(
+        *_GAN_SIZES,
+        *(
+            f"imputation.{field}"
+            for field in (
+                *("latents", "points", "generator_pose", "discriminator_pose"),
+                *("imputes", "form", "sums", "shortcuts", "grows"),
+            )
+        ),
+    ),
+    labels={
+        "g/adversarial": "G",
+        "g/l1": "L1",
+        "d/adversarial": "D",
+        "d/penalty": "penalty",
+        "g/hole_psnr": "hole dB",
+    },
+    panels=(
+        _GAN_PANELS[0],
+        Panel(
+            "generator's losses",
+            (("g/adversarial", "adversarial", "-"), ("g/l1", "L1", ":")),
+        ),
+        Panel(
+            "discriminator's mean scores",
+            (("d/real", "real", "-"), ("d/fake", "fake", "--")),
+        ),
+        Panel(
+            "norm of the discriminator's gradient",
+            (("d/gradient_norm", "norm", "-"), ("d/penalty", "penalty", "--")),
+            logarithmic=True,
+        ),
+    ),
+    published=_published_imputation,
+)
+
+
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (MIGAN_FAMILY, COMODGAN_FAMILY, DEEPGIN_FAMILY)
+    family.name: family
+    for family in (MIGAN_FAMILY, COMODGAN_FAMILY, DEEPGIN_FAMILY, IMPUTATION_FAMILY)
 }
 
 

@@ -164,6 +164,7 @@ def _kernel_gradient_by_rows(size: int, x: jax.Array, dy: jax.Array) -> jax.Arra
         )
 
     zero = at_least_float32(jnp.zeros((w, c), x.dtype))
-    sums = lax.fori_loop(0, n * h, add_row, (zero,) * len(taps), unroll=min(4, n * h))
+    unroll = min(4 if size == 3 else 2, n * h)  # more taps take longer to compile
+    sums = lax.fori_loop(0, n * h, add_row, (zero,) * len(taps), unroll=unroll)
     totals = jnp.stack([jnp.sum(total, axis=0) for total in sums])
     return totals.reshape(size, size, 1, c)
