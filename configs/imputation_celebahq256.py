@@ -1,7 +1,7 @@
 """Learnable feature imputation at 256 pixels on CelebA-HQ (Hukkelas et al. 2020).
 
-The default is the paper's final network, row e with 11.5 M parameters. The ladder's rows
-a to e and e_conv have half the channels, as in imputation_places256, which lists them.
+The default is the paper's final network, row e with 11.5 M parameters. The ladder's
+rows a to e and e_conv, which imputation_places256 lists, have half the channels.
 
 Data      27,000 of CelebA-HQ's images:
             python -m migan_jax.prepare celebahq/train datasets/celebahq256 --size=256

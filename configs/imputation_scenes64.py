@@ -5,7 +5,7 @@ TODO
 Hardware  Two CPU cores.
 Length    12 kimg, 1,500 steps
 Expect    TODO
-Command   python -m migan_jax.train --config=imputation_scenes64 --workdir=runs/imputation
+Command   python -m migan_jax.train --config=imputation_scenes64 --workdir=runs/imp
 """
 
 from migan_jax.config import base_config, imputation_row

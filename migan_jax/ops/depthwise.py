@@ -149,22 +149,31 @@ def _kernel_gradient_by_rows(size: int, x: jax.Array, dy: jax.Array) -> jax.Arra
     """Accumulate the taps' sums row by row, so that they stay in cache."""
     n, h, w, c = x.shape
     padded = pad_images(x, size // 2)
-    taps = [(i, j) for i in range(size) for j in range(size)]
 
-    def add_row(index: int, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        image, row = index // h, index % h
-        window = lax.dynamic_slice(
-            padded, (image, row, 0, 0), (1, size, w + size - 1, c)
-        )
-        gradient = lax.dynamic_slice(dy, (image, row, 0, 0), (1, 1, w, c))[0, 0]
-        window, gradient = at_least_float32(window[0]), at_least_float32(gradient)
-        return tuple(
-            total + window[i, j : j + w] * gradient
-            for total, (i, j) in zip(sums, taps, strict=True)
-        )
+    def sum_taps(first: jax.Array | int, columns: int) -> jax.Array:
+        """Return the sums of the taps in some columns: [size, columns, C]."""
+        taps = [(i, j) for i in range(size) for j in range(columns)]
 
-    zero = at_least_float32(jnp.zeros((w, c), x.dtype))
-    unroll = min(4 if size == 3 else 2, n * h)  # more taps take longer to compile
-    sums = lax.fori_loop(0, n * h, add_row, (zero,) * len(taps), unroll=unroll)
-    totals = jnp.stack([jnp.sum(total, axis=0) for total in sums])
-    return totals.reshape(size, size, 1, c)
+        def add_row(index: int, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            image, row = index // h, index % h
+            window = lax.dynamic_slice(
+                padded, (image, row, first, 0), (1, size, w + columns - 1, c)
+            )
+            gradient = lax.dynamic_slice(dy, (image, row, 0, 0), (1, 1, w, c))[0, 0]
+            window, gradient = at_least_float32(window[0]), at_least_float32(gradient)
+            return tuple(
+                total + window[i, j : j + w] * gradient
+                for total, (i, j) in zip(sums, taps, strict=True)
+            )
+
+        zero = at_least_float32(jnp.zeros((w, c), x.dtype))
+        sums = (zero,) * len(taps)
+        sums = lax.fori_loop(0, n * h, add_row, sums, unroll=min(4, n * h))
+        totals = jnp.stack([jnp.sum(total, axis=0) for total in sums])
+        return totals.reshape(size, columns, c)
+
+    if size == 3:
+        return sum_taps(0, size)[:, :, None]
+    # All taps of larger kernels at once would take twice as long to compile.
+    by_column = lax.map(lambda first: sum_taps(first, 1)[:, 0], jnp.arange(size))
+    return by_column.swapaxes(0, 1)[:, :, None]
