@@ -153,6 +153,8 @@ def to_form(checkpoint: Checkpoint, form: KernelForm) -> Checkpoint:
 
 def from_tensors(tensors: Tensors, kinds: Kinds) -> dict[str, Checkpoint]:
     """Build the networks that have these tensors, by role; keep the kernel form."""
+    for kind in kinds:
+        tensors = kind.rename(tensors)
     networks = infer_networks(tensors, kinds)
     by_kind = {kind_of(network, kinds): network for network in networks}
     expected = {kind: entries(network, kind) for kind, network in by_kind.items()}
