@@ -1,7 +1,8 @@
 """Convert a checkpoint between formats, and between fused and trainable kernels.
 
-INPUT is a .pt or .safetensors file or a run's workdir. The network (a generator or
-discriminator of any family) and its sizes are inferred from its tensors.
+INPUT is a .pt, .pth, .ckpt or .safetensors file or a run's workdir. The network (a
+generator or discriminator of any family) and its sizes are inferred from its tensors.
+Of a training checkpoint (.ckpt), only the averaged generator is read.
 OUTPUT's extension selects the format; without an extension it is a workdir.
 
   # The released network, ready for fine-tuning:

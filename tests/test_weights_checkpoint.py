@@ -158,7 +158,9 @@ def test_names_of_outputs(name, is_file, tmp_path):
     assert is_file_name(tmp_path / name) is is_file
 
 
-@pytest.mark.parametrize("name", ["a.h5", "a.npz", "a.pt2", "a.PT", "a.onnx", "a.pkl"])
+@pytest.mark.parametrize(
+    "name", ["a.h5", "a.npz", "a.pt2", "a.PT", "a.onnx", "a.pkl", "a.ckpt"]
+)
 def test_unsupported_extensions(name, tmp_path):
     checkpoint = from_tensors(random_tensors(NETWORKS["migan_fused"]))
     with pytest.raises(UserError, match=r"\.safetensors") as caught:

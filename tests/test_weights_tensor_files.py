@@ -72,7 +72,7 @@ def test_paths_without_a_file(tmp_path):
 def test_other_extensions(tmp_path):
     for name in ("x.bin", "x", "x.PT", "x.pt.zip"):
         (tmp_path / name).write_bytes(b"x")
-        assert ".pt, .pth, .safetensors" in error_of(tmp_path / name)
+        assert ".pt, .pth, .ckpt, .safetensors" in error_of(tmp_path / name)
     for name in ("x.pkl", "x.pickle"):
         (tmp_path / name).write_bytes(b"x")
         assert "run code" in error_of(tmp_path / name)

@@ -153,10 +153,16 @@ def tensor(memory=None, offset=0, shape=(6,), strides=(1,), more=b"", version=2)
     return call(f"{REBUILD}_v{version}", memory or storage(), view, rest)
 
 
-def state(*values):
+def dictionary(**values):
+    """Return instructions that push a dictionary of values that instructions push."""
+    pairs = (push(name) + value for name, value in values.items())
+    return b"}(" + b"".join(pairs) + b"u"
+
+
+def state(*values, **more):
     """Return the pickle of a state dict with values that instructions push."""
-    pairs = (push(f"t{n}") + value for n, value in enumerate(values))
-    return b"\x80\x02}(" + b"".join(pairs) + b"u."
+    numbered = {f"t{n}": value for n, value in enumerate(values)}
+    return b"\x80\x02" + dictionary(**numbered, **more) + b"."
 
 
 REBUILD = "torch._utils._rebuild_tensor"
@@ -319,6 +325,10 @@ def test_deep_nesting_does_not_overflow_the_stack(tmp_path):
     path = tmp_path / "x.pt"
     write_zip(path, state(b"]" * ENDLESS + b"a" * (ENDLESS - 1)))
     assert "(t0)" in error_of(path)
+    name = push("running_average_generator")
+    dictionaries = name + b"q\2}" + b"h\2}" * ENDLESS + b"s" * ENDLESS
+    write_zip(path, b"\x80\x02}" + dictionaries + b"s.")
+    assert "(running_average_generator)" in error_of(path)
     nested = b")" + b"\x85" * ENDLESS
     for objects in (
         b"\x80\x02}" + nested + tensor() + b"s.",
@@ -329,6 +339,145 @@ def test_deep_nesting_does_not_overflow_the_stack(tmp_path):
         assert "damaged" in error_of(path)
     write_legacy(path, state(tensor()), keys=b"](" + nested + b"e")
     assert "damaged" in error_of(path)
+
+
+# Training checkpoints: only the averaged network's tensors are read.
+
+
+NUMBER = push(3)
+LAYOUTS = {
+    "bare": lambda tensors: tensors,
+    "wrapped": lambda tensors: dictionary(parameters=tensors),
+    "grown": lambda tensors: dictionary(
+        transition_step=NUMBER, transition_value=push(0.5), parameters=tensors
+    ),
+}
+
+
+def training_checkpoint(average, **more):
+    other = tensor(storage("1", 2, "torch.HalfStorage"), shape=(2,))
+    entries = {
+        "D": dictionary(t0=other, t1=tensor(shape=(99,))),
+        "optimizer": dictionary(state=dictionary(t0=other), groups=push([None, 0.5])),
+        "global_step": NUMBER,
+        "running_average_generator": average,
+        "StatsLogger": dictionary(total=push("text"), last=push(True)),
+    }
+    return state(**entries, **more)
+
+
+def write_training_checkpoint(write, path, objects, other=b"\0\x3c\0\x40"):
+    """Write a file with a second storage, of 2-byte numbers, which nobody reads."""
+    if write is write_zip:
+        return write_zip(path, objects, {"0": SIX, "1": other})
+    counts = [len(SIX) // 4, len(other) // 2]
+    write_legacy(path, objects, {"0": SIX, "1": other}, counts=counts)
+
+
+@WRITERS
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_training_checkpoints(layout, write, tmp_path):
+    path, average = tmp_path / "x.ckpt", LAYOUTS[layout](dictionary(a=tensor()))
+    write_training_checkpoint(write, path, training_checkpoint(average))
+    arrays = read_tensors(path)
+    assert list(arrays) == ["a"]
+    assert np.array_equal(arrays["a"], np.arange(6))
+
+
+@pytest.mark.torch
+@FORMATS
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_training_checkpoints_of_torch(protocol, zipped, tmp_path, torch):
+    network = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.Linear(4, 5))
+    adam = torch.optim.Adam(network.parameters(), 0.1, (0.0, 0.99))
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    adam.step()
+    average = {n: x + 1 for n, x in network.state_dict().items()}
+    content = {
+        "D": {"transition_step": 5, "parameters": OrderedDict(a=torch.ones(2).half())},
+        "G": network.state_dict(),
+        "optimizer": {"g_optimizer": adam.state_dict()},
+        "global_step": 20_000_032,
+        "running_average_generator": average,
+        "CheckpointHook": {"next_validation_checkpoint": 10**20},
+        "ImageSaveHook": {"before_images": torch.ones(3, 1).bfloat16()},
+        "StatsLogger": {"total_time": 0.5, "last": None, "names": ("a", [True])},
+    }
+    torch.save(
+        content,
+        tmp_path / "x.ckpt",
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=zipped,
+    )
+    arrays = read_tensors(tmp_path / "x.ckpt")
+    assert list(arrays) == list(average)
+    for name, array in arrays.items():
+        assert array.tobytes() == average[name].numpy().tobytes()
+
+
+def test_storages_of_other_networks_are_not_read(tmp_path):
+    path, average = tmp_path / "x.ckpt", dictionary(a=tensor())
+    endless = tensor(storage("2", 2**62), shape=(2**62,))
+    write_zip(path, training_checkpoint(average, G=dictionary(a=endless)))
+    assert list(read_tensors(path)) == ["a"]
+    other = b"some bytes"
+    write_training_checkpoint(write_zip, path, training_checkpoint(average), other)
+    path.write_bytes(path.read_bytes().replace(other, other[::-1]))
+    assert list(read_tensors(path)) == ["a"]
+
+
+def test_false_counts_of_other_storages(tmp_path):
+    path, average = tmp_path / "x.ckpt", dictionary(a=tensor())
+    for count in (3, -2, 2**61, 2**62):
+        other = tensor(storage("2", count), shape=(1,))
+        objects = state(running_average_generator=average, G=dictionary(a=other))
+        write_legacy(path, objects, {"0": SIX, "2": bytes(8)}, counts=[6, count])
+        assert "damaged" in cheap_error_of(path)
+    # A storage of the averaged network, elsewhere with another size.
+    other = tensor(storage("0", 7))
+    objects = state(running_average_generator=average, G=dictionary(a=other))
+    write_legacy(path, objects, {"0": SIX + SIX[:4]})
+    assert "damaged" in cheap_error_of(path)
+
+
+@WRITERS
+def test_code_in_other_entries_is_refused(write, tmp_path):
+    path, average = tmp_path / "x.ckpt", dictionary(a=tensor())
+    linear = push_name("torch.nn.Linear")
+    for code in (
+        call("os.system", push("touch ran")),
+        call("numpy.core.multiarray.scalar", NUMBER),
+        linear + b")\x81",
+        b"(ios\nsystem\n",
+        tensor() + b"}b",
+    ):
+        objects = training_checkpoint(average, MetricHook=dictionary(next=code))
+        write_training_checkpoint(write, path, objects)
+        assert "run code" in error_of(path)
+
+
+@WRITERS
+def test_training_checkpoints_without_an_averaged_network(write, tmp_path):
+    path, tensors = tmp_path / "x.ckpt", dictionary(a=tensor())
+    name, itself = push("running_average_generator"), push("parameters") + b"h\1s"
+    for objects, expected in (
+        (state(G=tensors, D=tensors, step=NUMBER), "(G, D, step)"),
+        (state(parameters=tensors), "(parameters)"),
+        (state(running_average_generator=NUMBER), "(running_average_generator)"),
+        (state(G=dictionary(running_average_generator=tensors)), "(G)"),
+        (training_checkpoint(dictionary(a=tensors)), "(a)"),
+        (training_checkpoint(dictionary(parameters=NUMBER)), "(parameters)"),
+        (training_checkpoint(LAYOUTS["wrapped"](LAYOUTS["grown"](tensors))), "(tr"),
+        (training_checkpoint(b"}"), "an empty dict"),
+        (training_checkpoint(LAYOUTS["grown"](b"}")), "an empty dict"),
+        # Dictionaries that hold themselves.
+        (b"\x80\x02}q\1" + itself + b".", "(parameters)"),
+        (b"\x80\x02}q\1" + name + b"h\1s" + itself + b".", "(running_average"),
+        (state(running_average_generator=b"}" + DOUBLED + b"}s"), "damaged"),
+    ):
+        write(path, objects)
+        assert expected in cheap_error_of(path)
 
 
 BEYOND = {

@@ -30,7 +30,7 @@ def convolve_certainty(certainty: jax.Array, kernel: jax.Array) -> jax.Array:
     padded = pad_images(certainty, size // 2)
     _, h, w = certainty.shape
     return sum(
-        kernel[i, j] * padded[:, i : i + h, j : j + w]  # [1, 1] broadcasts
+        kernel[i, j, 0, 0] * padded[:, i : i + h, j : j + w]
         for i in range(size)
         for j in range(size)
     )

@@ -61,10 +61,10 @@ def infer_by_levels(
         for level, name in matches
         if tensors[name].ndim > axis and tensors[name].size
     ]
-    channel_base, channel_max = _fit_channels(widths)
+    channel_base, channel_max = fit_channels(widths)
     if not channels_at(resolution, channel_base, channel_max):
         raise UnknownNetwork
-    fields: dict[str, Any] = _infer_widths(tensors, other_widths or {})
+    fields: dict[str, Any] = infer_widths(tensors, other_widths or {})
     if with_kernels:
         fields["reparam"] = _infer_reparam([name for _, name in matches])
     return module(
@@ -83,21 +83,25 @@ def _infer_resolution(tensors: Tensors) -> int:
     return max(named.intersection(levels(MAX_RESOLUTION)), default=0)
 
 
-def _fit_channels(widths: list[tuple[int, int]]) -> tuple[int, int]:
-    """Return the base and maximum that fit most of the (level, width) pairs."""
+def fit_channels(widths: list[tuple[int, int]]) -> tuple[int, int]:
+    """Return the base and maximum that fit most of the (level, width) pairs.
+
+    Of several, the multiples of the highest powers of 2.
+    """
     candidates = {
         (level * width, maximum) for level, width in widths for _, maximum in widths
     }
 
-    def matches(channels: tuple[int, int]) -> int:
-        return sum(channels_at(level, *channels) == width for level, width in widths)
+    def rank(channels: tuple[int, int]) -> tuple[int, ...]:
+        fits = [channels_at(level, *channels) == width for level, width in widths]
+        return sum(fits), *(number & -number for number in channels)
 
-    return max(sorted(candidates), key=matches, default=(0, 0))
+    return max(sorted(candidates), key=rank, default=(0, 0))
 
 
-def _infer_widths(
-    tensors: Tensors, sources: Mapping[str, Sequence[tuple[str, int]]]
-) -> dict[str, int]:
+def infer_widths(
+    tensors: Tensors, sources: Mapping[Any, Sequence[tuple[str, int]]]
+) -> dict[Any, int]:
     """Infer fields from tensors; fields without any tensor keep their defaults."""
     counts = {
         field: Counter(
@@ -124,10 +128,10 @@ def _infer_reparam(names: list[str]) -> Reparam:
 
 
 class UnknownNetwork(Exception):
-    """The tensors belong to no known network."""
+    """The tensors belong to no known network; its argument may say why."""
 
     def __str__(self) -> str:
-        return (
+        return super().__str__() or (
             "its tensors match no known network (released names are like "
             "synthesis.b4.torgb.weight). Check which network the file holds."
         )

@@ -25,7 +25,7 @@ from migan_jax.weights.architecture import (
     infer_networks,
 )
 from migan_jax.weights.kinds import Kinds, Network, has_kernels, kind_of
-from migan_jax.weights.locations import FILE_SUFFIXES, find_checkpoint
+from migan_jax.weights.locations import OUTPUT_SUFFIXES, find_checkpoint
 from migan_jax.weights.names import Entry, entries, is_constant
 from migan_jax.weights.tensor_files import Tensors, read_tensors, write_tensors
 
@@ -119,11 +119,11 @@ def save_checkpoints(
 
 def is_file_name(path: Path) -> bool:
     """Return whether the output is a tensor file; otherwise it is a workdir."""
-    if path.suffix in FILE_SUFFIXES:
+    if path.suffix in OUTPUT_SUFFIXES:
         return True
     if path.suffix[1:2].isalpha():  # "v1.0" names a folder
         raise UserError(
-            f"{path} has an unsupported extension. Use {', '.join(FILE_SUFFIXES)}, "
+            f"{path} has an unsupported extension. Use {', '.join(OUTPUT_SUFFIXES)}, "
             f"or no extension for a workdir."
         )
     refuse_undecodable(path)
@@ -153,6 +153,8 @@ def to_form(checkpoint: Checkpoint, form: KernelForm) -> Checkpoint:
 
 def from_tensors(tensors: Tensors, kinds: Kinds) -> dict[str, Checkpoint]:
     """Build the networks that have these tensors, by role; keep the kernel form."""
+    for kind in kinds:
+        tensors = kind.rename(tensors)
     networks = infer_networks(tensors, kinds)
     by_kind = {kind_of(network, kinds): network for network in networks}
     expected = {kind: entries(network, kind) for kind, network in by_kind.items()}

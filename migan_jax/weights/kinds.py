@@ -42,6 +42,7 @@ class Kind:
       infer: returns the network that has the given tensors.
       rules: renames its parameters to the names in files.
       constants: tensors in its files that are not parameters.
+      rename: gives a file's tensors their newest names, if there have been others.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Kind:
     infer: Callable[[Tensors], Network]
     rules: Callable[[Network], Rules]
     constants: Callable[[Network], Tensors]
+    rename: Callable[[Tensors], Tensors] = lambda tensors: tensors
 
 
 Kinds = Sequence[Kind]

@@ -12,7 +12,9 @@ from migan_jax.buckets import Bucket, bucket_address
 from migan_jax.errors import UserError
 from migan_jax.files import CACHE, refuse_address, refuse_undecodable
 
-TORCH_SUFFIXES = ".pt", ".pth"
+# To write and to read; `.ckpt` is of training checkpoints, which are only read.
+OUTPUT_SUFFIXES = ".pt", ".pth", ".safetensors"
+TORCH_SUFFIXES = ".pt", ".pth", ".ckpt"
 FILE_SUFFIXES = *TORCH_SUFFIXES, ".safetensors"
 # In a run's workdir: its checkpoints and its initial settings.
 CHECKPOINTS, CONFIG_FILE = "checkpoints", "config.json"

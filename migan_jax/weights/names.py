@@ -33,9 +33,11 @@ _TRAINING = (
     (r"/kernels$", "/w{}"),
 )
 
-# Constants in the files: filter taps and zero-stuffing masks.
+# Constants in the files: filter taps, zero-stuffing masks, unused copies of layers,
+# and a mark of ours.
 _CONSTANT = re.compile(
-    r"(^|\.)(resample_filter|filter_const|(up|down)sample\.filter\.weight)$"
+    r"(^|\.)(resample_filter|filter_const|(up|down)sample\.filter\.weight|"
+    r"(pose_preprocessor\.[13]|output_layer)\.linear\.(weight|bias)|weighted_down)$"
 )
 
 
@@ -82,8 +84,12 @@ class Entry:
 
 def entries(network: Network, kind: Kind) -> list[Entry]:
     """Return all leaves of the network's trees with their names in files."""
+    return entries_by(network, kind.rules(network))
+
+
+def entries_by(network: Network, rules: Rules) -> list[Entry]:
+    """Return the same with names by these rules."""
     leaves = flatten_dict(abstract_variables(network))
-    rules = kind.rules(network)
     return [_make_entry(rules, path, leaf.shape) for path, leaf in leaves.items()]
 
 

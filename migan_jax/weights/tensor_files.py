@@ -1,7 +1,7 @@
 """Read and write tensor files without ever running code from a file.
 
-`.safetensors` holds only tensors. `.pt` is a pickle, and only instructions that build
-tensors are accepted. Reading does not need PyTorch.
+`.safetensors` holds only tensors. `.pt`, `.pth` and `.ckpt` are pickles, and only
+instructions that build tensors are accepted. Reading does not need PyTorch.
 """
 
 from io import BytesIO

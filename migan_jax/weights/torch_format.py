@@ -11,6 +11,9 @@ need, on a stack of plain values where functions are only names, and refuses oth
 Values from a file may be nested without end, so they are not hashed, compared or
 printed before their type is known. Memory is allocated for what the file holds, not for
 what it claims.
+
+Of a training checkpoint, whose entries are many networks and numbers, only the averaged
+network is read.
 """
 
 import math
@@ -30,6 +33,10 @@ _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 _MAX_PICKLE_SIZE = 2**20
 _MAX_NAME_LENGTH = 300
 _MAX_DIMENSIONS = 32  # the limit of older versions of numpy
+
+# Where training checkpoints have the averaged weights, and where those have the tensors
+# if they also describe how far a network has grown.
+_AVERAGE, _TENSORS = "running_average_generator", "parameters"
 
 _STORAGE_DTYPES = {
     "Double": "float64",
@@ -136,6 +143,7 @@ _Parsed = tuple[dict[str, _View], dict[str, _Span]]  # tensors by name, storages
 def read_state(file: BinaryIO) -> dict[str, np.ndarray]:
     """Read the tensors of a saved `state_dict()`, small floats as float32.
 
+    Of a training checkpoint, read the averaged network's, and no other's storages.
     Tensors that share a storage share memory. Raises an exception of this module, or
     any other if the file is malformed.
     """
@@ -197,8 +205,8 @@ def _parse_legacy(file: BinaryIO, length: int) -> _Parsed:
     magic, version, _machine = (_parse_pickle(head) for _ in range(3))
     if magic != _MAGIC or version != _VERSION:
         raise ValueError("its header is not PyTorch's")
-    views = _make_views(_parse_pickle(head))
-    storages = {view.storage.key: view.storage for view in views.values()}
+    storages: dict[str, _Storage] = {}  # also those of tensors that are not read
+    views = _make_views(_parse_pickle(head, storages))
     keys, spans = _parse_pickle(head), {}
     file.seek(head.tell())
     for key in keys:
@@ -227,8 +235,11 @@ def _read_span(file: BinaryIO, length: int, span: _Span) -> np.ndarray:
     return content
 
 
-def _parse_pickle(pickle: BytesIO) -> Any:
-    """Parse a pickle up to its end, and return what it describes."""
+def _parse_pickle(pickle: BytesIO, storages: dict[str, _Storage] | None = None) -> Any:
+    """Parse a pickle up to its end, and return what it describes.
+
+    Adds all storages that it names to `storages`.
+    """
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
@@ -260,6 +271,11 @@ def _parse_pickle(pickle: BytesIO) -> Any:
             case "SETITEM" | "SETITEMS" as name:
                 values = pop(2 if name == "SETITEM" else None)
                 stack[-1].pairs.extend(zip(values[::2], values[1::2], strict=True))
+            case "BINPERSID":
+                storage = _make_storage(*pop(1))
+                stack.append(storage)
+                if storages is not None:
+                    storages[storage.key] = storage
             case name if name in _LITERAL_OPCODES:
                 stack.append(argument)
             case name:
@@ -288,8 +304,6 @@ def _make_value(name: str, argument: Any, pop: Callable[..., list]) -> Any:
             return _make_global(*argument.split(" "))
         case "STACK_GLOBAL":
             return _make_global(*pop(2))
-        case "BINPERSID":
-            return _make_storage(*pop(1))
         case "REDUCE":
             return _make_call(*pop(2))
         case "BUILD":
@@ -335,6 +349,7 @@ def _make_call(function: Any, arguments: Any) -> Any:
 
 def _make_views(state: Any) -> dict[str, _View]:
     """Return the tensors of a state dict by name; refuse anything else."""
+    state = _find_average(state)
     if type(state) is not _Dict:
         raise NotStateDict(f"a {type(state).__name__.lstrip('_')}")
     if not state.pairs:
@@ -344,6 +359,17 @@ def _make_views(state: Any) -> dict[str, _View]:
     if others:
         raise NotStateDict("values other than tensors", *others)
     return {name: _make_view(name, tensor) for name, tensor in pairs}
+
+
+def _find_average(state: Any) -> Any:
+    """Return the averaged network of a training checkpoint; anything else unchanged."""
+    for name in (_AVERAGE, _TENSORS):
+        pairs = state.pairs if type(state) is _Dict else []
+        found = [v for k, v in pairs if type(k) is str and k == name]
+        if not found or type(found[-1]) is not _Dict:
+            break
+        state = found[-1]
+    return state
 
 
 def _make_name(key: Any) -> str:
