@@ -218,6 +218,9 @@ def _data_settings() -> dict[str, Any]:
         # Your own masks, with the names of the pictures: a folder or zip.
         "masks": placeholder(str),
         "mask_hole": "white",  # or "black": the colour of the hole in your masks
+        # Keypoints of each picture, for families that take them: a .json, a .npy or a
+        # folder (data/points.py), or "scenes" for those of scenes:faces.
+        "points": placeholder(str),
         "mask_kind": "free_form",  # of random masks, without your own
         "draw_masks_on": "device",  # or "host", which is faster on CPUs
         "crop": "square",  # the largest; or "whole" (squeezed) or "native"
@@ -229,6 +232,7 @@ def _data_settings() -> dict[str, Any]:
         "held_out": 8,  # validation pictures, never trained on
         # Their source, given like `source`; default: they are taken from `source`.
         "validation": placeholder(str),
+        "validation_points": placeholder(str),  # its keypoints, like `points`
     }
 
 
@@ -343,7 +347,8 @@ def smoke(config: "ConfigDict", devices: int = 1) -> None:
             "imputation": {"latents": 4, "phase_kimg": batch_size / 1000},
             "optimizer": {"warmup_kimg": 0, "frozen_levels": 0},
             "data": {
-                "source": "scenes",
+                "source": "scenes:faces" if config.data.points else "scenes",
+                "points": "scenes" if config.data.points else None,
                 # DeepGIN draws several masks per image, on the device.
                 "draw_masks_on": "device" if config.system == "deepgin" else "host",
                 "held_out": 2,
@@ -353,7 +358,7 @@ def smoke(config: "ConfigDict", devices: int = 1) -> None:
             "save_every_steps": 1,
         }
     )
-    for key in ("teacher", "data.masks", "data.validation"):
+    for key in ("teacher", "data.masks", "data.validation", "data.validation_points"):
         config.update_from_flattened_dict({key: None})
 
 

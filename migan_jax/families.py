@@ -99,6 +99,7 @@ class Family:
       panels: a run's curves, beside that of the held-out images.
       published: the paper's numbers for an exported network, if it has any.
       is_exportable: whether it can be exported to ONNX.
+      takes_points: whether it is trained with the images' keypoints (`data.points`).
     """
 
     name: str
@@ -118,6 +119,7 @@ class Family:
     outline_frozen: Callable[["ConfigDict"], dict[str, Frozen]] | None = None
     published: Callable[[Network], Published | None] = lambda network: None
     is_exportable: bool = False
+    takes_points: bool = False
 
 
 # Shared by the families with a generator and a logistic GAN loss.

@@ -374,7 +374,7 @@ def read_all(source, folder):
         images, masks = FileSource(source.files.location), MaskSet(folder / "masks")
         masks.check()
         test_set = TestSet(images, resolution=16, masks=masks, count=2)
-        return test_set.batch(range(len(test_set)))
+        return [pair[1:] for pair in test_set.batch(range(len(test_set)))]
 
     for read in (
         lambda: open_small(folder),
@@ -382,7 +382,7 @@ def read_all(source, folder):
         lambda: prepare(source, folder, SINGLE),
     ):
         try:
-            yield [example[-2:] for example in read()]  # image and hole
+            yield [example[:2] for example in read()]  # image and hole
         except UserError as error:
             assert "\n" not in str(error)
             yield None

@@ -211,7 +211,8 @@ def exact(float64, recipe):
     state = dataclasses.replace(state, step=jnp.int32(CHANGE), opt_state=moments)
     mask = (rng.random((6, 16, 16, 1)) < 0.7).astype(np.float64)
     image = rng.standard_normal((6, 16, 16, 3)) / 2
-    return system, span, state, {"image": image, "mask": mask, "sample": np.arange(6)}
+    batch = {"image": image, "mask": mask, "points": rng.random((6, 7, 2))}
+    return system, span, state, batch | {"sample": np.arange(6)}
 
 
 def select_turns(span, *names):

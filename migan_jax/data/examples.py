@@ -30,6 +30,7 @@ class Encoded(NamedTuple):
 
     image: bytes | np.ndarray  # a file's bytes, or drawn pixels
     mask: bytes | None = None  # a file's bytes
+    points: np.ndarray | None = None  # float32 [K, 2], pixels of the upright image
 
 
 class Example(NamedTuple):
@@ -37,6 +38,7 @@ class Example(NamedTuple):
 
     image: np.ndarray  # uint8 [H, W, 3]
     hole: np.ndarray | None = None  # bool [H, W], if it has a mask
+    points: np.ndarray | None = None  # float32 [K, 2], (x, y) in [0, 1]
 
 
 class Region(NamedTuple):
@@ -90,12 +92,15 @@ class CropSettings:
 def decode(encoded: Encoded, name: object, mask_hole: MaskHole) -> Example:
     """Decode a whole image."""
     if isinstance(encoded.image, np.ndarray):
-        return Example(encoded.image)
+        height, width = encoded.image.shape[:2]
+        whole = Region(0, 0, width, height)
+        return Example(encoded.image, points=_points_in(whole, encoded.points))
     with open_image(BytesIO(encoded.image), name) as image:
         _check_colours(image, name)
         rgb = _to_upright_rgb(image, name)
         hole = _decode_hole(encoded, *rgb.size, name, mask_hole)
-        return Example(np.asarray(rgb), hole)
+        points = _points_in(Region(0, 0, *rgb.size), encoded.points)
+        return Example(np.asarray(rgb), hole, points)
 
 
 def decode_crop(
@@ -113,7 +118,8 @@ def decode_crop(
     if isinstance(encoded.image, np.ndarray):
         drawn = Image.fromarray(encoded.image)
         region = crop.region(*drawn.size, rng)
-        return Example(_resize_region(drawn, region, drawn.size, crop.resolution, gap))
+        square = _resize_region(drawn, region, drawn.size, crop.resolution, gap)
+        return Example(square, points=_points_in(region, encoded.points))
     with open_image(BytesIO(encoded.image), name) as image:
         _check_colours(image, name)
         width, height = _upright_size(image)
@@ -127,7 +133,7 @@ def decode_crop(
         square = _resize_region(rgb, region, full_size, crop.resolution, gap)
         if hole is not None:
             hole = resize_hole(hole, region.corners, (crop.resolution,) * 2)
-        return Example(square, hole)
+        return Example(square, hole, _points_in(region, encoded.points))
 
 
 def too_small_error(name: object, width: int, height: int, minimum: int) -> UserError:
@@ -209,6 +215,15 @@ def _region_with_hole(
         left=min(max(left, 0), width - region.width),
         top=min(max(top, 0), height - region.height),
     )
+
+
+def _points_in(region: Region, points: np.ndarray | None) -> np.ndarray | None:
+    """Return points relative to a region, those outside at its border."""
+    if points is None:
+        return None
+    left, top, width, height = region
+    relative = (points - (left, top)) / (width, height)
+    return np.clip(relative, 0, 1).astype(np.float32)
 
 
 def _set_jpeg_scale(image: Image.Image, region: Region, min_side: float) -> None:

@@ -62,8 +62,9 @@ class Loader:
         """Load this process's rows of a batch.
 
         Returns "image", uint8 [rows, R, R, 3]; if the source has masks, or if they are
-        drawn here, "mask", uint8 [rows, R, R, 1], 1 where known; for each row the
-        "planned" record of the order, and the "used" one.
+        drawn here, "mask", uint8 [rows, R, R, 1], 1 where known; if it has keypoints,
+        "points", float32 [rows, K, 2], relative to the crop; for each row the "planned"
+        record of the order, and the "used" one.
         """
         positions = [self.position(step, row) for row in self.rows]
         planned = [self.record_at(position) for position in positions]
@@ -79,6 +80,8 @@ class Loader:
         elif self.sampler is not None:
             masks = [self._draw_mask(position) for position in positions]
             batch["mask"] = np.stack(masks)[..., None]
+        if examples[0].points is not None:
+            batch["points"] = np.stack([example.points for example in examples])
         return batch
 
     def position(self, step: int, row: int) -> int:

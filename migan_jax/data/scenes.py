@@ -19,6 +19,7 @@ from migan_jax.data.surfaces import (
     TEXTURES,
     TILES,
     Surfaces,
+    draw_palette,
     make_surfaces,
     render,
 )
@@ -31,10 +32,15 @@ NEAR_PLANE = 0.1  # distance from the camera below which nothing is visible
 def draw_scene(
     rng: np.random.Generator, size: int, family: str | None = None
 ) -> np.ndarray:
-    """Draw a scene, uint8 [size, size, 3], of a family or of a random one."""
+    """Draw a scene, uint8 [size, size, 3], of a family or of a random one.
+
+    Faces are not among the random ones.
+    """
     family = str(rng.choice(list(SCENE_FAMILIES))) if family is None else family
+    if family == FACES:
+        return draw_face(rng, size)[0]
     if family not in SCENE_FAMILIES:
-        known = ", ".join(SCENE_FAMILIES)
+        known = ", ".join([*SCENE_FAMILIES, FACES])
         raise UserError(f"There is no scene family {family!r}; use one of {known}.")
     return SCENE_FAMILIES[family](rng, size)
 
@@ -202,6 +208,91 @@ def draw_grids(rng: np.random.Generator, size: int) -> np.ndarray:
     surfaces.light[:, 0] = 0, 0.2, 0, 0.8, 0
     surfaces.colours[..., 0] = SKY * rng.uniform(0.7, 1.2, (2, 1))
     return render(rng, size, surfaces, rng.uniform(0.002, 0.008))
+
+
+# Faces. Their unit is half the width of the head, whose middle is (0, 0).
+
+FACES, FACE_POINTS = "faces", 7  # the family's name, keypoints of a face
+SKINS = np.array([[0.98, 0.84, 0.74], [0.8, 0.58, 0.44], [0.38, 0.25, 0.18]]) ** 2
+HAIRS = np.array([[0.1, 0.08, 0.07], [0.45, 0.26, 0.12], [0.9, 0.72, 0.4]]) ** 2
+IRISES = np.array([[0.25, 0.45, 0.7], [0.25, 0.5, 0.3], [0.4, 0.25, 0.1]]) ** 2
+EYE_WHITE, PUPIL, LIPS = np.full(3, 0.9), np.full(3, 0.01), np.array([0.6, 0.2, 0.2])
+NECK = 1.2  # the height about which the head is tilted
+TOP_OF_DISC = OUTLINES[0, CORNERS // 2 + 3 : -2]
+ACROSS = np.linspace(-1, 1, 15)[:, None]
+BOTH_SIDES = np.array([[1, 1], [-1, 1]])  # the person's left is on the right
+
+
+def disc(middle, width, height) -> np.ndarray:
+    return OUTLINES[0] * (width, height) + middle
+
+
+def place(frame, points) -> np.ndarray:
+    return points @ frame[:2, :2].T + frame[:2, 2]
+
+
+def draw_face(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a face before shapes; return the image, and its keypoints in pixels.
+
+    These are the nose, and the person's left and right eye, ear and shoulder, [7, 2].
+    Some may be outside of the image.
+    """
+    count, scale = rng.integers(2, 9), rng.uniform(0.13, 0.24)
+    radii, stretch = rng.uniform((0.08, 0.4), (0.4, 1), (count, 2)).T
+    radii[0] = 1
+    behind = scatter(rng, radii, stretch, range(len(TEXTURES)))
+    body, neck = np.diag([scale, scale, 1]), np.eye(3)
+    body[:2, 2] = rng.uniform((0.35, 0.3), (0.65, 0.48))
+    neck[1, 2] = NECK
+    tilt = rotation(2, rng.normal(0, 0.15))
+    head = body @ neck @ tilt @ np.linalg.inv(neck)
+
+    turn, chin, smile = rng.uniform((-0.25, 1.2, 0), (0.25, 1.45, 0.3))
+    fringe, parting = rng.uniform((-0.9, -0.2), (-0.6, 0.2))
+    thickness, length = rng.uniform((1.05, 1.3), (1.2, 2.2))  # of the hair
+    eye_x, eye_y, eye, opening = rng.uniform(
+        (0.38, -0.2, 0.17, 0.6), (0.46, 0, 0.24, 1)
+    )
+    width, drop, nose_y = rng.uniform((1.6, 1.7, 0.35), (2.2, 2.1, 0.5))
+    nose = np.array([1.4 * turn, eye_y + nose_y])
+    eyes = BOTH_SIDES * (eye_x, eye_y) + (turn, 0)
+    ears = BOTH_SIDES * (1.05, eye_y + 0.1)
+    shoulders = BOTH_SIDES * (width - 0.2, drop + 0.05)
+
+    side = [(0.35, 1.5), (width - 0.3, drop - 0.2), (width, drop), (width + 0.3, 9)]
+    hairline = np.hstack([-ACROSS, fringe - parting * ACROSS + 0.3 * ACROSS**2])
+    lips, bulge = ACROSS * (0.35, 0), (1 - ACROSS**2) * (0, 0.09)
+    smiling = lips - ACROSS**2 * (0, smile)
+    mouth = np.vstack([smiling - bulge, (smiling + bulge)[::-1]])
+    skin, hair, iris = (
+        rng.dirichlet((0.5, 0.5, 0.5)) @ tones for tones in (SKINS, HAIRS, IRISES)
+    )
+    clothes = np.vstack([side, side[::-1] * BOTH_SIDES[1]])
+    parts = [
+        (head, disc((0, length - 1.45), thickness, length), hair),
+        (body, np.array([(-0.42, 0), (0.42, 0), (0.5, 1.6), (-0.5, 1.6)]), 0.75 * skin),
+        (body, clothes, draw_palette(rng)[0]),
+        *((head, disc(at, 0.17, 0.28), 0.85 * skin) for at in ears),
+        (head, disc((0, 0), 1, chin), skin),
+        (head, np.vstack([TOP_OF_DISC * (1.04, chin + 0.05), hairline]), hair),
+        *((head, disc(at, eye, eye * opening), EYE_WHITE) for at in eyes),
+        *((head, disc(at, 0.65 * eye, 0.65 * eye), iris) for at in eyes),
+        *((head, disc(at, 0.35 * eye, 0.35 * eye), PUPIL) for at in eyes),
+        *((head, disc(at - (0, 0.4), 0.25, 0.05), 0.6 * hair) for at in eyes),
+        (head, disc(nose, 0.13, 0.15), 0.7 * skin),
+        (head, mouth + nose + (0, 0.45), LIPS * skin),
+    ]
+    frames, outlines, colours = zip(*parts, strict=True)
+    frames, owners = np.stack(frames), np.arange(len(parts))
+    textures = np.where(owners == 2, rng.choice([PLAIN, PLAIN, STRIPES, CHECKS]), PLAIN)
+    periods = rng.uniform(2, 5, (len(parts), 2))
+    placed = list(map(place, frames, outlines))
+    face = make_surfaces(rng, placed, frames, textures, periods, owners)
+    face.colours[0] = np.stack(colours, -1)
+    face.light[:] = np.array([[rng.normal(0, 0.08)], [0], [0], [1], [0.05]])
+    image = render(rng, size, behind.below(face), rng.uniform(0.004, 0.01))
+    points = place(head, np.vstack([nose, eyes, ears])), place(body, shoulders)
+    return image, size * np.vstack(points)
 
 
 SCENE_FAMILIES: dict[str, Callable] = {

@@ -249,7 +249,7 @@ class ShardWriter:
         name = source.name(index)
         try:
             encoded = source.encoded(index)
-            image, hole = decode(encoded, name, source.mask_hole)
+            image, hole, _ = decode(encoded, name, source.mask_hole)
             height, width = image.shape[:2]
             min_side = self.options.smallest_side
             if min(width, height) < min_side:
@@ -405,6 +405,6 @@ def write_sheet(source: FileSource, names: list[str], path: Path) -> None:
     shown = [
         indices[names[position * len(names) // count]] for position in range(count)
     ]
-    images = [paint_hole(*source[index]) for index in shown]
+    images = [paint_hole(*source[index][:2]) for index in shown]
     sheet = contact_sheet(images, SHEET_SIDE, min(SHEET_COLUMNS, count))
     write_whole(path, lambda partial: sheet.save(partial, "PNG"))

@@ -9,7 +9,8 @@
   scenes         drawn from a seed                 `scenes`, `scenes:leaves`
 
 The images of a folder or zip may have masks in another folder or zip. They are matched
-by name, without the extension.
+by name, without the extension. Any images may have keypoints (`data.points`), which
+`scenes:faces` bring themselves.
 """
 
 import dataclasses
@@ -27,7 +28,14 @@ import numpy as np
 from migan_jax.data.containers import Files, open_files
 from migan_jax.data.examples import Encoded, Example, decode
 from migan_jax.data.masks import MaskHole, polarity_warning
-from migan_jax.data.scenes import SCENE_FAMILIES, draw_scene
+from migan_jax.data.points import read_points
+from migan_jax.data.scenes import (
+    FACE_POINTS,
+    FACES,
+    SCENE_FAMILIES,
+    draw_face,
+    draw_scene,
+)
 from migan_jax.errors import UserError, missing_package
 from migan_jax.files import read_json, reason, refuse_address, refuse_undecodable
 
@@ -63,7 +71,10 @@ class Fingerprint:
         if self.digest == earlier.digest:
             return None
         if (self.records, self.bytes) == (earlier.records, earlier.bytes):
-            what = f"the contents or names of its {self.records:,} images differ"
+            what = (
+                f"the contents or names of its {self.records:,} images differ, or "
+                f"their masks or keypoints"
+            )
         else:
             what = (
                 f"it had {earlier.records:,} images of {earlier.bytes:,} bytes and now "
@@ -83,6 +94,7 @@ class Source:
     fingerprint: Fingerprint
     mask_hole: MaskHole = "white"
     has_masks = False  # every image has its own mask
+    points = 0  # keypoints of every image
     non_images: tuple[str, ...] = ()  # other files, by their suffix
 
     def __len__(self) -> int:
@@ -101,6 +113,36 @@ class Source:
         if not 0 <= index < len(self):
             raise IndexError(index)
         return decode(self.encoded(index), self.name(index), self.mask_hole)
+
+
+class DerivedSource(Source):
+    """Another source's images, changed or chosen."""
+
+    def __init__(self, source: Source):
+        self._source, self.fingerprint = source, source.fingerprint
+        self.mask_hole, self.non_images = source.mask_hole, source.non_images
+        self.has_masks, self.points = source.has_masks, source.points
+
+
+class PointSource(DerivedSource):
+    """A source's images, with keypoints from a file or folder."""
+
+    def __init__(self, source: Source, location: Path):
+        super().__init__(source)
+        names = [source.name(index) for index in range(len(source))]
+        self._points = read_points(location, names)
+        self.points = self._points.shape[1]
+        digest = hashlib.sha256(self._points).hexdigest()
+        self.fingerprint = dataclasses.replace(
+            source.fingerprint,
+            digest=_hash(source.fingerprint.digest, self.points, digest),
+        )
+
+    def name(self, index: int) -> str:
+        return self._source.name(index)
+
+    def encoded(self, index: int) -> Encoded:
+        return self._source.encoded(index)._replace(points=self._points[index])
 
 
 class FileSource(Source):
@@ -333,18 +375,32 @@ def _image_feature(features: Mapping[str, Any], tfds: ModuleType) -> str:
 
 
 class SceneSource(Source):
-    """Scenes drawn from a seed, in any number."""
+    """Scenes drawn from a seed, in any number; faces also with their keypoints."""
 
-    def __init__(self, size: int, seed: int, family: str | None = None):
-        if family is not None and family not in SCENE_FAMILIES:
-            families = ", ".join(f"scenes:{name}" for name in SCENE_FAMILIES)
+    def __init__(
+        self,
+        size: int,
+        seed: int,
+        family: str | None = None,
+        with_points: bool = False,
+    ):
+        known = *SCENE_FAMILIES, FACES
+        if family is not None and family not in known:
+            families = ", ".join(f"scenes:{name}" for name in known)
             raise UserError(
                 f"scenes:{family} does not exist. Use scenes, or one of {families}."
             )
         self._size, self._seed, self._family = size, seed, family
         label = "scenes" if family is None else f"scenes:{family}"
+        if with_points and family != FACES:
+            raise UserError(
+                f"{label} has no keypoints. Use scenes:{FACES}, or leave data.points "
+                f"empty (--config.data.points=none)."
+            )
+        self.points = FACE_POINTS if with_points else 0
+        content = (label, size, seed) + ((FACE_POINTS,) if with_points else ())
         self.fingerprint = Fingerprint(
-            source=label, records=SCENE_COUNT, bytes=0, digest=_hash(label, size, seed)
+            source=label, records=SCENE_COUNT, bytes=0, digest=_hash(*content)
         )
 
     def name(self, index: int) -> str:
@@ -352,11 +408,20 @@ class SceneSource(Source):
 
     def encoded(self, index: int) -> Encoded:
         rng = np.random.default_rng((self._seed, index))
+        if self.points:
+            image, points = draw_face(rng, self._size)
+            return Encoded(image, points=points)
         return Encoded(draw_scene(rng, self._size, self._family))
 
 
 def open_source(
-    source: str, *, masks: str | None, mask_hole: MaskHole, resolution: int, seed: int
+    source: str,
+    *,
+    masks: str | None,
+    mask_hole: MaskHole,
+    resolution: int,
+    seed: int,
+    points: str | None = None,
 ) -> Source:
     """Open one of the sources that the module's docstring lists.
 
@@ -366,28 +431,33 @@ def open_source(
       mask_hole: the hole's colour in these masks.
       resolution: of scenes.
       seed: of scenes.
+      points: a file or folder of keypoints, or "scenes" for those of scenes:faces.
     """
     if not source:
         raise UserError("data.source is empty. Give a folder, a zip or scenes.")
     kind, _, rest = source.partition(":")
     path = Path(source)
-    for location in filter(None, (source, masks)):
+    for location in filter(None, (source, masks, points)):
         if kind != "tfds":
             refuse_address(location)
     if kind == "scenes":
-        opened: Source = SceneSource(resolution, seed, rest or None)
+        opened: Source = SceneSource(
+            resolution, seed, rest or None, with_points=points == "scenes"
+        )
     elif kind == "tfds":
         dataset, _, split = rest.partition("[")
         opened = TfdsSource(dataset, split.removesuffix("]") or "train")
     elif _is_shard(path.name) or has_shards(path):
         opened = ArrayRecordSource(path)
     else:
-        return FileSource(path, Path(masks) if masks else None, mask_hole)
-    if masks:
+        opened = FileSource(path, Path(masks) if masks else None, mask_hole)
+    if masks and not isinstance(opened, FileSource):
         raise UserError(
             f"data.masks needs a folder or zip of images, which {source} is not. "
             f"Prepare both together, or leave data.masks empty."
         )
+    if points and not opened.points:
+        return PointSource(opened, Path(points))
     return opened
 
 

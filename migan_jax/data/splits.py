@@ -15,7 +15,7 @@ import numpy as np
 from migan_jax.config import check_numbers
 from migan_jax.data.examples import CropSettings, Encoded, decode_crop
 from migan_jax.data.mask_samplers import SAMPLERS, mask_on_host
-from migan_jax.data.sources import Source, open_source
+from migan_jax.data.sources import DerivedSource, Source, open_source
 from migan_jax.errors import UserError
 from migan_jax.files import refuse_address
 
@@ -40,13 +40,27 @@ def open_splits(
     _check_source_exists(data.source, resolution)
     options = {"resolution": resolution, "seed": config.seed}
     source = open_source(
-        data.source, masks=data.masks, mask_hole=data.mask_hole, **options
+        data.source,
+        masks=data.masks,
+        mask_hole=data.mask_hole,
+        points=data.points,
+        **options,
     )
     if not data.validation:
         return hold_out(source, data.held_out, config.seed)
     validation = open_source(
-        data.validation, masks=None, mask_hole=data.mask_hole, **options
+        data.validation,
+        masks=None,
+        mask_hole=data.mask_hole,
+        points=data.validation_points,
+        **options,
     )
+    if validation.points != source.points:
+        raise UserError(
+            f"data.validation has {validation.points} keypoints per image, but "
+            f"data.source has {source.points}: give the same ones for both "
+            f"(data.points, data.validation_points)."
+        )
     same = validation.fingerprint.digest == source.fingerprint.digest
     if same or _overlap(data.validation, data.source):  # masks change the digest
         raise UserError(
@@ -106,14 +120,12 @@ def hold_out(source: Source, count: int, seed: int) -> tuple[Source, Source]:
     return Subset(source, rest), Subset(source, chosen)
 
 
-class Subset(Source):
+class Subset(DerivedSource):
     """Some images of a source; it keeps the source's fingerprint."""
 
     def __init__(self, source: Source, indices: np.ndarray):
-        self._source, self._indices = source, indices
-        self.fingerprint = source.fingerprint
-        self.mask_hole, self.non_images = source.mask_hole, source.non_images
-        self.has_masks = source.has_masks
+        super().__init__(source)
+        self._indices = indices
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -131,6 +143,7 @@ class HeldOut:
 
     images: np.ndarray  # uint8 [N, R, R, 3]
     masks: np.ndarray  # uint8 [N, R, R, 1], 1 where known
+    points: np.ndarray | None = None  # float32 [N, K, 2], if the source has them
 
     def __len__(self) -> int:
         return len(self.images)
@@ -143,7 +156,7 @@ def load_held_out(source: Source, config: "ConfigDict") -> HeldOut | None:
     size = config.resolution
     crop = CropSettings(size, config.data.crop, 1.0, smallest_side=1)
     sampler = SAMPLERS[config.data.mask_kind]
-    images, masks = [], []
+    images, masks, points = [], [], []
     for index in range(len(source)):
         rng = np.random.default_rng((config.seed, index, 4))
         try:
@@ -154,6 +167,7 @@ def load_held_out(source: Source, config: "ConfigDict") -> HeldOut | None:
             logger.warning("skipped a held-out image: %s", error)
             continue
         images.append(example.image)
+        points.append(example.points)
         if example.hole is None:
             masks.append(mask_on_host(sampler, rng, size))
         else:
@@ -164,4 +178,5 @@ def load_held_out(source: Source, config: "ConfigDict") -> HeldOut | None:
             f"None of the {len(source)} images held out of {name} can be used; see the "
             f"warnings above. Remove them, or hold none out (data.held_out=0)."
         )
-    return HeldOut(np.stack(images), np.stack(masks)[..., None])
+    keypoints = np.stack(points) if source.points else None
+    return HeldOut(np.stack(images), np.stack(masks)[..., None], keypoints)

@@ -106,6 +106,15 @@ class Surfaces:
     colours: np.ndarray  # [2, 3, N], linear
     light: np.ndarray  # [5, N], factors of p, q, p**2 + q**2, 1 and noise
 
+    def below(self, others: "Surfaces") -> "Surfaces":
+        """Return these surfaces with others in front of them."""
+        arrays = {
+            field.name: [getattr(self, field.name), getattr(others, field.name)]
+            for field in dataclasses.fields(self)[1:]
+        }
+        joined = {name: np.concatenate(pair, -1) for name, pair in arrays.items()}
+        return Surfaces([*self.outlines, *others.outlines], **joined)
+
 
 def draw_palette(rng: np.random.Generator, count: int = 8) -> np.ndarray:
     """Draw colours of related hues and two accents: linear [count, 3]."""

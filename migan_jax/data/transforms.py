@@ -6,6 +6,11 @@ same however the batch is split over devices and processes.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+# The order of a mirrored face's seven keypoints: nose, then left and right eye, ear and
+# shoulder. Other keypoints keep their order.
+MIRRORED_ORDER = np.array([0, 2, 1, 4, 3, 6, 5])
 
 
 def sample_keys(
@@ -28,5 +33,17 @@ def flip(keys: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
       keys: one per sample.
       arrays: [N, H, W, C]; a sample's arrays are flipped together.
     """
-    flipped = jax.vmap(jax.random.bernoulli)(keys)[:, None, None, None]
+    flipped = _draw_flips(keys)[:, None, None, None]
     return tuple(jnp.where(flipped, array[:, :, ::-1], array) for array in arrays)
+
+
+def flip_points(keys: jax.Array, points: jax.Array) -> jax.Array:
+    """Flip keypoints [N, K, 2], x and y in [0, 1], like `flip` with the same keys."""
+    mirrored = points.at[..., 0].set(1 - points[..., 0])
+    if points.shape[1] == len(MIRRORED_ORDER):
+        mirrored = mirrored[:, MIRRORED_ORDER]
+    return jnp.where(_draw_flips(keys)[:, None, None], mirrored, points)
+
+
+def _draw_flips(keys: jax.Array) -> jax.Array:
+    return jax.vmap(jax.random.bernoulli)(keys)

@@ -250,7 +250,10 @@ class System(Protocol):
         mask: jax.Array,
         key: jax.Array,
     ) -> jax.Array:
-        """Complete the hole: [N, R, R, 3] in [-1, 1], known pixels unchanged."""
+        """Complete the hole: [N, R, R, 3] in [-1, 1], known pixels unchanged.
+
+        Systems of a family with `takes_points` also take `points`, [N, K, 2] in [0, 1].
+        """
 
     def references(
         self,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from migan_jax.data.mask_samplers import Sampler, masks_on_device
-from migan_jax.data.transforms import flip, sample_keys
+from migan_jax.data.transforms import flip, flip_points, sample_keys
 from migan_jax.ops.partition import split_images, split_samples
 from migan_jax.systems.base import Batch
 
@@ -18,8 +18,9 @@ MIN_HOLE_ERROR = 1e-10  # limits PSNR to 100 dB
 def prepare(batch: Batch, key: jax.Array, sampler: Sampler) -> Batch:
     """Normalise and flip "image" to [-1, 1], flip or draw "mask"; both are float32.
 
-    Masks are 1 where known; a batch with masks keeps them. "sample" is the position in
-    the batch, from which each sample's random numbers derive in any microbatch.
+    Masks are 1 where known; a batch with masks keeps them. "points", if it has them,
+    are flipped alike. "sample" is the position in the batch, from which each sample's
+    random numbers derive in any microbatch.
     """
     image = batch["image"].astype(jnp.float32) * (2 / 255) - 1
     samples = split_samples(jnp.arange(len(image)))
@@ -29,7 +30,10 @@ def prepare(batch: Batch, key: jax.Array, sampler: Sampler) -> Batch:
     else:
         (image,) = flip(flips, image)
         mask = masks_on_device(sampler, masks, image.shape[1])
-    return {"image": split_images(image), "mask": split_images(mask), "sample": samples}
+    prepared = {"image": split_images(image), "mask": split_images(mask)}
+    if "points" in batch:
+        prepared["points"] = split_samples(flip_points(flips, batch["points"]))
+    return prepared | {"sample": samples}
 
 
 def normal_latents(keys: jax.Array, size: int) -> jax.Array:

@@ -28,7 +28,9 @@ FREE = (
     "mesh.space",
     "data.source",
     "data.masks",
+    "data.points",
     "data.validation",
+    "data.validation_points",
     "data.max_rejected_fraction",
     "data.workers",
     "log_every_steps",
@@ -92,7 +94,7 @@ def check_resume(
         problems.append(data.rstrip("."))
     if now["validation"] != earlier["validation"]:
         problems.append(
-            f"data.validation holds other images (it was "
+            f"data.validation holds other images or keypoints (it was "
             f"{before['data.validation']!r} and is now {settings['data.validation']!r})"
         )
     for name, key in family.frozen.items():

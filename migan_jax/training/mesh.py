@@ -122,6 +122,13 @@ def images_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA, SPACE))
 
 
+def batch_sharding(mesh: Mesh, dimensions: int) -> NamedSharding:
+    """Return the sharding of a batch's images, or of other arrays by samples only."""
+    if dimensions == 4:
+        return images_sharding(mesh)
+    return NamedSharding(mesh, PartitionSpec(DATA))
+
+
 def rows_of_process(mesh: Mesh, batch_size: int, resolution: int) -> range:
     """Return the samples of a batch that this process must load."""
     shape = batch_size, resolution, resolution, 1
@@ -134,7 +141,6 @@ def put_images(
     arrays: dict[str, np.ndarray], rows: range, mesh: Mesh, batch_size: int
 ) -> dict[str, jax.Array]:
     """Put a batch on the devices; this process has the samples `rows` of it."""
-    sharding = images_sharding(mesh)
 
     def put(array: np.ndarray) -> jax.Array:
         def shard(index: tuple[slice, ...]) -> np.ndarray:
@@ -142,6 +148,7 @@ def put_images(
             return array[(slice(low - rows.start, high - rows.start), *index[1:])]
 
         shape = (batch_size, *array.shape[1:])
+        sharding = batch_sharding(mesh, array.ndim)
         return jax.make_array_from_callback(shape, sharding, shard)
 
     return {name: put(array) for name, array in arrays.items()}

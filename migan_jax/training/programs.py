@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
+from migan_jax.data.scenes import FACE_POINTS
 from migan_jax.families import family_named
 from migan_jax.systems.base import Frozen, System, TrainState
 from migan_jax.training.devices import resolve_dtype
-from migan_jax.training.mesh import images_sharding, make_mesh, replicated_sharding
+from migan_jax.training.mesh import batch_sharding, make_mesh, replicated_sharding
 from migan_jax.training.step import init_state, make_step
 from migan_jax.training.timeline import Span, Timeline
 
@@ -47,24 +48,28 @@ class Programs:
     frozen: Mapping[str, Any]
     key: jax.ShapeDtypeStruct
     has_masks: bool  # of its own, which are loaded with the images
+    points: int  # keypoints of each image, likewise
 
-    @property
-    def channels(self) -> dict[str, int]:
-        """Channels of the loaded images, by name."""
-        loads_masks = self.has_masks or self.config.data.draw_masks_on == "host"
-        return {"image": 3} | ({"mask": 1} if loads_masks else {})
+    def batch(self, span: Span) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the arrays of a stage's batches, as they are loaded, by name."""
+        side, loads_masks = span.resolution, self.config.data.draw_masks_on == "host"
+        arrays = {"image": ((side, side, 3), np.uint8)}
+        if self.has_masks or loads_masks:
+            arrays["mask"] = (side, side, 1), np.uint8
+        if self.points:
+            arrays["points"] = (self.points, 2), np.float32
+        return {
+            name: jax.ShapeDtypeStruct(
+                (span.batch_size, *shape),
+                dtype,
+                sharding=batch_sharding(self.mesh, 1 + len(shape)),
+            )
+            for name, (shape, dtype) in arrays.items()
+        }
 
     def lower(self, span: Span, every: int = 1) -> "Lowered":
         """Lower a stage's step (every = 1), or its lazy turns of an interval."""
-        side, replicated = span.resolution, replicated_sharding(self.mesh)
-        batch = {
-            name: jax.ShapeDtypeStruct(
-                (span.batch_size, side, side, depth),
-                np.uint8,
-                sharding=images_sharding(self.mesh),
-            )
-            for name, depth in self.channels.items()
-        }
+        replicated = replicated_sharding(self.mesh)
         step = make_step(
             self.system,
             span,
@@ -75,7 +80,7 @@ class Programs:
         shardings = replicated, replicated
         program = jax.jit(step, donate_argnums=0, out_shardings=shardings)
         with jax.set_mesh(self.mesh):
-            return program.lower(self.state, self.frozen, batch, self.key)
+            return program.lower(self.state, self.frozen, self.batch(span), self.key)
 
     def compile(
         self, lowered: "Lowered", options: Mapping[str, Any] = MappingProxyType({})
@@ -106,7 +111,8 @@ def plan_programs(
     arrays = state, {name: network.variables for name, network in frozen.items()}, key
     state, variables, key = shapes_of(arrays, replicated_sharding(mesh))
     has_masks = config.data.masks is not None
-    programs = Programs(config, system, mesh, state, variables, key, has_masks)
+    points = FACE_POINTS if config.data.points else 0  # reads no files
+    programs = Programs(config, system, mesh, state, variables, key, has_masks, points)
     networks = {name: one.network for name, one in frozen.items()}
     return programs, timeline, {**networks, **system.networks}
 

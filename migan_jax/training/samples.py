@@ -132,8 +132,9 @@ class Samples:
             )
         tables, first_batch = [], []
         for index, rows in enumerate(self._batches):
-            inputs = self._inputs(rows)
-            outputs = np.asarray(complete(params, stats, *inputs, self._key))
+            inputs = *self._inputs(rows), self._key
+            outputs = complete(params, stats, *inputs, **self._points(rows))
+            outputs = np.asarray(outputs)
             completions = _to_uint8(outputs)
             first_batch = first_batch or list(completions)
             finite = np.isfinite(outputs).all(axis=(1, 2, 3))
@@ -147,6 +148,11 @@ class Samples:
         if values.pop(FINITE) < 1:
             values |= dict.fromkeys(values.keys() - {MEAN_COLOUR_PSNR}, math.nan)
         return values, self._grid(first_batch)
+
+    def _points(self, rows: slice) -> dict[str, jax.Array]:
+        """Return the keypoints as an argument, if the run has any."""
+        points = self._held_out.points
+        return {} if points is None else {"points": jnp.asarray(points[rows])}
 
     def _inputs(self, rows: slice) -> tuple[jax.Array, jax.Array]:
         """Return images in [-1, 1] and masks (1: known)."""

@@ -97,6 +97,11 @@ def check_settings(config: "ConfigDict") -> Family:
         raise UserError(
             f"best_by is {config.best_by!r}, but must be one of {', '.join(SCORES)}."
         )
+    if config.data.points and not family.takes_points:
+        raise UserError(
+            f"data.points is given, but {family.title} takes no keypoints. Leave it "
+            f"empty (--config.data.points=none)."
+        )
     profiled_steps(config.profile)
     check_data_settings(config)
     family.check_settings(config)

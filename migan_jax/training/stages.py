@@ -39,6 +39,7 @@ class Stages:
                 (setup.state, setup.frozen, setup.key), replicated_sharding(setup.mesh)
             ),
             setup.source.has_masks,
+            setup.source.points,
         )
         self._stack = contextlib.ExitStack()
         self._open: OpenStage | None = None
@@ -74,7 +75,7 @@ class OpenStage:
         self.span, self.opened_at = span, step
         self._setup = setup
         self._rows = rows_of_process(setup.mesh, span.batch_size, span.resolution)
-        self._batch_names = tuple(programs.channels)
+        self._batch_names = tuple(programs.batch(span))
         self._programs = self._compile(programs)
 
     def _compile(self, programs: Programs) -> dict[int, "Compiled"]:
