@@ -99,7 +99,7 @@ class Family:
       panels: a run's curves, beside that of the held-out images.
       published: the paper's numbers for an exported network, if it has any.
       is_exportable: whether it can be exported to ONNX.
-      takes_points: whether it is trained with the images' keypoints (`data.points`).
+      points: the number of keypoints of each image (`data.points`) that it needs.
     """
 
     name: str
@@ -119,7 +119,7 @@ class Family:
     outline_frozen: Callable[["ConfigDict"], dict[str, Frozen]] | None = None
     published: Callable[[Network], Published | None] = lambda network: None
     is_exportable: bool = False
-    takes_points: bool = False
+    points: Callable[["ConfigDict"], int] = lambda config: 0
 
 
 # Shared by the families with a generator and a logistic GAN loss.
@@ -582,6 +582,7 @@ IMPUTATION_FAMILY = Family(
         ),
     ),
     published=_published_imputation,
+    points=lambda config: config.imputation.points,
 )
 
 

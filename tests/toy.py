@@ -360,7 +360,7 @@ TOY = Family(
     architecture=("resolution",),
     labels={"paint/l1": "L1"},
     panels=(Panel("painters", (("paint/l1", "L1", "-"),)),),
-    takes_points=True,
+    points=lambda config: 7,
 )
 
 

@@ -35,18 +35,19 @@ from migan_jax.ops.conv import conv3x3, conv_pointwise, conv_to_float32
 from migan_jax.ops.partition import split_images
 from migan_jax.ops.precision import at_least_float32, broadcast_like, compute_dtype
 
-Form = Literal["code", "paper"]
+ImputationForm = Literal["code", "paper"]
 Pose = Literal["scalars", "maps"]
 
-SLOPE = 0.2  # of leaky ReLU
-EPSILON = 0.01  # added to what features and estimates are divided by
+
+LEAK = 0.2  # slope of leaky ReLU below 0
+SUPPORT_EPSILON = 0.01  # added to what features and estimates are divided by
 MIN_CERTAINTY = 1e-6  # of a pixel that nothing supports
 FIRST_SIDE = 8  # resolution at which growth starts
 POSE_CHANNELS = 16  # of the generator's feature maps of keypoints, at 4 pixels
 POSE_SIDE = 32  # of the discriminator's feature map of keypoints
 
 
-class Features(NamedTuple):
+class FeatureMap(NamedTuple):
     """A feature map [N, H, W, C] and its certainty [N, H, W], at least float32.
 
     Networks of plain convolutions have no certainty.
@@ -83,7 +84,7 @@ class ImputationGenerator(nn.Module):
     points: int = 0
     pose: Pose = "scalars"
     imputes: bool = True
-    form: Form = "code"
+    form: ImputationForm = "code"
     weighted_down: bool = False
     sums: bool = True
     grows: bool = False
@@ -114,10 +115,10 @@ class ImputationGenerator(nn.Module):
             )
         dtype = compute_dtype(self.dtype, x)
         mask = at_least_float32(x[..., 3])
-        features = Features(x[..., :3].astype(dtype), mask)
+        features = FeatureMap(x[..., :3].astype(dtype), mask)
         if not self.imputes:
             planes = x[..., :3], mask[..., None], 1 - mask[..., None]
-            features = Features(jnp.concatenate(planes, axis=-1).astype(dtype), None)
+            features = FeatureMap(jnp.concatenate(planes, axis=-1).astype(dtype), None)
         fade = None
         if self.grows:
             fade = self.variable("stats", "fade", lambda: jnp.ones(())).value
@@ -248,16 +249,16 @@ class Encoder(nn.Module):
     side: int
     channel_base: int
     channel_max: int
-    form: Form
+    form: ImputationForm
     weighted_down: bool
     remat: bool
 
     @nn.compact
     def __call__(
-        self, inputs: Features, heads: list[int], fade: jax.Array | None
-    ) -> dict[int, Features]:
+        self, inputs: FeatureMap, heads: list[int], fade: jax.Array | None
+    ) -> dict[int, FeatureMap]:
         run = _make_run(self.remat)
-        outputs: dict[int, Features] = {}
+        outputs: dict[int, FeatureMap] = {}
         features = None
         for r in reversed(levels(self.side)):
             channels, below = (
@@ -275,14 +276,16 @@ class Encoder(nn.Module):
                 features, inputs = self._halve(features), self._halve(inputs)
         return outputs
 
-    def _halve(self, features: Features) -> Features:
+    def _halve(self, features: FeatureMap) -> FeatureMap:
         x, certainty = features
         if certainty is None:
-            return Features(halve(x), None)
+            return FeatureMap(halve(x), None)
         below = halve(certainty[..., None])[..., 0]
         if not self.weighted_down:
-            return Features(halve(x), below)
-        return Features(weigh(halve(weigh(x, certainty)), 1 / (below + EPSILON)), below)
+            return FeatureMap(halve(x), below)
+        return FeatureMap(
+            weigh(halve(weigh(x, certainty)), 1 / (below + SUPPORT_EPSILON)), below
+        )
 
 
 class EncoderBlock(nn.Module):
@@ -291,17 +294,17 @@ class EncoderBlock(nn.Module):
     channels: int
     below: int  # channels of the level below
     resolution: int
-    form: Form
+    form: ImputationForm
 
     def setup(self) -> None:
         self.from_rgb = ConvLayer(self.channels, 1, None, self.form)
         self.conv0 = ConvLayer(self.channels, 3, self.resolution, self.form)
         self.conv1 = ConvLayer(self.below, 3, self.resolution, self.form)
 
-    def read(self, inputs: Features) -> Features:
+    def read(self, inputs: FeatureMap) -> FeatureMap:
         return self.from_rgb(inputs)
 
-    def __call__(self, features: Features) -> Features:
+    def __call__(self, features: FeatureMap) -> FeatureMap:
         return self.conv1(self.conv0(features))
 
 
@@ -311,14 +314,14 @@ class Decoder(nn.Module):
     side: int
     channel_base: int
     channel_max: int
-    form: Form
+    form: ImputationForm
     pose: Pose
     remat: bool
 
     @nn.compact
     def __call__(
         self,
-        skips: dict[int, Features],
+        skips: dict[int, FeatureMap],
         z: jax.Array,
         points: jax.Array | None,
         heads: list[int],
@@ -354,7 +357,7 @@ class DecoderBlock(nn.Module):
 
     channels: int
     resolution: int
-    form: Form
+    form: ImputationForm
 
     def setup(self) -> None:
         self.skip = SkipConnection()
@@ -362,16 +365,16 @@ class DecoderBlock(nn.Module):
         self.conv1 = ConvLayer(self.channels, 3, self.resolution, self.form)
         self.to_rgb = ToRGB()
 
-    def join(self, below: Features, skip: Features) -> Features:
+    def join(self, below: FeatureMap, skip: FeatureMap) -> FeatureMap:
         """Enlarge the level below, and merge it with the encoder's features."""
         x, certainty = below
         if certainty is not None:
             certainty = double(certainty[..., None])[..., 0]
-        return self.skip(Features(double(x), certainty), skip)
+        return self.skip(FeatureMap(double(x), certainty), skip)
 
-    def __call__(self, features: Features, banks: list[jax.Array]) -> Features:
+    def __call__(self, features: FeatureMap, banks: list[jax.Array]) -> FeatureMap:
         x = jnp.concatenate([features.x, *banks], axis=-1) if banks else features.x
-        return self.conv1(self.conv0(Features(x, features.certainty)))
+        return self.conv1(self.conv0(FeatureMap(x, features.certainty)))
 
     def paint(self, x: jax.Array) -> jax.Array:
         return self.to_rgb(x)
@@ -389,10 +392,10 @@ class ConvLayer(nn.Module):
     features: int | None  # None: as many as the input has
     size: int
     resolution: int | None
-    form: Form
+    form: ImputationForm
 
     @nn.compact
-    def __call__(self, features: Features) -> Features:
+    def __call__(self, features: FeatureMap) -> FeatureMap:
         x, certainty = features
         if certainty is not None:
             is_small = self.form == "code" and self.resolution in (4, 8)
@@ -402,7 +405,7 @@ class ConvLayer(nn.Module):
                 propagation = Propagation(self.size, self.form, name="certainty")
                 certainty = propagation(certainty)
         y = _equalised(self, x, self.features or x.shape[-1], self.size)
-        return Features(_activate(y), certainty)
+        return FeatureMap(_activate(y), certainty)
 
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
@@ -415,7 +418,7 @@ class Estimator(nn.Module):
     """Impute uncertain features (equations 3 and 4)."""
 
     size: int
-    form: Form
+    form: ImputationForm
 
     @nn.compact
     def __call__(self, x: jax.Array, certainty: jax.Array) -> jax.Array:
@@ -427,7 +430,7 @@ class Estimator(nn.Module):
         if self.form == "paper":
             return impute(x, certainty, weight, None, 0.0)
         bias = self.param("bias", constant(0), (c,))
-        return impute(x, certainty, weight * scale, bias, EPSILON)
+        return impute(x, certainty, weight * scale, bias, SUPPORT_EPSILON)
 
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
@@ -442,7 +445,7 @@ class Propagation(nn.Module):
     """
 
     size: int
-    form: Form
+    form: ImputationForm
 
     @nn.compact
     def __call__(self, certainty: jax.Array) -> jax.Array:
@@ -464,16 +467,16 @@ class SkipConnection(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, decoder: Features, encoder: Features) -> Features:
+    def __call__(self, decoder: FeatureMap, encoder: FeatureMap) -> FeatureMap:
         if decoder.certainty is None:
             x = jnp.concatenate([decoder.x, encoder.x], axis=-1)
-            return Features(_activate(_equalised(self, x, x.shape[-1] // 2, 1)), None)
+            return FeatureMap(_activate(_equalised(self, x, x.shape[-1] // 2, 1)), None)
         weights = [
             nn.relu(self.param(name, constant(1), ())) * features.certainty
             for name, features in (("encoder", encoder), ("decoder", decoder))
         ]
         share = weights[0] / (weights[0] + weights[1] + 1e-8)
-        return Features(
+        return FeatureMap(
             weigh(encoder.x, share) + weigh(decoder.x, 1 - share),
             share * encoder.certainty + (1 - share) * decoder.certainty,
         )
@@ -520,7 +523,7 @@ def _equalised(
 
 def _activate(x: jax.Array) -> jax.Array:
     """Leaky ReLU and pixel norm: a mean square of 1 over channels."""
-    x = nn.leaky_relu(x, SLOPE)
+    x = nn.leaky_relu(x, LEAK)
     square = jnp.mean(at_least_float32(x) ** 2, axis=-1, keepdims=True)
     return x * broadcast_like(jax.lax.rsqrt(square + 1e-7), x)
 
@@ -544,12 +547,12 @@ class DiscriminatorBlock(nn.Module):
             self.shortcut = EqualisedConv(self.below, 1)
 
     def read(self, images: jax.Array) -> jax.Array:
-        return nn.leaky_relu(self.from_rgb(images), SLOPE)
+        return nn.leaky_relu(self.from_rgb(images), LEAK)
 
     def __call__(self, x: jax.Array, bank: jax.Array | None) -> jax.Array:
         x = _append(x, bank)
-        y = nn.leaky_relu(self.conv0(x), SLOPE)
-        y = nn.leaky_relu(self.conv1(y), SLOPE)
+        y = nn.leaky_relu(self.conv0(x), LEAK)
+        y = nn.leaky_relu(self.conv1(y), LEAK)
         if self.has_shortcut:
             y = (y + self.shortcut(x)) * math.sqrt(0.5)
         return halve(y)
@@ -565,10 +568,10 @@ class DiscriminatorTop(nn.Module):
     def __call__(self, x: jax.Array, bank: jax.Array | None) -> jax.Array:
         x = _append(x, bank)
         x = nn.leaky_relu(
-            EqualisedConv(self.channels + self.banks, name="conv0")(x), SLOPE
+            EqualisedConv(self.channels + self.banks, name="conv0")(x), LEAK
         )
         # A 4x4 convolution without padding has a single output pixel.
-        return nn.leaky_relu(Collapse(self.channels, name="conv1")(x), SLOPE)
+        return nn.leaky_relu(Collapse(self.channels, name="conv1")(x), LEAK)
 
 
 class Collapse(nn.Module):
@@ -602,7 +605,7 @@ class PoseLayers(nn.Module):
     def __call__(self, points: jax.Array) -> jax.Array:
         x = (2 * points - 1).reshape(len(points), -1)
         for index, width in enumerate(self.widths):
-            x = nn.leaky_relu(Dense(width, name=f"fc{index}")(x), SLOPE)
+            x = nn.leaky_relu(Dense(width, name=f"fc{index}")(x), LEAK)
         return x
 
 

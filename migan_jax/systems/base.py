@@ -252,7 +252,7 @@ class System(Protocol):
     ) -> jax.Array:
         """Complete the hole: [N, R, R, 3] in [-1, 1], known pixels unchanged.
 
-        Systems of a family with `takes_points` also take `points`, [N, K, 2] in [0, 1].
+        Systems with keypoints also take `points`, [N, K, 2] in [0, 1].
         """
 
     def references(

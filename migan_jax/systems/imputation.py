@@ -23,7 +23,7 @@ from migan_jax.losses.reconstruction import l1_in_hole
 from migan_jax.models.channels import LOWEST_RESOLUTION, levels
 from migan_jax.models.imputation import (
     FIRST_SIDE,
-    Form,
+    ImputationForm,
     ImputationDiscriminator,
     ImputationGenerator,
     Pose,
@@ -53,8 +53,13 @@ Penalty = Literal["one_sided", "two_sided", "everywhere"]
 BATCH_FACTORS = {16: 8, 32: 4, 64: 3}
 # Where FDF's seven keypoints are in a typical face.
 TYPICAL_FACE = (
-    *((0.5, 0.55), (0.62, 0.45), (0.38, 0.45)),  # nose, eyes
-    *((0.75, 0.48), (0.25, 0.48), (1.0, 0.95), (0.0, 0.95)),  # ears, shoulders
+    *((0.5, 0.55), (0.62, 0.45), (0.38, 0.45)),  # nose, left and right eye
+    *(
+        (0.75, 0.48),
+        (0.25, 0.48),
+        (1.0, 0.95),
+        (0.0, 0.95),
+    ),  # the same for ears, shoulders
 )
 
 
@@ -187,7 +192,7 @@ class Imputation:
             batch_size=size,
         )
 
-    def _share(self, progress: jax.Array) -> jax.Array:
+    def _new_fraction(self, progress: jax.Array) -> jax.Array:
         """Return the new level's share; it changes every few steps."""
         if not self.generator.fades:
             return jnp.ones_like(jnp.asarray(progress, jnp.float32))
@@ -201,7 +206,7 @@ class Imputation:
         batch = images.prepare(batch, key, self.sampler)
         if not self.generator.grows:
             return batch
-        share = self._share(progress)
+        share = self._new_fraction(progress)
 
         def fade(x: jax.Array) -> jax.Array:
             x = shrink(x, self.generator.grown)
@@ -277,7 +282,7 @@ class Imputation:
         x = pack(image, mask)
         points = self._points(inputs.batch)
         if self.generator.grows:
-            share = self._share(inputs.progress)
+            share = self._new_fraction(inputs.progress)
             stats = {**stats, "generator": {"fade": share}}
         variables = {"params": params["generator"], "stats": stats["generator"]}
         completion, _ = self.generator.apply(variables, x, z, *points)
@@ -312,7 +317,7 @@ class Imputation:
             {"params": params["discriminator"]},
             x,
             *self._points(batch),
-            fade=self._share(inputs.progress),
+            fade=self._new_fraction(inputs.progress),
         )
 
     def inpaint(
@@ -397,7 +402,7 @@ def check_settings(config: "ConfigDict") -> None:
     for key, choices in (
         ("generator_pose", get_args(Pose)),
         ("discriminator_pose", get_args(Pose)),
-        ("form", get_args(Form)),
+        ("form", get_args(ImputationForm)),
         ("penalty", get_args(Penalty)),
     ):
         if settings[key] not in choices:

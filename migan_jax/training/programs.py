@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
-from migan_jax.data.scenes import FACE_POINTS
 from migan_jax.families import family_named
 from migan_jax.systems.base import Frozen, System, TrainState
 from migan_jax.training.devices import resolve_dtype
@@ -111,7 +110,7 @@ def plan_programs(
     arrays = state, {name: network.variables for name, network in frozen.items()}, key
     state, variables, key = shapes_of(arrays, replicated_sharding(mesh))
     has_masks = config.data.masks is not None
-    points = FACE_POINTS if config.data.points else 0  # reads no files
+    points = family.points(config)
     programs = Programs(config, system, mesh, state, variables, key, has_masks, points)
     networks = {name: one.network for name, one in frozen.items()}
     return programs, timeline, {**networks, **system.networks}

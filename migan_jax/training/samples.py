@@ -113,9 +113,9 @@ class Samples:
         return len(self._held_out)
 
     def evaluate(
-        self, state: TrainState, stage: Stage
+        self, state: TrainState, stage: Stage | None = None
     ) -> tuple[dict[str, float], Image.Image]:
-        """Evaluate the exported networks of a stage, the EMA if there is one.
+        """Evaluate the exported networks, as they are in a stage; the EMA if any.
 
         Returns metrics, NaN if a completion is not finite, and a grid of this process's
         first images.
@@ -126,7 +126,7 @@ class Samples:
             lambda x: x.addressable_data(0), (exported, state.stats)
         )
         complete = self._complete
-        if stage.system is not None:
+        if stage is not None and stage.system is not None:
             complete = self._complete_in.setdefault(
                 stage.name, jax.jit(stage.system.inpaint)
             )

@@ -97,10 +97,15 @@ def check_settings(config: "ConfigDict") -> Family:
         raise UserError(
             f"best_by is {config.best_by!r}, but must be one of {', '.join(SCORES)}."
         )
-    if config.data.points and not family.takes_points:
+    if config.data.points and not family.points(config):
         raise UserError(
             f"data.points is given, but {family.title} takes no keypoints. Leave it "
             f"empty (--config.data.points=none)."
+        )
+    if family.points(config) and not config.data.points:
+        raise UserError(
+            f"{family.title} needs {family.points(config)} keypoints for each image: "
+            f"give them with --config.data.points, or train without keypoints."
         )
     profiled_steps(config.profile)
     check_data_settings(config)
@@ -125,6 +130,11 @@ def set_up(
     mesh = mesh_of(config, system, timeline)
     largest = max(config.resolution, *(span.resolution for span in timeline.spans))
     source, held_out = open_splits(config, largest)
+    if source.points != (needed := family.points(config)):
+        raise UserError(
+            f"{config.data.points} has {source.points} keypoints for each image, but "
+            f"this configuration needs {needed}."
+        )
     validation = load_held_out(held_out, config)
     score = make_score(config.best_by, len(validation or ()))
     checkpoints = Checkpoints(
