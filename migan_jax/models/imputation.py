@@ -30,6 +30,7 @@ from migan_jax.models.layers import (
     constant,
     normal,
 )
+from migan_jax.ops.activation import NEGATIVE_SLOPE
 from migan_jax.ops.certainty import convolve_certainty, impute, weigh
 from migan_jax.ops.conv import conv3x3, conv_pointwise, conv_to_float32
 from migan_jax.ops.partition import split_images
@@ -38,8 +39,6 @@ from migan_jax.ops.precision import at_least_float32, broadcast_like, compute_dt
 ImputationForm = Literal["code", "paper"]
 Pose = Literal["scalars", "maps"]
 
-
-LEAK = 0.2  # slope of leaky ReLU below 0
 SUPPORT_EPSILON = 0.01  # added to what features and estimates are divided by
 MIN_CERTAINTY = 1e-6  # of a pixel that nothing supports
 FIRST_SIDE = 8  # resolution at which growth starts
@@ -523,7 +522,7 @@ def _equalised(
 
 def _activate(x: jax.Array) -> jax.Array:
     """Leaky ReLU and pixel norm: a mean square of 1 over channels."""
-    x = nn.leaky_relu(x, LEAK)
+    x = nn.leaky_relu(x, NEGATIVE_SLOPE)
     square = jnp.mean(at_least_float32(x) ** 2, axis=-1, keepdims=True)
     return x * broadcast_like(jax.lax.rsqrt(square + 1e-7), x)
 
@@ -547,12 +546,12 @@ class DiscriminatorBlock(nn.Module):
             self.shortcut = EqualisedConv(self.below, 1)
 
     def read(self, images: jax.Array) -> jax.Array:
-        return nn.leaky_relu(self.from_rgb(images), LEAK)
+        return nn.leaky_relu(self.from_rgb(images), NEGATIVE_SLOPE)
 
     def __call__(self, x: jax.Array, bank: jax.Array | None) -> jax.Array:
         x = _append(x, bank)
-        y = nn.leaky_relu(self.conv0(x), LEAK)
-        y = nn.leaky_relu(self.conv1(y), LEAK)
+        y = nn.leaky_relu(self.conv0(x), NEGATIVE_SLOPE)
+        y = nn.leaky_relu(self.conv1(y), NEGATIVE_SLOPE)
         if self.has_shortcut:
             y = (y + self.shortcut(x)) * math.sqrt(0.5)
         return halve(y)
@@ -568,10 +567,10 @@ class DiscriminatorTop(nn.Module):
     def __call__(self, x: jax.Array, bank: jax.Array | None) -> jax.Array:
         x = _append(x, bank)
         x = nn.leaky_relu(
-            EqualisedConv(self.channels + self.banks, name="conv0")(x), LEAK
+            EqualisedConv(self.channels + self.banks, name="conv0")(x), NEGATIVE_SLOPE
         )
         # A 4x4 convolution without padding has a single output pixel.
-        return nn.leaky_relu(Collapse(self.channels, name="conv1")(x), LEAK)
+        return nn.leaky_relu(Collapse(self.channels, name="conv1")(x), NEGATIVE_SLOPE)
 
 
 class Collapse(nn.Module):
@@ -605,7 +604,7 @@ class PoseLayers(nn.Module):
     def __call__(self, points: jax.Array) -> jax.Array:
         x = (2 * points - 1).reshape(len(points), -1)
         for index, width in enumerate(self.widths):
-            x = nn.leaky_relu(Dense(width, name=f"fc{index}")(x), LEAK)
+            x = nn.leaky_relu(Dense(width, name=f"fc{index}")(x), NEGATIVE_SLOPE)
         return x
 
 

@@ -23,8 +23,8 @@ from migan_jax.losses.reconstruction import l1_in_hole
 from migan_jax.models.channels import LOWEST_RESOLUTION, levels
 from migan_jax.models.imputation import (
     FIRST_SIDE,
-    ImputationForm,
     ImputationDiscriminator,
+    ImputationForm,
     ImputationGenerator,
     Pose,
     double,
