@@ -9,8 +9,7 @@ Hardware  The paper does not say. `python -m migan_jax.plan` estimates yours.
 Length    20,000 kimg, 625,000 steps. The paper does not say; this is that of Places2.
 Expect    LPIPS .0522, PSNR 25.29, FID 4.43 with central boxes, .0300, 30.32 and 2.38
           with free-form holes, from the paper. We have not run this recipe to its end.
-Command   python -m migan_jax.train --config=imputation_celebahq256 \\
-            --workdir=runs/imputation_celebahq
+Command   python -m migan_jax.train --config=imputation_celebahq256 --workdir=runs/imp
 """
 
 from migan_jax.config import base_config, imputation_row

@@ -19,8 +19,7 @@ Hardware  The paper does not say. `python -m migan_jax.plan` estimates yours.
 Length    20,000 kimg, 625,000 steps of batches of 32; fewer with growth.
 Expect    LPIPS .1412, PSNR 21.70, FID 3.99 with central boxes, .0597, 27.33 and .94
           with free-form holes, from the paper. We have not run this recipe to its end.
-Command   python -m migan_jax.train --config=imputation_places256 \\
-            --workdir=runs/imputation
+Command   python -m migan_jax.train --config=imputation_places256 --workdir=runs/imp
 Then      python -m migan_jax.train --config=imputation_places256:e_conv ...
 """
 

@@ -34,6 +34,7 @@ VARIANTS = ("baseline", "reparam", "reparam_kd", "teacher")
 FOLDER = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.py"))
 RUNGS = [f"places256:{rung}" for rung in ("baseline", "reparam", "reparam_kd")]
+ROWS = [f"imputation_fdf128:{row}" for row in ("a", "b", "c", "d", "e_conv")]
 
 
 def load(recipe, *settings, tiny=False):
@@ -69,11 +70,15 @@ def test_all_recipes_exist():
             "deepgin_celebahq256",
             "deepgin_ade256",
             "deepgin_scenes64",
+            "imputation_fdf128",
+            "imputation_places256",
+            "imputation_celebahq256",
+            "imputation_scenes64",
         }
     )
 
 
-@pytest.mark.parametrize("recipe", RECIPES + RUNGS)
+@pytest.mark.parametrize("recipe", RECIPES + RUNGS + ROWS)
 def test_recipes_are_valid_and_documented(recipe):
     config = load(recipe)
     check_settings(config)
@@ -90,10 +95,13 @@ def test_recipes_are_valid_and_documented(recipe):
 
 
 # One recipe for each kind of program; the others differ in sizes only.
-DIFFERENT = "scenes64", "scenes64:baseline", "scenes64:teacher", "deepgin_scenes64"
+DIFFERENT = (
+    *("scenes64", "scenes64:baseline", "scenes64:teacher"),
+    *("deepgin_scenes64", "imputation_scenes64"),
+)
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, *RUNGS])
+@pytest.mark.parametrize("recipe", [*RECIPES, *RUNGS, *ROWS])
 def test_a_first_state_of_every_recipe_can_be_made(recipe):
     config = load(recipe)
     state = jax.eval_shape(lambda: initial_state(config, build_system(config, {})))
@@ -111,7 +119,10 @@ def has_ema(config):
     "recipe",
     [
         pytest.param(name, marks=() if name in DIFFERENT else pytest.mark.full)
-        for name in (*RECIPES, *RUNGS, *(f"scenes64:{name}" for name in VARIANTS))
+        for name in (
+            *(*RECIPES, *RUNGS, *ROWS),
+            *(f"scenes64:{name}" for name in VARIANTS),
+        )
     ],
 )
 def test_all_programs_of_a_recipe_can_be_made(recipe):
@@ -123,6 +134,9 @@ def test_all_programs_of_a_recipe_can_be_made(recipe):
     for span in make_timeline(config, system).spans:
         pictures = span.batch_size, span.resolution, span.resolution, 3
         batch = {"image": jax.ShapeDtypeStruct(pictures, np.uint8)}
+        if config.data.points:
+            points = span.batch_size, 7, 2
+            batch["points"] = jax.ShapeDtypeStruct(points, np.float32)
         for every in (1, *span.stage.lazy):
             step = make_step(system, span, ema_halflife_kimg=1, every=every)
             after, metrics = jax.eval_shape(step, state, {}, batch, key)
@@ -389,7 +403,9 @@ def test_one_override_shrinks_any_recipe():
     for recipe in RECIPES:
         config = load(recipe, tiny=True)
         assert steps_of(config) == 2 and config.resolution == 16
-        assert config.teacher is None and config.data.source == "scenes"
+        assert config.teacher is None
+        faces = ":faces" if config.data.points else ""
+        assert config.data.source == f"scenes{faces}"
     config = base_config()
     smoke(config)
     assert config.networks.channel_max == 8
