@@ -119,7 +119,9 @@ def load(arguments: argparse.Namespace) -> dict[str, Any]:
 def save(path: Path, saved: dict[str, Any]) -> None:
     """Write the runs atomically, each list of numbers on one line."""
     text = json.dumps(saved, indent=1) + "\n"
-    text = re.sub(r"\[[^][]*\]", lambda match: " ".join(match[0].split()), text)
+    text = re.sub(
+        r"\[([^][]*)\]", lambda match: f"[{' '.join(match[1].split())}]", text
+    )
     write_whole(path, lambda partial: partial.write_text(text))
 
 

@@ -23,6 +23,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 TINY = {
     "forward": ["--resolutions", "16", "--batches", "1", "2"],
     "operations": ["--shapes", "2x8x8x4"],
+    "imputation_forward": "--shapes 1x16x16x8 --generators 16x16".split(),
     "inpaint": ["--photos", "900x700", "--resolution", "16"],
     "data": ["--sizes", "16", "--batches", "2"],
     "onnx": "--resolutions 16 --width=0.03125 --photos 40x30".split(),

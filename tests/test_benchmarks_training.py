@@ -63,3 +63,60 @@ def test_ablation(script, monkeypatch, tmp_path):
     options = "--seeds=1", "--kimg=0.016"
     rows = run(script("ablation"), monkeypatch, tmp_path, *options)
     assert len(rows) == 5 and all(row["mean dB"] > 0 for row in rows)
+
+
+def test_imputation_ladder_tables(script, tmp_path):
+    """Tables and curves of finished runs, of which one has diverged."""
+    ladder = script("imputation_ladder")
+    saved = {"penalties": {}, "architecture": {}}
+    for table, runs in saved.items():
+        for place, row in enumerate(ladder.TABLES[table]):
+            for seed in range(2):
+                run = {"steps": 3, "hole_psnr": 15.0 + place + seed}
+                run["mean_colour_psnr"] = 12.0 + seed
+                if table == "penalties":
+                    run |= {"hole_psnr": None} if place == 0 else {}
+                    values = [1.5, 2.5, None if place == 0 else 3.5]
+                    run["diverged"] = place == 0
+                    run["curves"] = {
+                        name: [[1, 2, 3], values] for name in ladder.CURVES
+                    }
+                runs[f"{row}-{seed}"] = run
+    path = tmp_path / "ladder.json"
+    ladder.save(path, saved)
+    assert "[1, 2, 3]" in path.read_text() and json.loads(path.read_text()) == saved
+    penalties, architecture = (
+        {row.pop(""): row for row in ladder.make_rows(table, runs)}
+        for table, runs in saved.items()
+    )
+    assert list(penalties) == ["mean colour", *ladder.TABLES["penalties"]]
+    assert penalties["everywhere"]["diverged"] == 2
+    assert penalties["everywhere"]["mean dB"] == "-"
+    assert penalties["one_sided"]["diverged"] == 0
+    assert penalties["one_sided"]["norm"] == 3.5
+    assert architecture["mean colour"]["mean dB"] == 12.5
+    assert architecture["e"]["over e"] == "-" and architecture["e"]["seed 1"] == 16
+    assert (
+        architecture["e_conv"]["over e"] == 1 and architecture["e_conv"]["its sd"] == 0
+    )
+    ladder.draw(saved["penalties"]).savefig(tmp_path / "curves.jpg", dpi=30)
+
+
+@pytest.mark.full
+def test_imputation_ladder(script, monkeypatch, tmp_path):
+    ladder = script("imputation_ladder")
+    tables = {t: dict(list(rows.items())[-1:]) for t, rows in ladder.TABLES.items()}
+    monkeypatch.setattr(ladder, "TABLES", tables)
+    monkeypatch.setattr(
+        ladder, "time_steps", lambda: dict.fromkeys(tables["architecture"], 1000.0)
+    )
+    options = "--seeds=1", "--steps=2", f"--minutes={2 / 60}"
+    saved = run(ladder, monkeypatch, tmp_path, *options)
+    (penalty,), (architecture,) = (saved[table].values() for table in tables)
+    assert penalty["steps"] == architecture["steps"] == 2
+    assert architecture["hole_psnr"] > 0 and not penalty["diverged"]
+    assert penalty["curves"]["eval/hole_psnr"][0] == [0, 1, 2]
+    monkeypatch.setattr(ladder, "train", None)  # finished runs are not repeated
+    monkeypatch.setattr(sys, "argv", [*sys.argv, f"--plot={tmp_path / 'curves.jpg'}"])
+    ladder.main()
+    assert (tmp_path / "curves.jpg").stat().st_size > 5000
