@@ -18,6 +18,7 @@ DOCUMENTS = (
     "docs/app.md",
     "docs/first_pod_run.md",
     "docs/deepgin.md",
+    "docs/imputation.md",
 )
 
 

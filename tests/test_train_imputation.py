@@ -19,7 +19,7 @@ from migan_jax.systems.imputation import Imputation
 from migan_jax.training.loop import train
 from migan_jax.training.setup import set_up
 
-FADE, GROWN, STEPS = 3, 6, 8  # first steps of the second and third stage; in total
+FADE, STEPS = 3, 8  # the first step of the second of three stages; in total
 SETTINGS = (
     "batch_size=4",
     "total_kimg=0.032",
@@ -46,7 +46,7 @@ def one_device(cache, monkeypatch, request):
 
 
 def continue_run(workdir, stop=None, kills=False):
-    config = load_config("imputation_scenes64:d", SETTINGS, tiny=True)
+    config = load_config("imputation_scenes64:c", SETTINGS, tiny=True)
     (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
     setup = set_up(config, workdir)
     with setup.checkpoints:
@@ -55,9 +55,9 @@ def continue_run(workdir, stop=None, kills=False):
 
 @pytest.mark.slow
 def test_growing_runs_resume_bit_for_bit_and_are_used(one_device, tmp_path):
-    """Killed at both changes of stages and inside the fade-in."""
+    """Killed at a change of resolution and inside the fade-in."""
     assert continue_run(tmp_path / "whole").step == STEPS
-    for step in (FADE, FADE + 2, GROWN):
+    for step in (FADE, FADE + 2):
         workdir = tmp_path / f"killed_at_{step}"
         with pytest.raises(Killed):
             continue_run(workdir, step, kills=True)
@@ -76,9 +76,9 @@ def test_growing_runs_resume_bit_for_bit_and_are_used(one_device, tmp_path):
         assert (pairs == 0) == (side == 8)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("space", [pytest.param(1, marks=pytest.mark.full), 2])
+@pytest.mark.parametrize("space", [1, 2])
 def test_devices_do_not_change_losses_and_gradients(space):
     """Eight devices; the highest level is tall enough to be split by rows."""
     sizes = {"resolution": 64, "channel_base": 256, "channel_max": 8, "points": 7}

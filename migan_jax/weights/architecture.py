@@ -128,10 +128,10 @@ def _infer_reparam(names: list[str]) -> Reparam:
 
 
 class UnknownNetwork(Exception):
-    """The tensors belong to no known network; its argument may say why."""
+    """The tensors belong to no known network."""
 
     def __str__(self) -> str:
-        return super().__str__() or (
+        return (
             "its tensors match no known network (released names are like "
             "synthesis.b4.torgb.weight). Check which network the file holds."
         )

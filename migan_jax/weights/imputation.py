@@ -39,10 +39,6 @@ _POSE = [
 ]
 _WEIGHTED = "encoder.weighted_down"
 _DENSE = re.compile(r"((?:pose_preprocessor\.[13]|output_layer)\.)(weight|bias)$")
-_GROWN = (
-    "it is a progressively grown network, configuration A to D, whose files cannot be "
-    "converted. Use one of configuration E, such as fdf_E.ckpt or places_E.ckpt."
-)
 
 
 # Names.
@@ -116,35 +112,57 @@ def _unused_copies(network: Network, rules: Callable[[Network], Rules]) -> Tenso
 
 
 def rename_generator(tensors: Tensors) -> Tensors:
-    """Name a generator's tensors as newer files do; refuse the authors' grown ones.
+    """Name a generator's tensors as newer files of sums do.
 
-    Older files number levels from 0, and have an output layer that is not used.
+    Older files number levels from 0, and have an output layer that is not used. So do
+    files of grown networks (A to D), with two input and two output layers.
     """
     if not any(re.match(r"(en|de)coder\.basic_block0\.", name) for name in tensors):
         return tensors
-    if not any(name.startswith("rgb_convolutions.") for name in tensors):
-        raise UnknownNetwork(_GROWN)
+    places = _numbers(tensors, r"encoder\.basic_block")
+    heads = [(r"^encoder\.from_rgb\.conv\.layers\.", "from_rgb.")]
+    has_grown = not any(name.startswith("rgb_convolutions.") for name in tensors)
+    if has_grown:
+        top = LOWEST_RESOLUTION << min(max(places), 16)
+        heads = [
+            (r"^encoder\.from_rgb\.conv\.layers\.0\.", f"from_rgb.{top}."),
+            (r"^encoder\.from_rgb\.old_conv\.1\.layers\.0\.", f"from_rgb.{top // 2}."),
+            (r"^decoder\.to_rgb\.conv\.", f"rgb_convolutions.{top}."),
+            (r"^decoder\.to_rgb\.old_conv\.", f"rgb_convolutions.{top // 2}."),
+        ]
 
     def rename(name: str) -> str:
-        name = re.sub(r"^encoder\.from_rgb\.conv\.layers\.", "from_rgb.", name)
+        for pattern, replacement in heads:
+            name = re.sub(pattern, replacement, name)
         return re.sub(
             r"^((?:en|de)coder\.(?:basic_block|skip_connection))([0-9]{1,2})\.",
             lambda match: f"{match[1]}{LOWEST_RESOLUTION << int(match[2])}.",
             name,
         )
 
-    return {
-        rename(name): array
-        for name, array in tensors.items()
-        if not name.startswith("decoder.to_rgb")
-    }
+    renamed = {rename(name): array for name, array in tensors.items()}
+    if has_grown:  # what these files do not say
+        renamed["fade"] = np.ones((), np.float32)
+        if any(".expected_value_updater." in name for name in tensors):  # row D
+            renamed[_WEIGHTED] = np.ones((), np.float32)
+    return {n: x for n, x in renamed.items() if not n.startswith("decoder.to_rgb")}
 
 
 def rename_discriminator(tensors: Tensors) -> Tensors:
-    """Refuse the authors' grown discriminators; others keep their names."""
-    if any(name.startswith("layers.from_rgb.old_conv.") for name in tensors):
-        raise UnknownNetwork(_GROWN)
-    return tensors
+    """Name the input layers of a grown discriminator by resolution."""
+    old = "layers.from_rgb.old_conv.1.layers.0."
+    if not any(name.startswith(old) for name in tensors):
+        return tensors
+    places = _numbers(tensors, r"layers\.basic_block")
+    top = LOWEST_RESOLUTION << min(max(places, default=0), 16)
+    heads = {"layers.from_rgb.conv.layers.0.": top, old: top // 2}
+
+    def rename(name: str) -> str:
+        for prefix, r in heads.items():
+            name = name.replace(prefix, f"layers.from_rgb.{r}.")
+        return name
+
+    return {rename(name): array for name, array in tensors.items()}
 
 
 # Networks from tensors.
