@@ -519,7 +519,7 @@ def _draw_imputation(networks: Mapping[str, Network], seed: int, count: int) -> 
 
 IMPUTATION_FAMILY = Family(
     name="imputation",
-    title="learnable feature imputation",
+    title="imputation network",
     kinds=(
         Kind(
             name="imputation",

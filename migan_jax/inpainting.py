@@ -177,7 +177,8 @@ class Model:
         Args:
           image: [N, H, W, 3] in [0, 1]; values in holes are ignored.
           known: [N, H, W, 1], 1 where known and 0 in the hole.
-          z, points: latents and keypoints, in families that have them; drawn if None.
+          z, points: latents and keypoints, in families that have them. By default those of the
+            seed, and the keypoints of a typical face.
           seed: an int, for what is drawn.
           stages: also return {name: image} of the earlier stages.
 
@@ -219,13 +220,12 @@ class Model:
         Args:
           x: [N, H, W, C], the network's input. MI-GAN and Co-Mod-GAN: concat(mask -
             0.5, image * mask), image in [-1, 1], mask 1 where known and 0 in the hole.
-            DeepGIN: concat(image, hole), image in [0, 1] and 1 in the hole. The range
-            is not checked.
-          z: latents [N, z_dim], if the network takes them. By default those of seed 0,
-            with a warning.
-          pyramid: also return the network's second output. MI-GAN and Co-Mod-GAN:
-            {resolution: rgb}, each level's to-RGB output. DeepGIN: {name: rgb}, the
-            earlier stages.
+            DeepGIN: concat(image, hole), image in [0, 1] and 1 in the hole. Imputation:
+            concat(image * mask, mask), both as MI-GAN's. The range is not checked.
+          z: latents, if the network takes them: [N, z_dim], for imputation [N, 4, 4,
+            latents]. By default those of seed 0, with a warning.
+          pyramid: also return the network's second output. DeepGIN: {name: rgb}, the
+            earlier stages. Others: {resolution: rgb}, each level's to-RGB output.
 
         Returns the whole image [N, H, W, 3], not pasted into the input.
         """
@@ -268,7 +268,14 @@ class Model:
                     f"{name} must be {list(shape)}, not {list(value.shape)}."
                 )
             latents[name] = value
+        if "points" in latents and given.get("points") is None:
+            _warn_of_missing_points()
         return latents
+
+
+@functools.cache  # once, not for each crop
+def _warn_of_missing_points() -> None:
+    logger.warning("No keypoints given: using those of a typical face.")
 
 
 def _as_float(x: ArrayLike, name: str) -> jax.Array:

@@ -58,7 +58,9 @@ def parameters_by_block(params: Any) -> dict[str, int]:
     def forward_order(block: str) -> tuple[int, int]:
         part, _, level = block.rpartition(" ")
         size = int(level[1:]) if level[1:].isdigit() else 0
-        return (2, size) if part == "synthesis" else (1 if size else 0, -size)
+        return (
+            (2, size) if part in ("synthesis", "decoder") else (1 if size else 0, -size)
+        )
 
     return {block: blocks[block] for block in sorted(blocks, key=forward_order)}
 

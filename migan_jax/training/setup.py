@@ -104,8 +104,8 @@ def check_settings(config: "ConfigDict") -> Family:
         )
     if family.points(config) and not config.data.points:
         raise UserError(
-            f"{family.title} needs {family.points(config)} keypoints for each image: "
-            f"give them with --config.data.points, or train without keypoints."
+            f"system={config.system} needs {family.points(config)} keypoints for each "
+            f"image: give them with --config.data.points, or train without keypoints."
         )
     profiled_steps(config.profile)
     check_data_settings(config)
