@@ -177,8 +177,8 @@ class Model:
         Args:
           image: [N, H, W, 3] in [0, 1]; values in holes are ignored.
           known: [N, H, W, 1], 1 where known and 0 in the hole.
-          z, points: latents and keypoints, in families that have them. By default those of the
-            seed, and the keypoints of a typical face.
+          z, points: latents and keypoints, in families that have them. By default
+            latents of the seed, and the keypoints of a typical face.
           seed: an int, for what is drawn.
           stages: also return {name: image} of the earlier stages.
 
