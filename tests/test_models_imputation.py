@@ -133,8 +133,8 @@ def merge(below, skip, **factors):
 # Whole networks against PyTorch.
 
 
-def to_flax(network, twin):
-    """Return the variables of PyTorch's twin, in float64."""
+def to_flax(network, named):
+    """Return the tree of PyTorch's parameters or their gradients, by name."""
     heads = {
         "from_rgb.0.": f"from_rgb.{SIDE}.",
         "old_from_rgb.0.": f"from_rgb.{SIDE // 2}.",
@@ -144,7 +144,7 @@ def to_flax(network, twin):
         "layers.old_from_rgb.conv.layers.0.": f"layers.from_rgb.{SIDE // 2}.",
     }
     tensors = {}
-    for name, tensor in twin.state_dict().items():
+    for name, tensor in named.items():
         old = next((head for head in heads if name.startswith(head)), "")
         if network.grows and old:
             name = heads[old] + name.removeprefix(old)
@@ -158,7 +158,7 @@ def to_flax(network, twin):
             for name in entry.names:
                 del tensors[name]
     assert not tensors
-    return {"params": params}
+    return params
 
 
 def perturb(twin):
@@ -185,7 +185,7 @@ def to_torch(x):
     import torch
 
     x = np.moveaxis(x, -1, 1) if x.ndim == 4 else x.reshape(len(x), -1)
-    return torch.from_numpy(np.ascontiguousarray(x))
+    return torch.from_numpy(np.array(x, order="C"))
 
 
 def call_generator(network, variables, image, mask, z, points, fade=None):
@@ -202,7 +202,7 @@ def assert_equal_generators(theirs, ours, fade=None, known=True, twin_fade=1.0):
     from parity import nhwc
 
     ours = ours.clone(points=POINTS if known else 0)
-    variables = to_flax(ours, theirs)
+    variables = {"params": to_flax(ours, theirs.state_dict())}
     image, mask, z, points = draw()
     expected = theirs(
         *map(to_torch, (image * mask, mask, z)),
@@ -317,7 +317,7 @@ def test_scores_equal_pytorchs(case, monkeypatch):
     inputs = image, image * mask, mask
     expected = twin(*map(to_torch, inputs), to_torch(points) if known else None, fade)
     scores = jax.jit(network.apply)(
-        to_flax(network, twin),
+        {"params": to_flax(network, twin.state_dict())},
         np.concatenate(inputs, axis=-1),
         *([points] if known else []),
         fade=fade,
