@@ -1,4 +1,6 @@
-"""Depthwise 3x3 convolution and its kernel gradient against loops over pixels."""
+"""Depthwise convolution and its kernel gradient against loops over pixels."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,54 +11,57 @@ from migan_jax.ops import depthwise
 from migan_jax.ops.depthwise import depthwise_kernel_gradient
 
 SHAPES = pytest.mark.parametrize(
-    "shape",
-    [(1, 1, 1, 1), (1, 1, 4, 2), (2, 5, 1, 2), (3, 4, 6, 5)],
-    ids=lambda shape: "x".join(map(str, shape)),
+    ("shape", "size"),
+    [
+        *(
+            (shape, 3)
+            for shape in ((1, 1, 1, 1), (1, 1, 4, 2), (2, 5, 1, 2), (3, 4, 6, 5))
+        ),
+        ((2, 3, 7, 2), 5),
+    ],
+    ids=lambda value: "x".join(map(str, np.atleast_1d(value))),
 )
 
 
-def neighbours(h, w):
+def neighbours(h, w, size):
     """Yield output pixel, input pixel and tap, for all taps inside the image."""
-    for i in range(h):
-        for j in range(w):
-            for u in range(3):
-                for v in range(3):
-                    row, column = i + u - 1, j + v - 1
-                    if 0 <= row < h and 0 <= column < w:
-                        yield (i, j), (row, column), (u, v)
+    for i, j, u, v in np.ndindex(h, w, size, size):
+        row, column = i + u - size // 2, j + v - size // 2
+        if 0 <= row < h and 0 <= column < w:
+            yield (i, j), (row, column), (u, v)
 
 
 def convolve(x, kernel):
     y = np.zeros_like(x)
-    for (i, j), (row, column), (u, v) in neighbours(*x.shape[1:3]):
+    for (i, j), (row, column), (u, v) in neighbours(*x.shape[1:3], len(kernel)):
         y[:, i, j] += x[:, row, column] * kernel[u, v, 0]
     return y
 
 
 def input_gradient(kernel, dy):
     dx = np.zeros_like(dy)
-    for (i, j), (row, column), (u, v) in neighbours(*dy.shape[1:3]):
+    for (i, j), (row, column), (u, v) in neighbours(*dy.shape[1:3], len(kernel)):
         dx[:, row, column] += dy[:, i, j] * kernel[u, v, 0]
     return dx
 
 
-def kernel_gradient(x, dy):
-    gradient = np.zeros((3, 3, 1, x.shape[-1]))
-    for (i, j), (row, column), (u, v) in neighbours(*x.shape[1:3]):
+def kernel_gradient(x, dy, size=3):
+    gradient = np.zeros((size, size, 1, x.shape[-1]))
+    for (i, j), (row, column), (u, v) in neighbours(*x.shape[1:3], size):
         gradient[u, v, 0] += np.sum(x[:, row, column] * dy[:, i, j], axis=0)
     return gradient
 
 
-def arrays(shape, seed=0):
+def arrays(shape, seed=0, size=3):
     """Draw x, a kernel and dy."""
     rng = np.random.default_rng(seed)
-    shapes = shape, (3, 3, 1, shape[-1]), shape
+    shapes = shape, (size, size, 1, shape[-1]), shape
     return [rng.standard_normal(shape) for shape in shapes]
 
 
 @SHAPES
-def test_value_and_gradients(shape, float64):
-    x, kernel, dy = arrays(shape)
+def test_value_and_gradients(shape, size, float64):
+    x, kernel, dy = arrays(shape, size=size)
 
     @jax.jit
     def run(x, kernel, dy):
@@ -65,7 +70,11 @@ def test_value_and_gradients(shape, float64):
 
     results = run(x, kernel, dy)
 
-    expected = (convolve(x, kernel), input_gradient(kernel, dy), kernel_gradient(x, dy))
+    expected = (
+        convolve(x, kernel),
+        input_gradient(kernel, dy),
+        kernel_gradient(x, dy, size),
+    )
     for actual, target in zip(results, expected, strict=True):
         assert actual.dtype == np.float64
         assert actual.shape == target.shape
@@ -73,19 +82,21 @@ def test_value_and_gradients(shape, float64):
 
 
 @SHAPES
-def test_kernel_gradient_and_its_gradients(shape, float64):
-    x, direction, dy = arrays(shape)
+def test_kernel_gradient_and_its_gradients(shape, size, float64):
+    x, direction, dy = arrays(shape, size=size)
+
+    of_size = partial(depthwise_kernel_gradient, size=size)
 
     @jax.jit
     def run(x, dy, direction):
-        gradient, pullback = jax.vjp(depthwise_kernel_gradient, x, dy)
+        gradient, pullback = jax.vjp(of_size, x, dy)
         return gradient, *pullback(direction)
 
     results = run(x, dy, direction)
 
     # <gradient, direction> = <convolve(x, direction), dy>
     expected = (
-        kernel_gradient(x, dy),
+        kernel_gradient(x, dy, size),
         input_gradient(direction, dy),
         convolve(x, direction),
     )
@@ -94,7 +105,7 @@ def test_kernel_gradient_and_its_gradients(shape, float64):
         np.testing.assert_allclose(actual, target, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4, 2)], ids=["3x4"])
+@pytest.mark.parametrize("size", [3, 5])
 @pytest.mark.parametrize(
     "name, operation, convolution",
     [
@@ -112,11 +123,15 @@ def test_kernel_gradient_and_its_gradients(shape, float64):
     ],
     ids=["apply", "kernel_gradient", "kernel_gradient_of_gpus"],
 )
-def test_forms_of_platforms_are_equal(name, operation, convolution, shape, float64):
-    x, kernel, dy = arrays(shape, seed=1)
+def test_forms_of_platforms_are_equal(name, operation, convolution, size, float64):
+    shape = 2, 3, 4, 2
+    x, kernel, dy = arrays(shape, 1, size)
+    if name == "kernel_gradient":
+        operation = partial(operation, size=size)
+        convolution = partial(convolution, size)
     arguments = (x, kernel) if name == "apply" else (x, dy)
     directions = [array[::-1] for array in arguments]
-    probe = arrays(shape, seed=2)[0 if name == "apply" else 1]
+    probe = arrays(shape, 2, size)[0 if name == "apply" else 1]
 
     def derivatives(operation):
         def loss(*arguments):
@@ -143,10 +158,10 @@ def test_forms_of_platforms_are_equal(name, operation, convolution, shape, float
 
 
 @SHAPES
-def test_second_derivatives(shape, float64):
+def test_second_derivatives(shape, size, float64):
     """<dx, v> = <convolve(v, kernel), dy> and <dkernel, u> = <convolve(x, u), dy>."""
-    x, kernel, dy = arrays(shape)
-    v, u, _ = arrays(shape, seed=1)
+    x, kernel, dy = arrays(shape, size=size)
+    v, u, _ = arrays(shape, seed=1, size=size)
 
     def along(x, kernel, dy):
         _, pullback = jax.vjp(depthwise.depthwise, x, kernel)
@@ -157,7 +172,7 @@ def test_second_derivatives(shape, float64):
 
     expected = (
         input_gradient(u, dy),
-        kernel_gradient(v, dy),
+        kernel_gradient(v, dy, size),
         convolve(v, kernel) + convolve(x, u),
     )
     for actual, target in zip(results, expected, strict=True):
@@ -198,7 +213,10 @@ def test_half_precision_in_and_out():
 
 @pytest.mark.parametrize(
     "operation",
-    [depthwise_kernel_gradient, depthwise._kernel_gradient_convolution],
+    [
+        depthwise_kernel_gradient,
+        partial(depthwise._kernel_gradient_convolution, 3),
+    ],
     ids=["here", "accelerator"],
 )
 def test_kernel_gradient_of_half_precision_is_summed_in_float32(operation):
