@@ -44,6 +44,7 @@ OTHERS = {
     "box": (0.248, 0.083, 0.128, 0.402),
     "cellular_automaton": (0.512, 0.072, 0.373, 0.623),
     "short_strokes": (0.395, 0.060, 0.295, 0.494),
+    "half_box_and_brush": (0.358, 0.061, 0.272, 0.469),
 }
 # Brushes are slow; free-form masks, which use one, are tested anyway.
 NAMES = [
@@ -95,6 +96,40 @@ def test_host_free_form_masks_match_the_reference(size):
     ratios = hole_ratios(host_masks("free_form", 3000, size))
     check_moments(ratios, mean, deviation, count)
     check_quantiles(ratios, QUANTILES, quantiles, count)
+
+
+@pytest.mark.parametrize("name", ["half_box", "centre_box"])
+def test_boxes_of_half_the_size(name):
+    """On host and device a quarter is one box, uniformly anywhere or in the centre."""
+    size, count = 16, 1000
+    for masks in (host_masks(name, count, size), device_masks(name, count, size)):
+        np.testing.assert_array_equal(hole_ratios(masks), 0.25)
+        edges = [(masks.min(axis) == 0).argmax(axis=1) for axis in (2, 1)]
+        for first, along in zip(edges, (1, 2), strict=True):
+            span = (masks.min(3 - along) == 0).sum(axis=1)
+            np.testing.assert_array_equal(span, size // 2)
+            if name == "centre_box":
+                np.testing.assert_array_equal(first, size // 4)
+            else:
+                counts = np.bincount(first, minlength=size // 2)
+                assert len(counts) == size // 2
+                expected = count / len(counts)
+                assert abs(counts - expected).max() < 4 * np.sqrt(expected)
+        if name == "half_box":
+            assert abs(np.corrcoef(edges)[0, 1]) < 4 / np.sqrt(count)
+
+
+def test_a_union_holds_all_of_its_parts():
+    centre = SAMPLERS["centre_box"]
+    union = mask_samplers.Union((SAMPLERS["half_box"], centre))
+    rng = np.random.default_rng(0)
+    host = np.stack([union.hole_on_host(rng, 16) for _ in range(200)])
+    draw = jax.jit(jax.vmap(lambda key: union.hole_on_device(key, 16)))
+    for holes in (host, np.asarray(draw(keys(200)))):
+        assert holes[:, centre.hole_on_host(rng, 16)].all()
+        # Each box is a quarter; they share 0.14 on average.
+        assert abs(holes.mean() - 0.36) < 0.02
+    assert hole_ratios(host_masks("half_box_and_brush", 50, 64)).min() >= 0.25
 
 
 @pytest.mark.full  # follows from the tests of the host and of host against device
@@ -303,7 +338,8 @@ def test_mask_depends_only_on_its_key(name):
     assert np.array_equal(
         draw(SAMPLERS[name], keys(64)[::-1], MIN_MASK_SIZE), masks[::-1]
     )
-    assert len({mask.tobytes() for mask in np.asarray(masks)}) > 4
+    distinct = len({mask.tobytes() for mask in np.asarray(masks)})
+    assert distinct == 1 if name == "centre_box" else distinct > 4
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -328,7 +364,8 @@ def test_host_masks_depend_on_the_seed(name):
     first, again = (host_masks(name, 3, 64, seed=5) for _ in range(2))
     assert first.dtype == np.uint8 and set(np.unique(first)) == {0, 1}
     assert np.array_equal(first, again)
-    assert not np.array_equal(first, host_masks(name, 3, 64, seed=6))
+    is_fixed = name == "centre_box"
+    assert np.array_equal(first, host_masks(name, 3, 64, seed=6)) == is_fixed
 
 
 def test_samplers_are_hashable_values():
