@@ -55,7 +55,7 @@ TABLES = {  # settings by row
 }
 ADVERSARIAL = [  # the settings of all runs of penalties
     "resolution=32",
-    "batch_size=16",
+    "batch_size=8",
     "networks.channel_base=512",
     "networks.channel_max=32",
     "losses.l1=0",
