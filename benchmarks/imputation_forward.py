@@ -123,7 +123,7 @@ def make_layer(shape: str, imputes: bool) -> Pairs:
     import torch
     from imputation_torch import Conv, IConv, activate
 
-    from migan_jax.models.imputation import ConvLayer, Features
+    from migan_jax.models.imputation import ConvLayer, FeatureMap
 
     n, h, w, c = map(int, shape.split("x"))
     rng = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def make_layer(shape: str, imputes: bool) -> Pairs:
     cotangents = [dy, dc[..., 0]] if imputes else [dy]
 
     def forward(params: Any, x: Any, known: Any) -> list[Any]:
-        return jax.tree.leaves(layer.apply({"params": params}, Features(x, known)))
+        return jax.tree.leaves(layer.apply({"params": params}, FeatureMap(x, known)))
 
     def both(params: Any, x: Any, known: Any, cotangents: Any) -> Any:
         return jax.vjp(lambda *y: forward(*y, known), params, x)[1](cotangents)

@@ -1,6 +1,6 @@
 """Learnable feature imputation's penalties and architecture, in small runs.
 
-  python benchmarks/imputation_ladder.py --seeds=3 --steps=3000 --minutes=2 \\
+  python benchmarks/imputation_ladder.py --seeds=3 --steps=1200 --minutes=2 \\
       --plot=docs/penalties.jpg
 
 `penalties`: purely adversarial training of row e at 32 pixels, with the paper's masks,
@@ -60,7 +60,7 @@ ADVERSARIAL = [  # the settings of all runs of penalties
     "networks.channel_max=32",
     "losses.l1=0",
     "optimizer.learning_rate=0.001",
-    "optimizer.ema_halflife_kimg=1",
+    "optimizer.ema_halflife_kimg=0.5",
     "data.mask_kind=half_box_and_brush",
 ]
 POINTS, EVALUATIONS = 40, 20  # of a run's curves
@@ -74,7 +74,7 @@ def main() -> None:
     parser.set_defaults(json=JSON)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
-    parser.add_argument("--steps", type=int, default=3000, help="of penalties")
+    parser.add_argument("--steps", type=int, default=1200, help="of penalties")
     parser.add_argument("--minutes", type=float, default=2.0, help="of architecture")
     parser.add_argument("--plot", type=Path, help="draw the curves of penalties here")
     arguments = parser.parse_args()

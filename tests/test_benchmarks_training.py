@@ -107,6 +107,7 @@ def test_imputation_ladder(script, monkeypatch, tmp_path):
     ladder = script("imputation_ladder")
     tables = {t: dict(list(rows.items())[-1:]) for t, rows in ladder.TABLES.items()}
     monkeypatch.setattr(ladder, "TABLES", tables)
+    monkeypatch.setattr(ladder, "ADVERSARIAL", ["losses.l1=0", "batch_size=8"])
     monkeypatch.setattr(
         ladder, "time_steps", lambda: dict.fromkeys(tables["architecture"], 1000.0)
     )
@@ -114,7 +115,7 @@ def test_imputation_ladder(script, monkeypatch, tmp_path):
     saved = run(ladder, monkeypatch, tmp_path, *options)
     (penalty,), (architecture,) = (saved[table].values() for table in tables)
     assert penalty["steps"] == architecture["steps"] == 2
-    assert architecture["hole_psnr"] > 0 and not penalty["diverged"]
+    assert architecture["hole_psnr"] > 0 and penalty["hole_psnr"] > 0
     assert penalty["curves"]["eval/hole_psnr"][0] == [0, 1, 2]
     monkeypatch.setattr(ladder, "train", None)  # finished runs are not repeated
     monkeypatch.setattr(sys, "argv", [*sys.argv, f"--plot={tmp_path / 'curves.jpg'}"])
