@@ -220,7 +220,7 @@ def _load_teacher(config: "ConfigDict") -> dict[str, Frozen]:
     network = loaded.network
     if (name := kind_of(network, all_kinds()).name) != "comodgan":
         raise UserError(
-            f"The teacher {config.teacher} is a {name}, but must be a comodgan."
+            f"The teacher {config.teacher} holds {name}, but must hold comodgan."
         )
     if network.resolution != config.resolution:
         raise UserError(

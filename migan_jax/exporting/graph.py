@@ -77,7 +77,7 @@ def check_exportable(checkpoint: Checkpoint, options: ExportOptions) -> None:
     if not (family_of(network).is_exportable and can_inpaint(network)):
         titles = [f.title for f in FAMILIES.values() if f.is_exportable]
         raise UserError(
-            f"{checkpoint.source} is a {name_of(network)}. Only {', '.join(titles)} "
+            f"{checkpoint.source} holds {name_of(network)}. Only {', '.join(titles)} "
             f"generators can be exported."
         )
     step = network.resolution // 4

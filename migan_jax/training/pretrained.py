@@ -81,7 +81,7 @@ def replace_weights(pretrained: Pretrained, state: TrainState) -> TrainState:
 
 
 def _check_kind(source: Path, theirs: Network, ours: Network | None) -> None:
-    found = f"{source} is a {name_of(theirs)} for {theirs.resolution} pixels"
+    found = f"{source} holds {name_of(theirs)} for {theirs.resolution} pixels"
     if ours is None:
         raise UserError(
             f"{found}, which this configuration does not train. Choose a recipe for it."
