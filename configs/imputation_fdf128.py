@@ -11,7 +11,7 @@ It fills faces, given the seven keypoints of each. The argument is a row of Tabl
            in the discriminator, too; the default
   e_conv   e with plain convolutions
 
-Rows a to d grow from 8 pixels to 128: 10,800 kimg, with batches of up to 256.
+Rows a to d grow from 8 pixels to 128 in 9,600 kimg, with batches of up to 256.
 
 Data      FDF's images, masks of the faces' boxes, and keypoints: a JSON file with
           {"NAME": [[x, y], ...]} in pixels: the nose, then each eye, ear and shoulder,

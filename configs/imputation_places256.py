@@ -11,7 +11,7 @@ Table 1 have half the channels:
   e        no growth, sums of all levels, shortcuts             .1491  21.42  5.24
   e_conv   e with plain convolutions
 
-Rows a to d grow from 8 pixels to 256: 13,200 kimg, with batches of up to 256.
+Rows a to d grow from 8 pixels to 256 in 12,000 kimg, with batches of up to 256.
 
 Data      Places2's training images; ones with a shorter side below 256 are enlarged.
             python -m migan_jax.prepare places2/train datasets/places256 --size=256

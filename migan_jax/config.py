@@ -343,8 +343,11 @@ def smoke(config: "ConfigDict", devices: int = 1) -> None:
                 "vgg": "random",
                 "vgg_resolution": 32,
             },
-            # One step of each phase of growth would exceed two steps.
-            "imputation": {"latents": 4, "phase_kimg": batch_size / 1000},
+            "imputation": {
+                "latents": 4,
+                "points": 7 if config.data.points else 0,  # those of drawn faces
+                "phase_kimg": batch_size / 1000,
+            },
             "optimizer": {"warmup_kimg": 0, "frozen_levels": 0},
             "data": {
                 "source": "scenes:faces" if config.data.points else "scenes",

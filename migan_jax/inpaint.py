@@ -126,7 +126,8 @@ def parse_arguments() -> argparse.Namespace:
         type=whole_number(0),
         default=0,
         help="another seed gives another completion, if the network has latents, as "
-        "Co-Mod-GAN's (default: 0)",
+        "Co-Mod-GAN's; results that exist are kept, so choose another --output "
+        "(default: 0)",
     )
     parser.add_argument(
         "--samples",

@@ -53,9 +53,9 @@ if TYPE_CHECKING:
 
 # The names of data.mask_samplers.SAMPLERS, which is slow to import.
 MASK_KINDS = (
-    *("free_form", "brush", "thin_brush", "box", "cellular_automaton"),
-    *("short_strokes", "deepgin"),
+    *("free_form", "brush", "thin_brush", "box"),
     *("half_box", "centre_box", "half_box_and_brush"),
+    *("cellular_automaton", "short_strokes", "deepgin"),
 )
 
 

@@ -42,7 +42,7 @@ def test_zip_with_masks_is_shrunk(photos, tmp_path, monkeypatch):
     options = "--size=20", f"--own-masks={masks}", "--smallest-side=1"
     source = tmp_path / "photos.zip"
     assert run_here(monkeypatch, prepare, source, tmp_path / "out", *options) == 0
-    image, hole = ArrayRecordSource(tmp_path / "out")[1]
+    image, hole, _ = ArrayRecordSource(tmp_path / "out")[1]
     assert min(image.shape[:2]) == 20 and hole.shape == image.shape[:2]
     assert 0.2 < hole.mean() < 0.35
 

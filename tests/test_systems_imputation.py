@@ -25,10 +25,15 @@ from migan_jax.data.mask_samplers import SAMPLERS
 from migan_jax.data.transforms import sample_keys
 from migan_jax.errors import UserError
 from migan_jax.losses import gan
-from migan_jax.models.imputation import double, halve
+from migan_jax.models.imputation import ImputationGenerator, double, halve
 from migan_jax.systems import images
 from migan_jax.systems.base import Inputs
-from migan_jax.systems.imputation import Imputation, check_settings, pack
+from migan_jax.systems.imputation import (
+    Imputation,
+    apply_generator,
+    check_settings,
+    pack,
+)
 from migan_jax.systems.optimizers import adam, restart
 from migan_jax.training.programs import build_system, make_timeline
 
@@ -268,8 +273,9 @@ def test_inpainting_takes_the_mean_latents():
     np.testing.assert_array_equal(result, expected)
     # A network that has not grown up completes smaller images, and enlarges them.
     result = jax.jit(make(small, SCORING).inpaint)(params, stats, image, mask, key)
-    below = (halve(x) for x in (image, mask))
-    below = pack(next(below), (next(below) >= 0.5).astype(np.float32))
+    known = halve(mask)
+    below = halve(image * mask) / jnp.maximum(known, 0.25)  # of known pixels
+    below = pack(below, (known >= 0.5).astype(np.float32))
     output, _ = jax.jit(small.apply)(variables, below, 0 * z)
     expected = images.composite(image, jnp.clip(double(output), -1, 1), mask)
     np.testing.assert_array_equal(result, expected)
@@ -422,3 +428,27 @@ def test_weighted_averages_need_certainties():
     settings = ["imputation.weighted_down=true", "imputation.imputes=false"]
     with pytest.raises(UserError, match=r"imputation\.imputes"):
         check_settings(load_config("imputation_places256", settings, True))
+
+
+def test_holes_are_ignored_by_networks_in_growth():
+    """Also where a small pixel is half hole, half known."""
+    generator = ImputationGenerator(
+        16, 64, 4, latents=2, grows=True, grown=8, imputes=False
+    )
+    variables = random_variables(generator)
+    rng = np.random.default_rng(0)
+    image = rng.uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
+    mask = np.ones((1, 16, 16, 1), np.float32)
+    mask[:, 5:10, 4:11] = 0
+    z = np.zeros((1, 4, 4, 2), np.float32)
+    changed = np.where(mask > 0, image, 0.5)
+    outputs = [
+        np.asarray(apply_generator(generator, variables, x, mask, z)[0])
+        for x in (image, changed)
+    ]
+    np.testing.assert_array_equal(*outputs)
+    known = np.where(mask > 0, -image, image)
+    other, _ = apply_generator(generator, variables, known, mask, z)
+    assert not np.array_equal(other, outputs[0])
+    with pytest.raises(ValueError, match="divisible by 4"):
+        apply_generator(generator, variables, image[:, :15], mask[:, :15], z)

@@ -657,5 +657,5 @@ def _enlarge(x: jax.Array, height: int, width: int) -> jax.Array:
 
 def _mix(old: jax.Array, new: jax.Array, share: jax.Array | float) -> jax.Array:
     """Interpolate to a share of `new`."""
-    share = jnp.asarray(share, jnp.promote_types(new.dtype, jnp.float32))
-    return old + (new - old) * share.astype(new.dtype)
+    before, after = at_least_float32(old), at_least_float32(new)
+    return (before + (after - before) * share).astype(new.dtype)

@@ -368,13 +368,25 @@ def apply_generator(
     z: jax.Array,
     points: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[int, jax.Array]]:
-    """Return the whole output for images, enlarged if the network has not grown up."""
+    """Return the whole output for images; in growth, networks get and make small ones.
+
+    A small pixel is the mean of its known pixels, and known if half of them are.
+    """
+    factor = network.resolution // LOWEST_RESOLUTION
+    if any(size % factor for size in image.shape[1:3]):
+        raise ValueError(
+            f"The network takes images with height and width divisible by {factor}, "
+            f"not {list(image.shape[1:3])}."
+        )
     halvings = 0
     if network.grows and network.grown:
         halvings = (network.resolution // network.grown).bit_length() - 1
-    for _ in range(halvings):
-        image, mask = halve(image), halve(mask)
-    mask = (mask >= 0.5).astype(mask.dtype) if halvings else mask
+    if halvings:
+        image = image * mask
+        for _ in range(halvings):
+            image, mask = halve(image), halve(mask)
+        image = image / jnp.where(mask > 0, mask, 1)
+        mask = (mask >= 0.5).astype(mask.dtype)
     output, levels = network.apply(variables, pack(image, mask), z, points)
     for _ in range(halvings):
         output = double(output)

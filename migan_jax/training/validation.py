@@ -33,15 +33,12 @@ class Validation:
     def _evaluate_samples(
         self, state: TrainState, step: int, reporter: Reporter
     ) -> None:
-        score = self._setup.score
-        stage = self._setup.timeline.before(step).stage
-        metrics, grid = self._setup.samples.evaluate(state, stage)
-        self._metrics = step, metrics
-        value = score.of(metrics)
-        if not math.isfinite(value):
-            logger.warning("step %d: %s is missing or not finite", step, score.name)
-        elif self.best is None or value > self.best[1]:
-            self.best = step, value
+        timeline = self._setup.timeline
+        span = timeline.before(step)
+        metrics, grid = self._setup.samples.evaluate(state, span.stage)
+        # Networks in growth work at other resolutions: their scores do not compare.
+        if span.stage.system is None or span is timeline.spans[-1]:
+            self._compare(step, metrics)
         reporter.write(step, {f"eval/{name}": v for name, v in metrics.items()})
         reporter.show(step, "samples", grid)
         if jax.process_index() == 0:
@@ -51,6 +48,16 @@ class Validation:
                 f"mean colour {metrics[MEAN_COLOUR_PSNR]:.2f} dB; "
                 f"{self._setup.location}/{path.relative_to(self._setup.workdir)}"
             )
+
+    def _compare(self, step: int, metrics: dict[str, float]) -> None:
+        """Note the metrics, and whether they are the best so far."""
+        score = self._setup.score
+        self._metrics = step, metrics
+        value = score.of(metrics)
+        if not math.isfinite(value):
+            logger.warning("step %d: %s is missing or not finite", step, score.name)
+        elif self.best is None or value > self.best[1]:
+            self.best = step, value
 
     def metrics_of(self, step: int) -> dict[str, float] | None:
         """Return the finite metrics of a step, or None if it has no score."""

@@ -123,7 +123,7 @@ def rename_generator(tensors: Tensors) -> Tensors:
     heads = [(r"^encoder\.from_rgb\.conv\.layers\.", "from_rgb.")]
     has_grown = not any(name.startswith("rgb_convolutions.") for name in tensors)
     if has_grown:
-        top = LOWEST_RESOLUTION << min(max(places), 16)
+        top = LOWEST_RESOLUTION << min(max(places, default=0), 16)
         heads = [
             (r"^encoder\.from_rgb\.conv\.layers\.0\.", f"from_rgb.{top}."),
             (r"^encoder\.from_rgb\.old_conv\.1\.layers\.0\.", f"from_rgb.{top // 2}."),
