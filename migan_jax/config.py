@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import getitem
 from pathlib import Path
 from types import FrameType
@@ -318,6 +318,26 @@ def check_numbers(config: "ConfigDict") -> None:
         span = "above 0 and at most" if minimum == ABOVE_0 else f"from {minimum:g} to"
         span += f" {maximum:,.10g}{alternative}"
         raise UserError(f"{key} is {value!r}, but must be {kind}{span}.")
+
+
+def check_choices(config: "ConfigDict", choices: Mapping[str, Sequence[str]]) -> None:
+    """Raise UserError if a setting has none of the values that it may have."""
+    settings = flat(config)
+    for key, allowed in choices.items():
+        if settings[key] not in allowed:
+            raise UserError(
+                f"{key} is {settings[key]!r}, but must be one of {', '.join(allowed)}."
+            )
+
+
+def refuse_settings(config: "ConfigDict", *keys: str) -> None:
+    """Raise UserError if one of these settings, which the system ignores, is set."""
+    settings = flat(config)
+    for key in keys:
+        if settings[key]:
+            raise UserError(
+                f"{key} is not for system={config.system}: leave it at its default."
+            )
 
 
 def smoke(config: "ConfigDict", devices: int = 1) -> None:

@@ -330,7 +330,10 @@ def test_new_levels_fade_in_every_four_steps(name):
 def test_images_and_masks_of_a_fading_level():
     """Images are mixed with coarser ones, but masks remain binary."""
     system = make(SMALL, SCORING)
-    fading = make(*(net.clone(**GROWTH) for net in (SMALL, SCORING)), phase_kimg=0.064)
+    growing = (
+        net.clone(**{**GROWTH, "resolution": 2 * SIDE}) for net in (SMALL, SCORING)
+    )
+    fading = make(*growing, phase_kimg=0.064)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (4, 2 * SIDE, 2 * SIDE, 3), np.uint8),

@@ -226,6 +226,19 @@ class Frozen:
         return cls(network, variables, digest.hexdigest())
 
 
+def init_networks(
+    networks: Mapping[str, nn.Module], key: jax.Array
+) -> tuple[Params, Stats]:
+    """Initialise networks that state their `inputs`, each with its own key."""
+    keys = jax.random.split(key, len(networks))
+    variables = {
+        name: network.init(key, *(jnp.zeros(x.shape) for x in network.inputs()))
+        for key, (name, network) in zip(keys, networks.items(), strict=True)
+    }
+    params = {name: v["params"] for name, v in variables.items()}
+    return params, {name: v.get("stats", {}) for name, v in variables.items()}
+
+
 class System(Protocol):
     """Networks with their losses and stages."""
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from migan_jax.config import check_choices, refuse_settings
 from migan_jax.data.mask_samplers import SAMPLERS, Mixture, Sampler, masks_on_device
 from migan_jax.data.transforms import flip, sample_keys
 from migan_jax.errors import UserError
@@ -43,6 +44,7 @@ from migan_jax.systems.base import (
     Stats,
     Turn,
     Value,
+    init_networks,
 )
 from migan_jax.systems.optimizers import adam
 
@@ -155,13 +157,7 @@ class DeepGIN:
         return {"generator": self.generator, "discriminator": self.discriminator}
 
     def init(self, key: jax.Array) -> tuple[Params, Stats]:
-        keys = jax.random.split(key)
-        variables = {
-            name: network.init(key, *(jnp.zeros(x.shape) for x in network.inputs()))
-            for key, (name, network) in zip(keys, self.networks.items(), strict=True)
-        }
-        params = {name: v["params"] for name, v in variables.items()}
-        return params, {name: v.get("stats", {}) for name, v in variables.items()}
+        return init_networks(self.networks, key)
 
     def stages(self) -> list[Stage]:
         """Return the warm-up, if there is one, and the main stage."""
@@ -403,16 +399,14 @@ def constant_then_linear(
 def check_settings(config: "ConfigDict") -> None:
     """Raise UserError for a configuration that this system does not support."""
     settings = config.deepgin
-    for key, choices in (
-        ("variant", tuple(LADDER)),
-        ("loss_form", get_args(perceptual.Form)),
-        ("vgg", VGG_SOURCES),
-    ):
-        if settings[key] not in choices:
-            raise UserError(
-                f"deepgin.{key} is {settings[key]!r}, but must be one of "
-                f"{', '.join(choices)}."
-            )
+    check_choices(
+        config,
+        {
+            "deepgin.variant": tuple(LADDER),
+            "deepgin.loss_form": get_args(perceptual.Form),
+            "deepgin.vgg": VGG_SOURCES,
+        },
+    )
     if config.resolution % (stride := DeepGINGenerator.stride):
         raise UserError(
             f"resolution is {config.resolution}, but must be divisible by {stride} for "
@@ -424,10 +418,8 @@ def check_settings(config: "ConfigDict") -> None:
         raise UserError(
             "data.draw_masks_on must be device: DeepGIN draws several masks per image."
         )
-    unused = "teacher", "losses.l1", "optimizer.warmup_kimg", "optimizer.frozen_levels"
-    for key in unused:
-        section, _, name = key.rpartition(".")
-        if (config[section] if section else config)[name]:
-            raise UserError(
-                f"{key} is not for system=deepgin: leave it at its default."
-            )
+    refuse_settings(
+        config,
+        *("teacher", "losses.l1"),
+        *("optimizer.warmup_kimg", "optimizer.frozen_levels"),
+    )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from migan_jax.config import check_choices, refuse_settings
 from migan_jax.data.mask_samplers import SAMPLERS, Sampler
 from migan_jax.data.transforms import sample_keys
 from migan_jax.errors import UserError
@@ -31,7 +32,7 @@ from migan_jax.models.imputation import (
     halve,
 )
 from migan_jax.ops.partition import split_images
-from migan_jax.systems import images
+from migan_jax.systems import images, logistic
 from migan_jax.systems.base import (
     Batch,
     Frozen,
@@ -42,6 +43,7 @@ from migan_jax.systems.base import (
     Stats,
     Turn,
     Value,
+    init_networks,
 )
 from migan_jax.systems.optimizers import adam, lazy_adam, restart
 
@@ -139,13 +141,7 @@ class Imputation:
         return {"generator": self.generator, "discriminator": self.discriminator}
 
     def init(self, key: jax.Array) -> tuple[Params, Stats]:
-        keys = jax.random.split(key)
-        variables = {
-            name: network.init(key, *(jnp.zeros(x.shape) for x in network.inputs()))
-            for key, (name, network) in zip(keys, self.networks.items(), strict=True)
-        }
-        params = {name: v["params"] for name, v in variables.items()}
-        return params, {name: v.get("stats", {}) for name, v in variables.items()}
+        return init_networks(self.networks, key)
 
     def stages(self) -> list[Stage]:
         """Return one stage, or those of growth, the last until the end of the run."""
@@ -209,7 +205,7 @@ class Imputation:
         share = self._new_fraction(progress)
 
         def fade(x: jax.Array) -> jax.Array:
-            x = shrink(x, self.generator.grown)
+            x = _shrink(x, _halvings(self.generator))
             if not self.generator.fades:
                 return x
             blurred = double(halve(x))
@@ -353,9 +349,15 @@ def pack(image: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.concatenate([image * mask, mask], axis=-1)
 
 
-def shrink(x: jax.Array, resolution: int) -> jax.Array:
-    """Halve square images until they have this resolution."""
-    while x.shape[1] > resolution:
+def _halvings(network: ImputationGenerator) -> int:
+    """Return how often the network, in growth, halves its resolution."""
+    return (
+        network.resolution // (network.grown or network.resolution)
+    ).bit_length() - 1
+
+
+def _shrink(x: jax.Array, halvings: int) -> jax.Array:
+    for _ in range(halvings):
         x = halve(x)
     return x
 
@@ -378,13 +380,9 @@ def apply_generator(
             f"The network takes images with height and width divisible by {factor}, "
             f"not {list(image.shape[1:3])}."
         )
-    halvings = 0
-    if network.grows and network.grown:
-        halvings = (network.resolution // network.grown).bit_length() - 1
+    halvings = _halvings(network)
     if halvings:
-        image = image * mask
-        for _ in range(halvings):
-            image, mask = halve(image), halve(mask)
+        image, mask = _shrink(image * mask, halvings), _shrink(mask, halvings)
         image = image / jnp.where(mask > 0, mask, 1)
         mask = (mask >= 0.5).astype(mask.dtype)
     output, levels = network.apply(variables, pack(image, mask), z, points)
@@ -411,35 +409,21 @@ def mean_latents(network: ImputationGenerator, count: int) -> dict[str, jax.Arra
 def check_settings(config: "ConfigDict") -> None:
     """Raise UserError for a configuration that this system does not support."""
     settings = config.imputation
-    for key, choices in (
-        ("generator_pose", get_args(Pose)),
-        ("discriminator_pose", get_args(Pose)),
-        ("form", get_args(ImputationForm)),
-        ("penalty", get_args(Penalty)),
-    ):
-        if settings[key] not in choices:
-            raise UserError(
-                f"imputation.{key} is {settings[key]!r}, but must be one of "
-                f"{', '.join(choices)}."
-            )
-    try:
-        levels(config.resolution)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if config.networks.channel_base < config.resolution:
-        raise UserError(
-            f"networks.channel_base is {config.networks.channel_base}, but must be at "
-            f"least the resolution, {config.resolution}."
-        )
+    check_choices(
+        config,
+        {
+            "imputation.generator_pose": get_args(Pose),
+            "imputation.discriminator_pose": get_args(Pose),
+            "imputation.form": get_args(ImputationForm),
+            "imputation.penalty": get_args(Penalty),
+        },
+    )
+    logistic.check_settings(config)
     if settings.weighted_down and not settings.imputes:
         raise UserError(
             "imputation.weighted_down needs certainties, which plain convolutions do "
             "not have: set it to false, or imputation.imputes to true."
         )
-    unused = "teacher", "optimizer.warmup_kimg", "optimizer.frozen_levels"
-    for key in unused:
-        section, _, name = key.rpartition(".")
-        if (config[section] if section else config)[name]:
-            raise UserError(
-                f"{key} is not for system=imputation: leave it at its default."
-            )
+    refuse_settings(
+        config, "teacher", "optimizer.warmup_kimg", "optimizer.frozen_levels"
+    )
