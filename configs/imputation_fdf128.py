@@ -14,8 +14,8 @@ It fills faces, given the seven keypoints of each. The argument is a row of Tabl
 Rows a to d grow from 8 pixels to 128 in 9,600 kimg, with batches of up to 256.
 
 Data      FDF's images, masks of the faces' boxes, and keypoints: a JSON file with
-          {"NAME": [[x, y], ...]} in pixels: the nose, then each eye, ear and shoulder,
-          the person's left one first.
+          {"NAME": [[x, y], ...]} in pixels: the nose, then both sides' eye, ear and
+          shoulder, always in the same order.
             python -m migan_jax.prepare fdf/train datasets/fdf128 --size=128
 Hardware  The paper does not say. `python -m migan_jax.plan` estimates yours.
 Length    20,000 kimg, 625,000 steps of batches of 32; fewer with growth.
