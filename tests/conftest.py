@@ -3,6 +3,7 @@
 Programs are hardly optimised: compiling small ones takes longer than running them.
 """
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -82,3 +83,17 @@ def cache(tmp_path_factory):
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # shared by the workers
     return folder / "compiled"
+
+
+@pytest.fixture
+def one_device(cache, monkeypatch, request):
+    """Use one device, and share compiled programs between runs in this process."""
+    import runs
+
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *kind: first)
+    for name, value in runs.cache_settings(cache).items():
+        request.addfinalizer(
+            functools.partial(jax.config.update, name, getattr(jax.config, name))
+        )
+        jax.config.update(name, value)

@@ -26,6 +26,16 @@ SETTINGS = {
 # Without optimisation: such small programs take longer to compile than to run.
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={}"
 
+
+def cache_settings(cache):
+    """Return JAX's settings to share compiled programs between runs."""
+    return {
+        "jax_compilation_cache_dir": str(cache),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+
+
 started = []  # processes that must not outlive their test
 
 

@@ -43,20 +43,11 @@ def registered(cache, request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *kind: first)
         patch.setitem(FAMILIES, "toy", toy.TOY)
-        for name, value in cache_settings(cache).items():
+        for name, value in runs.cache_settings(cache).items():
             before = getattr(jax.config, name)
             jax.config.update(name, value)
             request.addfinalizer(functools.partial(jax.config.update, name, before))
         yield
-
-
-def cache_settings(cache):
-    """Return JAX's settings to share compiled programs between runs."""
-    return {
-        "jax_compilation_cache_dir": str(cache),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
 
 
 @pytest.fixture(scope="module")

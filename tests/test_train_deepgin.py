@@ -1,14 +1,12 @@
 """Runs of DeepGIN: killed and resumed, on several devices, and used."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from test_families import Killed, StopAt, assert_close, cache_settings
+from test_families import Killed, StopAt, assert_close
 from test_models_deepgin import scaled
 from variables import random_variables
 
@@ -35,17 +33,6 @@ SETTINGS = (
     "save_every_steps=1",
     "keep_last=3",
 )
-
-
-@pytest.fixture
-def one_device(cache, monkeypatch, request):
-    """Use one device, and share compiled programs between runs."""
-    first = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda *kind: first)
-    for name, value in cache_settings(cache).items():
-        before = getattr(jax.config, name)
-        jax.config.update(name, value)
-        request.addfinalizer(functools.partial(jax.config.update, name, before))
 
 
 def continue_run(workdir, stop=None, kills=False):
