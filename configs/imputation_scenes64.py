@@ -7,7 +7,7 @@ without: alone, the discriminator teaches too slowly for so few steps. The argum
 row of the ladder, as in imputation_places256; rows a to d grow.
 
 Hardware  Two CPU cores.
-Length    8 kimg, 1,000 steps: nine to ten minutes, one of them for compiling.
+Length    8 kimg, 1,000 steps: nine minutes, one of them for compiling.
 Expect    A held-out hole PSNR of 19.2 dB; filling with the mean colour has 14.9 dB.
           It continues edges and large shapes through strokes; wide strokes have grain.
 Command   python -m migan_jax.train --config=imputation_scenes64 --workdir=runs/imp
