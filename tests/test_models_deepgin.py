@@ -17,11 +17,11 @@ from migan_jax.models.deepgin import (
     SPD_8,
     DeepGINDiscriminator,
     DeepGINGenerator,
-    EdgeConv,
     NonLocal,
     SPDBlock,
     halve,
 )
+from migan_jax.models.layers import PaddedConv
 from migan_jax.models.spectral import SpectralConv, power_iteration
 from migan_jax.ops.align_corners import resize_align_corners
 from migan_jax.summary import count_parameters
@@ -293,7 +293,7 @@ def test_other_sizes_are_refused(size):
 
 
 def test_initial_weights_are_small_and_discriminators_are_pytorchs():
-    layer = EdgeConv(128, size=4, stride=2)
+    layer = PaddedConv(128, size=4, stride=2)
     params = layer.init(jax.random.key(0), jnp.zeros((1, 8, 8, 64)))["params"]
     expected = 0.1 * np.sqrt(2 / (16 * 64))
     np.testing.assert_allclose(np.std(params["weight"]), expected, rtol=0.02)

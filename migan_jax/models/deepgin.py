@@ -9,8 +9,7 @@ image in its hole.
 `LADDER` has the rows of the paper's Table 1.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -19,15 +18,20 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from migan_jax.models.costs import Cost, num_elements, num_pixels
-from migan_jax.models.layers import add_bias, constant
+from migan_jax.models.layers import (
+    PaddedConv,
+    PlainPointwise,
+    convolve_plain,
+    make_run,
+)
 from migan_jax.models.spectral import SpectralConv
+from migan_jax.ops.activation import NEGATIVE_SLOPE
 from migan_jax.ops.align_corners import resize_align_corners
 from migan_jax.ops.attention import attend
-from migan_jax.ops.conv import conv_dense, conv_pointwise
+from migan_jax.ops.padding import pad_edges
 from migan_jax.ops.partition import split_images
 from migan_jax.ops.precision import at_least_float32, compute_dtype
 
-SLOPE = 0.2  # of leaky ReLU
 # Dilations in the order in which their features are concatenated.
 SPD_8, SPD_4 = (2, 3, 4, 5, 6, 8, 10, 1), (2, 3, 4, 5)
 
@@ -115,7 +119,7 @@ class Coarse(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        run = _make_run(self.remat)
+        run = make_run(self.remat)
         c = self.channels
         for index, features in enumerate((c // 2, c, 2 * c, 4 * c), 1):
             x = run(_encoder(features, index), x)
@@ -124,7 +128,7 @@ class Coarse(nn.Module):
         for index, features in enumerate((2 * c, c, c // 2), 1):
             x = run(UpConv(features, name=f"dec{index}"), x)
         # Outputs are computed in float32, not rounded to half precision.
-        return run(EdgeConv(3, 7, activate=False, name="out"), at_least_float32(x))
+        return run(PaddedConv(3, 7, activate=False, name="out"), at_least_float32(x))
 
 
 class Refinement(nn.Module):
@@ -140,7 +144,7 @@ class Refinement(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, Any]:
-        run = _make_run(self.remat)
+        run = make_run(self.remat)
         c = self.channels
         skips = []
         for index, features in enumerate((c // 2, c, 2 * c, 4 * c, 8 * c), 1):
@@ -155,30 +159,21 @@ class Refinement(nn.Module):
         for index, (features, narrow, name, skip) in enumerate(levels, 1):
             x = run(UpConv(features, name=f"dec{index}"), x)
             if self.row.has_skips:
-                skip = run(EdgeConv(narrow, name=f"skip{name}"), skip)
+                skip = run(PaddedConv(narrow, name=f"skip{name}"), skip)
                 skip = run(NonLocal(name=f"sa{name}"), skip)
                 x = jnp.concatenate([x, skip], axis=-1)
-                x = run(EdgeConv(features, name=f"mix{index}"), x)
+                x = run(PaddedConv(features, name=f"mix{index}"), x)
         quarter = x
         x = run(UpConv(c, name="dec3"), x)
         x = run(UpConv(c // 2, name="dec4"), x)
         x = at_least_float32(x)
-        output = run(EdgeConv(3, 7, activate=False, name="out"), x)
+        output = run(PaddedConv(3, 7, activate=False, name="out"), x)
         if not self.row.back_projects:
             return output, None
-        low = at_least_float32(run(EdgeConv(c // 2, name="lr1"), quarter))
-        low = run(EdgeConv(3, activate=False, name="lr2"), low)
-        alpha = run(EdgeConv(1, activate=False, name="alpha"), x)
+        low = at_least_float32(run(PaddedConv(c // 2, name="lr1"), quarter))
+        low = run(PaddedConv(3, activate=False, name="lr2"), low)
+        alpha = run(PaddedConv(1, activate=False, name="alpha"), x)
         return output, (low, nn.sigmoid(alpha))
-
-
-def _make_run(remat: bool) -> Callable[..., jax.Array]:
-    """Make a function that runs a layer, with its images split over devices."""
-
-    def call(layer: nn.Module, x: jax.Array) -> jax.Array:
-        return layer(split_images(x))
-
-    return nn.remat(call) if remat else call
 
 
 def _image_shape(resolution: int, channels: int) -> jax.ShapeDtypeStruct:
@@ -189,40 +184,10 @@ def _image_shape(resolution: int, channels: int) -> jax.ShapeDtypeStruct:
 # Layers.
 
 
-def small_he_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Initialise from He's normal distribution, times 0.1 as in ESRGAN."""
-    deviation = 0.1 * math.sqrt(2 / math.prod(shape[:-1]))
-    return deviation * jax.random.normal(key, shape, jnp.float32)
-
-
-class EdgeConv(nn.Module):
-    """Convolution with bias that replicates the edges, and leaky ReLU."""
-
-    features: int
-    size: int = 3
-    stride: int = 1
-    activate: bool = True
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        padding = (self.size - 1) // 2
-        y = _convolve(
-            self, _pad_edges(x, padding), self.features, self.size, self.stride
-        )
-        return nn.leaky_relu(y, SLOPE) if self.activate else y
-
-    @nn.nowrap
-    def cost(self, args: tuple, out: jax.Array) -> Cost:
-        (x,) = args
-        activation = num_elements(out) if self.activate else 0
-        convolution = self.size**2 * x.shape[-1] * num_elements(out)
-        return Cost(convolution, elementwise=activation)
-
-
-def _encoder(features: int, index: int) -> EdgeConv:
+def _encoder(features: int, index: int) -> PaddedConv:
     """Make the first layer of an encoder, or one that halves the size."""
     size, stride = (7, 1) if index == 1 else (4, 2)
-    return EdgeConv(features, size, stride, name=f"enc{index}")
+    return PaddedConv(features, size, stride, name=f"enc{index}")
 
 
 class UpConv(nn.Module):
@@ -233,8 +198,8 @@ class UpConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         _, h, w, _ = x.shape
-        x = _pad_edges(resize_align_corners(x, 2 * h, 2 * w), 1)
-        return nn.leaky_relu(_convolve(self, x, self.features, 3), SLOPE)
+        x = pad_edges(resize_align_corners(x, 2 * h, 2 * w), 1)
+        return nn.leaky_relu(convolve_plain(self, x, self.features, 3), NEGATIVE_SLOPE)
 
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
@@ -263,7 +228,7 @@ class SPDBlock(nn.Module):
         reach = max(self.dilations)
         # Else the weights of both blocks with one branch could be mistaken.
         kind = "dilated" if self.dilations == (2,) else "branch"
-        padded = _pad_edges(x, reach)  # once for all branches
+        padded = pad_edges(x, reach)  # once for all branches
         branches = [
             BranchConv(features // len(self.dilations), d, name=f"{kind}{index}")(
                 _crop(padded, reach - d)
@@ -271,7 +236,7 @@ class SPDBlock(nn.Module):
             for index, d in enumerate(self.dilations, 1)
         ]
         y = jnp.concatenate(branches, axis=-1)
-        return x + EdgeConv(features, activate=False, name="fuse")(y)
+        return x + PaddedConv(features, activate=False, name="fuse")(y)
 
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
@@ -287,7 +252,9 @@ class BranchConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.relu(_convolve(self, x, self.features, 3, dilation=self.dilation))
+        return nn.relu(
+            convolve_plain(self, x, self.features, 3, dilation=self.dilation)
+        )
 
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
@@ -312,51 +279,6 @@ class NonLocal(nn.Module):
         """Scores, their products with the values, and the sum."""
         pairs = num_pixels(out) ** 2
         return Cost(pairs * out.shape[-1], elementwise=num_elements(out))
-
-
-class PlainPointwise(nn.Module):
-    """1x1 convolution with bias."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = 1, 1, x.shape[-1], self.features
-        y = conv_pointwise(x, self.param("weight", small_he_normal, shape))
-        return add_bias(y, self.param("bias", constant(0), (self.features,)))
-
-    @nn.nowrap
-    def cost(self, args: tuple, out: jax.Array) -> Cost:
-        (x,) = args
-        return Cost(x.shape[-1] * num_elements(out))
-
-
-def _convolve(
-    layer: nn.Module,
-    x: jax.Array,
-    features: int,
-    size: int,
-    stride: int = 1,
-    dilation: int = 1,
-) -> jax.Array:
-    """Convolve with a layer's weight and bias, without padding."""
-    shape = size, size, x.shape[-1], features
-    weight = layer.param("weight", small_he_normal, shape)
-    y = conv_dense(x, weight, stride, dilation)
-    return add_bias(y, layer.param("bias", constant(0), (features,)))
-
-
-def _pad_edges(x: jax.Array, padding: int) -> jax.Array:
-    """Replicate edges; the gradient of `jnp.pad` would take several times as long."""
-    for axis in (1, 2):
-        shape = list(x.shape)
-        shape[axis] = padding
-        before, after = (
-            jnp.broadcast_to(jax.lax.index_in_dim(x, end, axis), shape)
-            for end in (0, -1)
-        )
-        x = jnp.concatenate([before, x, after], axis)
-    return x
 
 
 def _crop(x: jax.Array, margin: int) -> jax.Array:
@@ -410,6 +332,6 @@ class PatchDiscriminator(nn.Module):
         layers = (c, 2), (2 * c, 2), (4 * c, 1), (4 * c, 1)
         for index, (features, stride) in enumerate(layers, 1):
             if index > 1:
-                x = nn.leaky_relu(x, SLOPE)
+                x = nn.leaky_relu(x, NEGATIVE_SLOPE)
             x = SpectralConv(features, 4, stride, padding=2, name=f"conv{index}")(x)
         return at_least_float32(x)

@@ -25,9 +25,10 @@ from migan_jax.models.costs import (
     upsampling_cost,
 )
 from migan_jax.models.noise import LayerNoise, tile_noise
-from migan_jax.ops.activation import lrelu_agc
+from migan_jax.ops.activation import NEGATIVE_SLOPE, lrelu_agc
 from migan_jax.ops.conv import (
     conv3x3,
+    conv_dense,
     conv_depthwise,
     conv_down,
     conv_pointwise,
@@ -35,6 +36,7 @@ from migan_jax.ops.conv import (
     join_kernels,
     normalise_kernel,
 )
+from migan_jax.ops.padding import pad_edges, pad_reflected
 from migan_jax.ops.partition import (
     image_size,
     in_strips,
@@ -285,6 +287,95 @@ def run_block(
         return in_strips(lambda *inputs: block(*inputs, **constants), *inputs)
 
     return (nn.remat(run) if remat else run)(block, *inputs)
+
+
+# Plain convolutions with biases (DeepGIN; distillation-guided inpainting).
+
+Initial = Literal["small_he", "he", "normal"]
+
+
+def initialise(kind: Initial) -> Callable[..., jax.Array]:
+    """Return an initialiser of kernels [kh, kw, I, O] from a normal distribution.
+
+    Its deviation is He's ("he"), a tenth of that as in ESRGAN ("small_he"), or 0.02.
+    """
+
+    def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        he = math.sqrt(2 / math.prod(shape[:-1]))
+        deviation = {"he": he, "small_he": 0.1 * he, "normal": 0.02}[kind]
+        return deviation * jax.random.normal(key, shape, jnp.float32)
+
+    return draw
+
+
+class PaddedConv(nn.Module):
+    """Convolution with bias and leaky ReLU; its padding repeats or reflects edges."""
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    activate: bool = True
+    reflects: bool = False
+    initial: Initial = "small_he"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        pad = pad_reflected if self.reflects else pad_edges
+        x = pad(x, (self.size - 1) // 2)
+        y = convolve_plain(
+            self, x, self.features, self.size, self.stride, initial=self.initial
+        )
+        return nn.leaky_relu(y, NEGATIVE_SLOPE) if self.activate else y
+
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        (x,) = args
+        activation = num_elements(out) if self.activate else 0
+        convolution = self.size**2 * x.shape[-1] * num_elements(out)
+        return Cost(convolution, elementwise=activation)
+
+
+class PlainPointwise(nn.Module):
+    """1x1 convolution with bias."""
+
+    features: int
+    initial: Initial = "small_he"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = 1, 1, x.shape[-1], self.features
+        y = conv_pointwise(x, self.param("weight", initialise(self.initial), shape))
+        return add_bias(y, self.param("bias", constant(0), (self.features,)))
+
+    @nn.nowrap
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
+        (x,) = args
+        return Cost(x.shape[-1] * num_elements(out))
+
+
+def convolve_plain(
+    layer: nn.Module,
+    x: jax.Array,
+    features: int,
+    size: int,
+    stride: int = 1,
+    dilation: int = 1,
+    initial: Initial = "small_he",
+) -> jax.Array:
+    """Convolve with a layer's weight and bias, without padding."""
+    shape = size, size, x.shape[-1], features
+    weight = layer.param("weight", initialise(initial), shape)
+    y = conv_dense(x, weight, stride, dilation)
+    return add_bias(y, layer.param("bias", constant(0), (features,)))
+
+
+def make_run(remat: bool) -> Callable[..., jax.Array]:
+    """Make a function that runs a layer, with its images split over devices."""
+
+    def call(layer: nn.Module, *inputs: jax.Array) -> jax.Array:
+        return layer(*(split_images(x) for x in inputs))
+
+    return nn.remat(call) if remat else call
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:

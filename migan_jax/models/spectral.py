@@ -26,13 +26,16 @@ class SpectralConv(nn.Module):
     size: int
     stride: int = 1
     padding: int = 0
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
         bound = 1 / math.sqrt(math.prod(shape[:3]))
         weight = at_least_float32(self.param("weight", _uniform, shape, bound))
-        bias = self.param("bias", _uniform, (self.features,), bound)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", _uniform, (self.features,), bound)
         # A matrix [O, I * kh * kw], the order of `v` in checkpoints.
         matrix = weight.transpose(3, 2, 0, 1).reshape(self.features, -1)
         u, v = (
@@ -45,9 +48,8 @@ class SpectralConv(nn.Module):
         precision = full_precision(matrix)
         product = jnp.matmul(matrix, new_v, precision=precision)
         sigma = jnp.matmul(new_u, product, precision=precision)
-        return add_bias(
-            conv_dense(x, weight / sigma, self.stride, padding=self.padding), bias
-        )
+        y = conv_dense(x, weight / sigma, self.stride, padding=self.padding)
+        return y if bias is None else add_bias(y, bias)
 
     def _random_unit_vector(self, length: int) -> jax.Array:
         vector = jax.random.normal(self.make_rng("params"), (length,), jnp.float32)
