@@ -70,6 +70,7 @@ def base_config() -> "ConfigDict":
             },
             "deepgin": _deepgin_settings(),
             "imputation": _imputation_settings(),
+            "distillation": _distillation_settings(),
             "losses": {
                 "distillation": 2.0,  # weight; used if there is a teacher
                 "l1": 0.0,  # weight of the L1 loss inside holes
@@ -191,6 +192,99 @@ def imputation_row(name: str) -> dict[str, Any]:
     return _IMPUTATION_LADDER[name]
 
 
+def _distillation_settings() -> dict[str, Any]:
+    # "Ours" are choices that the paper leaves open.
+    return {
+        # Parts, which make up the rows of the paper's Table 3 (distillation_row). The
+        # first three also guide MI-GAN's encoder.
+        "cross_distillation": False,  # from the auxiliary network's encoder
+        "self_distillation": False,  # from the encoder's own next level
+        "completion": False,  # completion blocks in the encoder
+        "attention": False,  # in the decoder
+        "attention_transfer": False,  # from the auxiliary network's attention
+        "fusion": False,  # of attention and adaptive convolutions
+        "matched": False,  # plain convolutions instead, with as many parameters
+        # Sizes, ours; the paper states 13 M parameters.
+        "channels": 64,  # of the first layer
+        "kernel_size": 3,  # of adaptive convolutions
+        "pooled_keys": 4,  # pixels per key and axis in the largest level's attention
+        # Initial convolutions, ours: "normal" with deviation 0.02, "he", or "small_he",
+        # a tenth of it.
+        "initial": "normal",
+        # A level's pixel is in the hole, ours: if "any" of its pixels is, or the
+        # "nearest", as in RN's code.
+        "level_hole": "any",
+        # Attention without fusion, ours: added ("residual"), or "alone", as in eq. 8.
+        "attention_output": "residual",
+        # Weights of the losses. Equation 11 has 20 for distillation, 150 for style.
+        "guidance_weight": 20.0,  # of both distillations
+        "attention_weight": 20.0,
+        "reconstruction": 1.0,
+        "hole": 1.0,  # in the reconstruction, ours; GMCNN's code has 1.4
+        "valid": 1.0,  # the same for known pixels; GMCNN's code has 1.2
+        "style": 150.0,
+        "adversarial": 0.1,  # ours, after RN's code; equation 11 has no such term
+        # How squares of features are averaged, ours after L2T-ww's code: over all
+        # "pixels", over "holes", or their "sum".
+        "reduction": "pixels",
+        "attention_reduction": "holes",  # the same for attention, ours
+        "confidence_size": 65,  # pixels of the box around holes; GMCNN's kernel
+        # Gram matrices of the whole batch, as in the code of the style loss's authors;
+        # else of each image.
+        "fold_style_batch": True,
+        "style_of": "output",  # ours; or the "completed" image
+        # VGG-16's weights: "public", or "random" with few channels, for tests.
+        "vgg": "public",
+        # The auxiliary network alone is trained first, ours: 50,000 batches of 6.
+        "pretraining_kimg": 300.0,
+        # Algorithm 1. Meta networks start after the first 1,000 batches, ours.
+        "unrolled_steps": 2,
+        # The hypergradient: "exact" through Adam's steps, through steps of SGD
+        # ("sgd_virtual"), or without their Hessian ("first_order").
+        "hyper_mode": "exact",
+        "meta_every": 1,  # batches between updates of the meta networks
+        "meta_delay_kimg": 6.0,
+        "meta_learning_rate": 1e-4,  # ours, after L2T-ww's code
+        "meta_weight_decay": 1e-4,  # ours, likewise
+        # Added to Adam's second moments in the unrolled steps, ours: without it, the
+        # derivative is infinite where gradients are 0.
+        "eps_root": 1e-12,
+    }
+
+
+_DISTILLATION_PARTS = {
+    "cross": "cross_distillation",
+    "self": "self_distillation",
+    "completion": "completion",
+    "attention": "attention",
+    "transfer": "attention_transfer",
+    "fusion": "fusion",
+    "matched": "matched",
+}
+_DISTILLATION_LADDER = {
+    "baseline": "matched",
+    "net1": "cross",
+    "net2": "self",
+    "net3": "cross self",
+    "net4": "cross self completion",
+    "net5": "completion",
+    "net6": "cross self completion attention",
+    "net7": "cross self completion attention transfer",
+    "net8": "cross self completion attention transfer fusion",
+}
+
+
+def distillation_row(name: str) -> dict[str, bool]:
+    """Return the parts of a row of Suin et al.'s Table 3, net8 being the final one."""
+    if name not in _DISTILLATION_LADDER:
+        rows = ", ".join(_DISTILLATION_LADDER)
+        raise UserError(
+            f"Distillation-guided inpainting has no row {name!r}. Choose from {rows}."
+        )
+    parts = _DISTILLATION_LADDER[name].split()
+    return {key: part in parts for part, key in _DISTILLATION_PARTS.items()}
+
+
 def _optimizer_settings() -> dict[str, Any]:
     from ml_collections.config_dict import placeholder
 
@@ -273,6 +367,24 @@ RANGES = {
     "imputation.drift": (0.0, 1e6),
     "imputation.phase_kimg": (ABOVE_0, MAX_KIMG),
     "imputation.fade_every": (1, MAX_STEPS),
+    "distillation.channels": (2, 8192),
+    "distillation.kernel_size": (1, 31),
+    "distillation.pooled_keys": (1, 4),
+    "distillation.guidance_weight": (0.0, 1e6),
+    "distillation.attention_weight": (0.0, 1e6),
+    "distillation.reconstruction": (0.0, 1e6),
+    "distillation.hole": (0.0, 1e6),
+    "distillation.valid": (0.0, 1e6),
+    "distillation.style": (0.0, 1e6),
+    "distillation.adversarial": (0.0, 1e6),
+    "distillation.confidence_size": (1, 16_384),
+    "distillation.pretraining_kimg": (0.0, MAX_KIMG),
+    "distillation.unrolled_steps": (1, 100),
+    "distillation.meta_every": (1, MAX_STEPS),
+    "distillation.meta_delay_kimg": (0.0, MAX_KIMG),
+    "distillation.meta_learning_rate": (1e-30, 1e38),
+    "distillation.meta_weight_decay": (0.0, 1e6),
+    "distillation.eps_root": (1e-30, 1.0),
     "losses.distillation": (0.0, 1e6),
     "losses.l1": (0.0, 1e6),
     "losses.r1_gamma": (0.0, 1e6),
@@ -348,7 +460,8 @@ def smoke(config: "ConfigDict", devices: int = 1) -> None:
     batch_size = math.lcm(8 if 8 % devices == 0 else 4, devices)
     config.update(
         {
-            "resolution": 16,
+            # Patch discriminators need more pixels.
+            "resolution": 32 if config.system == "distillation" else 16,
             "batch_size": batch_size,
             "microbatches": 1,
             "mesh": {"space": "auto"},
@@ -367,6 +480,14 @@ def smoke(config: "ConfigDict", devices: int = 1) -> None:
                 "latents": 4,
                 "points": 7 if config.data.points else 0,  # those of drawn faces
                 "phase_kimg": batch_size / 1000,
+            },
+            "distillation": {
+                "channels": 4,
+                "vgg": "random",
+                "confidence_size": 15,
+                # One step of the auxiliary network, one of the others.
+                "pretraining_kimg": batch_size / 1000,
+                "meta_delay_kimg": 0,
             },
             "optimizer": {"warmup_kimg": 0, "frozen_levels": 0},
             "data": {

@@ -21,18 +21,21 @@ from migan_jax.models import (
     comodgan,
     deepgin,
     discriminators,
+    distillation,
     imputation,
     migan,
     vgg,
 )
 from migan_jax.systems import comodgan as comodgan_system
 from migan_jax.systems import deepgin as deepgin_system
+from migan_jax.systems import distillation as distillation_system
 from migan_jax.systems import images, logistic
 from migan_jax.systems import imputation as imputation_system
 from migan_jax.systems import migan as migan_system
 from migan_jax.systems.base import Frozen, System
 from migan_jax.weights import checkpoint as checkpoints
 from migan_jax.weights import deepgin as deepgin_files
+from migan_jax.weights import distillation as distillation_files
 from migan_jax.weights import feature_networks
 from migan_jax.weights import imputation as imputation_files
 from migan_jax.weights.architecture import infer_by_levels
@@ -371,6 +374,34 @@ COMODGAN_FAMILY = Family(
 )
 
 
+# Feature networks of losses.
+
+
+def _load_features(
+    name: str, source: str, losses: tuple[str, ...], section: str
+) -> dict[str, Frozen]:
+    """Load the public weights of a feature network, or make a small random one."""
+    if source == "random":
+        return {name: Frozen.of(*feature_networks.random_features(name))}
+    try:
+        variables = feature_networks.load_features(name, feature_networks.find(name))
+    except UserError as error:
+        plural = "losses" if len(losses) > 1 else "loss"
+        without = " ".join(f"--config.{section}.{loss}=0" for loss in losses)
+        raise UserError(
+            f"The network of the {' and '.join(losses)} {plural} cannot be loaded: "
+            f"{error} Or train without ({without})."
+        ) from error
+    return {name: Frozen.of(vgg.NETWORKS[name], variables)}
+
+
+def _outline_features(name: str, source: str) -> dict[str, Frozen]:
+    if source == "random":
+        return _load_features(name, source, (), "")
+    shapes = feature_networks.outline_features(name)
+    return {name: Frozen(vgg.NETWORKS[name], shapes, digest="")}
+
+
 # DeepGIN.
 
 
@@ -395,27 +426,13 @@ def _load_vgg(config: "ConfigDict") -> dict[str, Frozen]:
     if not _uses_vgg(config):
         return {}
     name = deepgin_system.VGG
-    if config.deepgin.vgg == "random":
-        return {name: Frozen.of(*feature_networks.random_features(name))}
-    try:
-        variables = feature_networks.load_features(name, feature_networks.find(name))
-    except UserError as error:
-        raise UserError(
-            f"VGG-19, for the perceptual and style losses, cannot be loaded: {error} "
-            f"Or train without them (--config.deepgin.perceptual=0 "
-            f"--config.deepgin.style=0)."
-        ) from error
-    return {name: Frozen.of(vgg.NETWORKS[name], variables)}
+    return _load_features(name, config.deepgin.vgg, ("perceptual", "style"), "deepgin")
 
 
 def _outline_vgg(config: "ConfigDict") -> dict[str, Frozen]:
     if not _uses_vgg(config):
         return {}
-    if config.deepgin.vgg == "random":
-        return _load_vgg(config)
-    name = deepgin_system.VGG
-    shapes = feature_networks.outline_features(name)
-    return {name: Frozen(vgg.NETWORKS[name], shapes, digest="")}
+    return _outline_features(deepgin_system.VGG, config.deepgin.vgg)
 
 
 def _published_deepgin(network: Network) -> Published | None:
@@ -586,9 +603,118 @@ IMPUTATION_FAMILY = Family(
 )
 
 
+# Distillation-guided inpainting.
+
+
+def _predict_distillation(
+    networks: Mapping[str, Network],
+    variables: Mapping[str, Any],
+    image: jax.Array,
+    mask: jax.Array,
+    latents: Latents,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    x = distillation_system.pack(image, mask)
+    rgb, _ = networks["generator"].apply(variables["generator"], x)
+    return 2 * rgb - 1, {}
+
+
+def _load_style_vgg(config: "ConfigDict") -> dict[str, Frozen]:
+    """Load the VGG-16 of the style loss, if it has a weight."""
+    settings, name = config.distillation, distillation_system.VGG
+    if not settings.style:
+        return {}
+    return _load_features(name, settings.vgg, ("style",), "distillation")
+
+
+def _outline_style_vgg(config: "ConfigDict") -> dict[str, Frozen]:
+    if not config.distillation.style:
+        return {}
+    return _outline_features(distillation_system.VGG, config.distillation.vgg)
+
+
+_GUIDANCE = "cross_distillation", "self_distillation", "attention_transfer"
+
+DISTILLATION_FAMILY = Family(
+    name="distillation",
+    title="distillation-guided network",
+    kinds=(
+        Kind(
+            name="distillation",
+            role="generator",
+            module=distillation.DistillationGenerator,
+            signature=distillation_files.SIGNATURE,
+            infer=distillation_files.infer_generator,
+            rules=lambda network: (),
+            constants=lambda network: {},
+        ),
+    ),
+    exported=distillation_system.Distillation.exported,
+    system=distillation_system.Distillation.from_config,
+    check_settings=distillation_system.check_settings,
+    check_init=lambda config, pretrained: None,
+    predict=_predict_distillation,
+    draw=lambda networks, seed, count: {},
+    frozen={distillation_system.VGG: "distillation.vgg"},
+    load_frozen=_load_style_vgg,
+    outline_frozen=_outline_style_vgg,
+    architecture=tuple(
+        f"distillation.{field}"
+        for field in (
+            *_GUIDANCE,
+            *("completion", "attention", "fusion", "matched"),
+            *("channels", "kernel_size"),
+        )
+    ),
+    labels={
+        "a/l1": "auxiliary L1",
+        "g/reconstruction": "L1",
+        "g/style": "style",
+        "g/cross": "CD",
+        "g/self": "SD",
+        "g/attention": "AT",
+        "meta/gradient": "meta",
+        "g/hole_psnr": "hole dB",
+    },
+    panels=(
+        _GAN_PANELS[0],
+        Panel(
+            "generator's losses",
+            (
+                ("a/l1", "auxiliary network's L1", "-"),
+                ("g/reconstruction", "reconstruction", "-"),
+                ("g/style", "style", "--"),
+                ("g/adversarial", "adversarial", ":"),
+            ),
+        ),
+        Panel(
+            "guidance",
+            (
+                ("g/cross", "cross-distillation", "-"),
+                ("g/self", "self-distillation", "--"),
+                ("g/attention", "attention transfer", ":"),
+            ),
+            logarithmic=True,
+        ),
+        Panel(
+            "norm of the hypergradient",
+            (("meta/gradient", "norm", "-"),),
+            logarithmic=True,
+        ),
+    ),
+    published=lambda network: (
+        Published(parameters=13)
+        if network == distillation.DistillationGenerator()
+        else None
+    ),
+)
+
+
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (MIGAN_FAMILY, COMODGAN_FAMILY, DEEPGIN_FAMILY, IMPUTATION_FAMILY)
+    for family in (
+        *(MIGAN_FAMILY, COMODGAN_FAMILY, DEEPGIN_FAMILY),
+        *(IMPUTATION_FAMILY, DISTILLATION_FAMILY),
+    )
 }
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -86,3 +87,39 @@ def test_weights_sum_to_one():
     queries, keys = draw(2)
     ones = jnp.ones(SHAPE)
     np.testing.assert_allclose(attention.attend(queries, keys, ones), ones, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("float64")
+def test_attention_and_its_distance_equal_the_golden_arrays():
+    golden = np.load(Path(__file__).parent / "golden" / "distillation_ops.npz")
+    d, *scores = (
+        jnp.asarray(golden[f"att/{name}"]).reshape(2, 4, 5, -1)
+        for name in ("d", "q", "k", "qA", "kA")
+    )
+    out = jax.jit(attention.attend)(*scores[:2], d)
+    np.testing.assert_allclose(out.reshape(2, 20, 6), golden["att/out"], atol=1e-12)
+    expected = np.sum((golden["att/r"] - golden["att/rA"]) ** 2, axis=-1)
+    distance = jax.jit(attention.attention_distance)(*scores)
+    np.testing.assert_allclose(distance.reshape(2, 20), expected, atol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_fewer_keys_and_blocks_of_distances(monkeypatch):
+    """Keys may be pooled; alike queries give the mean, and alike attentions 0."""
+    (queries,) = draw(1)
+    keys, values = draw(2, (2, 8, 1, 6))
+    mean = jax.jit(attention.attend)(0 * queries, keys, values)
+    expected = np.broadcast_to(values.mean(axis=(1, 2), keepdims=True), mean.shape)
+    np.testing.assert_allclose(mean, expected, atol=1e-12)
+
+    def compare(a, b, keys):
+        return jnp.sum(attention.attention_distance(a, keys, b, keys))
+
+    assert jax.jit(compare)(queries, queries, keys) == 0
+    compute = jax.value_and_grad(compare)
+    expected = jax.jit(compute)(queries, 2 * queries, keys)
+    monkeypatch.setattr(attention, "MAX_SCORES", 4 * 4 * 8)  # four rows at a time
+    blocks = jax.jit(lambda *arrays: compute(*arrays))(queries, 2 * queries, keys)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), blocks, expected
+    )

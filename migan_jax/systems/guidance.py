@@ -1,0 +1,276 @@
+"""Guidance of an encoder by an auxiliary network (Suin et al., ICCV 2021, section 3).
+
+The auxiliary network sees the whole image. In holes, the encoder's features become like
+its features (cross-distillation) and like the encoder's own deeper ones
+(self-distillation), and attention like its attention. Meta networks choose how much, by
+the hypergradient of the unguided loss through the steps that they influenced (Algorithm
+1). All of it is only used in training. It guides any network that returns features.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from migan_jax.losses.distillation import (
+    Reduction,
+    attention_transfer,
+    feature_distance,
+)
+from migan_jax.models.distillation import (
+    Attention,
+    Features,
+    LevelHole,
+    MetaNetworks,
+    Projections,
+    pool_hole,
+)
+from migan_jax.ops.attention import attention_distance
+from migan_jax.systems.base import (
+    Inputs,
+    Metrics,
+    Optimizer,
+    Optimizers,
+    Params,
+    Stats,
+    TrainState,
+    Turn,
+    apply_gradient,
+)
+from migan_jax.systems.hypergradient import (
+    Bilevel,
+    Unrolled,
+    hypergradient,
+    unroll,
+)
+from migan_jax.systems.optimizers import adam
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+PROJECTIONS, META = "projections", "meta"
+
+
+class Terms(NamedTuple):
+    """Weighted terms of a guided network's loss, and what else to log."""
+
+    own: Mapping[str, jax.Array]  # the unguided loss
+    guided: Mapping[str, jax.Array]
+    metrics: Metrics
+
+
+# Of parameters of all networks, statistics, and what no parameter changes.
+TermsFunction = Callable[[Params, Stats], Terms]
+
+
+@dataclasses.dataclass(frozen=True)
+class Guide:
+    """The guidance of one network by another."""
+
+    meta: MetaNetworks
+    projections: Projections | None  # for self-distillation
+    weight: float = 20.0
+    attention_weight: float = 20.0
+    level_hole: LevelHole = "any"
+    reduction: Reduction = "pixels"
+    attention_reduction: Reduction = "holes"
+    mode: str = "exact"  # in HYPER_MODES
+    steps: int = 2
+    every: int = 1
+    rate: float = 1e-4  # of the hypergradient's own steps, in modes other than exact
+
+    @classmethod
+    def from_config(
+        cls,
+        config: "ConfigDict",
+        encoder: tuple[int, ...],
+        decoder: tuple[int, ...] = (),
+    ) -> "Guide | None":
+        """Make the guidance of networks with these channels, or None without any."""
+        settings = config.distillation
+        meta = MetaNetworks(
+            cross=encoder if settings.cross_distillation else (),
+            deeper=encoder[1:] if settings.self_distillation else (),
+            decoder=decoder if settings.attention_transfer else (),
+        )
+        if not (meta.cross or meta.deeper or meta.decoder):
+            return None
+        return cls(
+            meta,
+            Projections(encoder) if meta.deeper else None,
+            weight=settings.guidance_weight,
+            attention_weight=settings.attention_weight,
+            level_hole=settings.level_hole,
+            reduction=settings.reduction,
+            attention_reduction=settings.attention_reduction,
+            mode=settings.hyper_mode,
+            steps=settings.unrolled_steps,
+            every=settings.meta_every,
+            rate=config.optimizer.learning_rate,
+        )
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        networks = {META: self.meta}
+        return networks | (
+            {} if self.projections is None else {PROJECTIONS: self.projections}
+        )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether there is anything to learn from the auxiliary network."""
+        return bool(self.meta.cross or self.meta.decoder)
+
+    def optimizers(
+        self, rule: optax.GradientTransformation, settings: Any
+    ) -> dict[str, Optimizer]:
+        """Return the optimizers of the guided generator and of the meta networks.
+
+        Adam must have an `eps_root` to be differentiated: see systems/hypergradient.py.
+        """
+        projections = () if self.projections is None else (PROJECTIONS,)
+        meta = optax.chain(
+            optax.add_decayed_weights(settings.meta_weight_decay),
+            adam(settings.meta_learning_rate, b1=0.9, b2=0.999),
+        )
+        return {
+            "generator": Optimizer(("generator", *projections), rule),
+            META: Optimizer((META,), meta),
+        }
+
+    @jax.named_scope("guidance")
+    def terms(
+        self,
+        params: Params,
+        hole: jax.Array,
+        student: Features,
+        teacher: Features | None,
+    ) -> dict[str, jax.Array]:
+        """Return the weighted terms: equations 2, 3 and 9, summed over levels.
+
+        The teacher's features, and the deeper ones of self-distillation, are constants.
+        """
+        deeper = jax.lax.stop_gradient(student.encoder[1:]) if self.meta.deeper else ()
+        features, decoder = (), ()
+        if teacher is not None:
+            teacher = jax.lax.stop_gradient(teacher)
+            features = teacher.encoder if self.meta.cross else ()
+            decoder = teacher.attention if self.meta.decoder else ()
+        choice = self.meta.apply(
+            {"params": params[META]},
+            *features,
+            *deeper,
+            *(level.features for level in decoder),
+        )
+
+        def compare(learning: Any, targets: Any, weights: list[jax.Array]) -> jax.Array:
+            total = jnp.zeros((), jnp.float32)
+            for x, target, weight in zip(learning, targets, weights, strict=True):
+                level = pool_hole(hole, x.shape[1], self.level_hole)
+                total += feature_distance(x, target, weight, level, self.reduction)
+            return self.weight * total
+
+        terms = {}
+        if self.meta.cross:
+            terms["cross"] = compare(
+                student.encoder, choice.targets, choice.cross_weights
+            )
+        if self.projections is not None:
+            variables = {"params": params[PROJECTIONS]}
+            projected = self.projections.apply(variables, *student.encoder[:-1])
+            terms["self"] = compare(projected, deeper, choice.self_weights)
+        if self.meta.decoder:
+            transfers = map(
+                self._transfer, student.attention, decoder, choice.importance
+            )
+            total = sum(transfer(hole) for transfer in transfers)
+            terms["attention"] = self.attention_weight * total
+        return terms
+
+    def _transfer(
+        self, student: Attention, teacher: Attention, importance: jax.Array
+    ) -> Callable[[jax.Array], jax.Array]:
+        def transfer(hole: jax.Array) -> jax.Array:
+            distance = attention_distance(*student[1:], *teacher[1:])
+            level = pool_hole(hole, distance.shape[1], self.level_hole)
+            return attention_transfer(
+                distance, importance, level, self.attention_reduction
+            )
+
+        return transfer
+
+    # Updates of a turn.
+
+    def update(
+        self,
+        turn: Turn,
+        optimizers: Optimizers,
+        state: TrainState,
+        inputs: Inputs,
+        terms: Callable[[Params, Stats, Inputs], TermsFunction],
+    ) -> tuple[TrainState, Metrics]:
+        """Take the unrolled steps; if the turn trains the meta networks, them too.
+
+        `terms` computes what the parameters do not change, once for all steps.
+        """
+        batch = jax.tree.map(lambda x: x[0], inputs.batch)
+        compute = terms(state.params, state.stats, inputs._replace(batch=batch))
+        inner = optimizers["generator"]
+        theta = {name: state.params[name] for name in inner.networks}
+        psi = state.params[META]
+
+        def terms_at(theta: Params, psi: Any) -> Terms:
+            return compute({**state.params, **theta, META: psi}, state.stats)
+
+        def total(theta: Params, psi: Any) -> tuple[jax.Array, Metrics]:
+            own, guided, metrics = terms_at(theta, psi)
+            terms = {**own, **guided}
+            metrics |= {f"g/{name}": term for name, term in terms.items()}
+            return sum(terms.values()), metrics
+
+        def guided(theta: Params, psi: Any) -> tuple[jax.Array, None]:
+            return sum(terms_at(theta, psi).guided.values()), None
+
+        def own(theta: Params) -> tuple[jax.Array, None]:
+            return sum(terms_at(theta, psi).own.values()), None
+
+        def step(gradient: Params, opt_state: Any, theta: Params) -> tuple[Any, Any]:
+            update = optax.with_extra_args_support(inner.transformation).update
+            updates, opt_state = update(gradient, opt_state, theta, kimg=inputs.kimg)
+            return optax.apply_updates(theta, updates), opt_state
+
+        problem = Bilevel(total, guided, own, step, self.steps, self.rate)
+        start = theta, state.opt_state["generator"], psi
+
+        def replaced(after: Unrolled) -> TrainState:
+            return dataclasses.replace(
+                state,
+                params={**state.params, **after.theta},
+                opt_state={**state.opt_state, "generator": after.opt_state},
+            )
+
+        def take_steps() -> tuple[TrainState, Metrics]:
+            after = unroll(problem, *start)
+            return replaced(after), {**after.metrics, "meta/gradient": jnp.zeros(())}
+
+        def train_meta() -> tuple[TrainState, Metrics]:
+            gradient, after, *_ = hypergradient(self.mode, problem, *start)
+            new = apply_gradient(
+                META,
+                optimizers[META],
+                {META: gradient},
+                replaced(after),
+                inputs.kimg,
+            )
+            norm = optax.global_norm(gradient)
+            return new, {**after.metrics, "meta/gradient": norm}
+
+        if META not in turn.optimizers:
+            return take_steps()
+        if self.every == 1:
+            return train_meta()
+        return jax.lax.cond(state.step % self.every == 0, train_meta, take_steps)
