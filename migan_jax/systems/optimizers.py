@@ -26,14 +26,18 @@ def adam(
     b2: float,
     eps: float = 1e-8,
     reparam: Reparam | None = None,
+    eps_root: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Make Adam that trains any stored form like the reference's n kernels."""
+    """Make Adam that trains any stored form like the reference's n kernels.
+
+    Differentiating through its steps needs `eps_root` > 0 (systems/hypergradient.py).
+    """
     collapsed = reparam is not None and reparam.form == "collapsed"
     scale = math.sqrt(reparam.kernels) if collapsed else 1.0
     return optax.chain(
         _scale_kernels(1 / scale),
         optax.stateless(lambda updates, _: jax.tree.map(_replace_nonfinite, updates)),
-        optax.scale_by_adam(b1, b2, eps),
+        optax.scale_by_adam(b1, b2, eps, eps_root),
         _scale_kernels(scale),
         scale_by_learning_rate(learning_rate),
     )
