@@ -38,6 +38,25 @@ def style_loss(features: FeatureMaps, truth: FeatureMaps, form: Form) -> jax.Arr
     return _sum_over_layers(differences, form)
 
 
+def style_l1(features: FeatureMaps, truth: FeatureMaps, fold_batch: bool) -> jax.Array:
+    """Return the mean absolute differences of Gram matrices: a scalar (Suin et al.).
+
+    Each layer has half the weight of the one before. With `fold_batch`, channels are
+    also multiplied with those of the batch's other images, as in Chang et al.'s code.
+    """
+    total = jnp.zeros((), jnp.float32)
+    for layer, maps in enumerate(zip(features, truth, strict=True), 1):
+        ours, theirs = (gram_matrix(_fold(x) if fold_batch else x) for x in maps)
+        total += jnp.mean(jnp.abs(ours - theirs)) / 2**layer
+    return total
+
+
+def _fold(x: jax.Array) -> jax.Array:
+    """Turn a batch into channels of one image: [N, h, w, C] -> [1, h, w, N * C]."""
+    n, h, w, c = x.shape
+    return x.transpose(1, 2, 0, 3).reshape(1, h, w, n * c)
+
+
 def gram_matrix(features: jax.Array) -> jax.Array:
     """Return the products of all pairs of channels, averaged: [N, C, C]."""
     features = at_least_float32(features)
