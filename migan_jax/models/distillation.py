@@ -289,10 +289,11 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        settings = _reflecting(self.initial)
-        y = PaddedConv(self.width, **settings, name="conv1")(x)
-        conv2 = PaddedConv(x.shape[-1], activate=False, **settings, name="conv2")
-        return x + conv2(y)
+        y = PaddedConv(self.width, **_reflecting(self.initial), name="conv1")(x)
+        # He's deviation would double the variance in each block.
+        small = "small_he" if self.initial == "he" else self.initial
+        settings = {"activate": False, **_reflecting(small)}
+        return x + PaddedConv(x.shape[-1], **settings, name="conv2")(y)
 
     @nn.nowrap
     def cost(self, args: tuple, out: jax.Array) -> Cost:
