@@ -31,7 +31,8 @@ from migan_jax.geometry.fill import dilate
 logger = logging.getLogger(__name__)
 
 NEAREST = Image.Resampling.NEAREST
-VARIATIONS = 10  # of a mask, to try before it is used as it is
+# Of a mask, with less and less dilation, to try before it is used as it is.
+VARIATIONS = 10
 
 
 class UnpairedMasks:
@@ -110,8 +111,8 @@ class UnpairedMasks:
         """Draw a hole, bool [size, size]."""
         low, high, names = self._bins[rng.integers(len(self._bins))]
         hole = self._read(str(rng.choice(names)))
-        for _ in range(VARIATIONS):
-            varied = _vary(hole, rng, size)
+        for dilation in np.linspace(MAX_DILATION * size / 256, 0, VARIATIONS):
+            varied = _vary(hole, rng, size, round(dilation))
             if varied.any() and low <= varied.mean() < high:
                 return varied
         fitted = _fit(hole, size)
@@ -125,8 +126,10 @@ def _fit(hole: np.ndarray, size: int) -> np.ndarray:
     return resize_hole(hole, (0, 0, *hole.shape[::-1]), (size, size))
 
 
-def _vary(hole: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Squeeze a hole into a square, flip and rotate it randomly, and dilate it.
+def _vary(
+    hole: np.ndarray, rng: np.random.Generator, size: int, max_dilation: int
+) -> np.ndarray:
+    """Squeeze a hole into a square; flip, rotate and dilate it randomly.
 
     It is enlarged until the rotated square has no corners without mask.
     """
@@ -145,8 +148,7 @@ def _vary(hole: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
         np.column_stack([matrix, start]).ravel().tolist(),
         NEAREST,
     )
-    dilation = rng.integers(round(MAX_DILATION * size / 256) + 1)
-    return dilate(_fit(np.asarray(turned), size), dilation)
+    return dilate(_fit(np.asarray(turned), size), rng.integers(max_dilation + 1))
 
 
 class UnpairedMaskSource(DerivedSource):
