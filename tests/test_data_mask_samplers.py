@@ -173,7 +173,7 @@ def test_device_and_host_have_the_same_distribution(name):
 
 
 def test_irregular_masks_are_uniform_over_bins():
-    """A bin includes its lower edge. The device's loop is as in larger masks."""
+    """On host and device. A bin includes its lower edge."""
     count, size, sampler = 600, 16, SAMPLERS["irregular"]
     rng = np.random.default_rng(0)
     draw = jax.jit(jax.vmap(lambda key: sampler.hole_on_device(key, size)))
