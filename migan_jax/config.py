@@ -309,8 +309,10 @@ def _data_settings() -> dict[str, Any]:
     return {
         # A folder, a zip, prepared shards, "tfds:NAME[SPLIT]" or "scenes".
         "source": "scenes",
-        # Your own masks, with the names of the pictures: a folder or zip.
+        # Your own masks: a folder or zip.
         "masks": placeholder(str),
+        # A picture gets the mask of its name ("names"), or a "random" one each time.
+        "mask_pairing": "names",
         "mask_hole": "white",  # or "black": the colour of the hole in your masks
         # Keypoints of each picture, for families that take them: a .json, a .npy or a
         # folder (data/points.py), or "scenes" for those of scenes:faces.
@@ -495,6 +497,7 @@ def smoke(config: "ConfigDict", devices: int = 1) -> None:
                 "points": "scenes" if config.data.points else None,
                 # DeepGIN draws several masks per image, on the device.
                 "draw_masks_on": "device" if config.system == "deepgin" else "host",
+                "mask_pairing": "names",
                 "held_out": 2,
                 "workers": 0,
             },

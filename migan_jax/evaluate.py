@@ -6,6 +6,9 @@
   # Two checkpoints of your own, on the first 500 photos, with your own holes:
   python -m migan_jax.evaluate --checkpoint=runs/a --checkpoint=runs/b \\
       --images=photos --masks=masks --samples=500 --output=out/mine
+  # A set of irregular masks, of which every photo gets a random one:
+  python -m migan_jax.evaluate --checkpoint=runs/a --images=photos \\
+      --masks=irregular --mask-pairing=random --output=out/irregular
 
 The central square of every image is resized to the network's size (with your own masks,
 a square that includes part of the hole), its hole is filled, and the result is compared
@@ -15,6 +18,8 @@ OUTPUT/report.html shows metrics with 95 % bootstrap intervals, metrics by hole 
 and the first, best and worst images. OUTPUT/report.md has the table, and
 OUTPUT/result.json has everything, including the protocol: images, holes, resizing and
 the weights of the feature networks. Results are comparable only under one protocol.
+Bins of hole ratio are 0 to 20, ..., 80 to 100 % (by_hole_ratio), and beside them 10 to
+20, ..., 40 to 50 % (by_hole_ratio_10_to_50).
 
 PSNR, SSIM and L1 are always computed. FID, KID, P-IDS, U-IDS and LPIPS need public
 weights of Inception, AlexNet and VGG, which are not part of this package; a message
@@ -32,7 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from migan_jax.config import progress, run_verb, verb_parser, whole_number
-from migan_jax.data.masks import MaskHole
+from migan_jax.data.masks import MaskHole, MaskPairing
 from migan_jax.errors import UserError
 from migan_jax.files import (
     read_json,
@@ -88,6 +93,14 @@ def parse_arguments() -> argparse.Namespace:
         "first checkpoint's run was trained with, else free-form)",
     )
     parser.add_argument(
+        "--mask-pairing",
+        choices=get_args(MaskPairing),
+        default="names",
+        help="names: an image gets the mask of its name; random: one of --masks, "
+        "rotated and dilated, with seed 0: every hole ratio of 0 to 10, ..., 50 to 60 "
+        "%% equally often (default: names)",
+    )
+    parser.add_argument(
         "--mask-hole",
         choices=get_args(MaskHole),
         default="white",
@@ -107,7 +120,10 @@ def parse_arguments() -> argparse.Namespace:
         default=8,
         help="images at a time (default: 8)",
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.mask_pairing == "random" and arguments.masks is None:
+        parser.error("--mask-pairing=random needs a folder or zip: give --masks")
+    return arguments
 
 
 def main() -> None:
@@ -213,18 +229,25 @@ def _replicate(checkpoint: "Checkpoint") -> "Checkpoint":
 def open_test_set(arguments: argparse.Namespace, resolution: int) -> "TestSet":
     from migan_jax.data.mask_sets import MaskSet, is_mask_set
     from migan_jax.data.sources import open_source
+    from migan_jax.data.unpaired_masks import UnpairedMasks, UnpairedMaskSource
     from migan_jax.metrics.test_set import DEFAULT_MASK_KIND, TestSet
 
-    has_mask_set = arguments.masks is not None and is_mask_set(Path(arguments.masks))
+    is_paired = arguments.mask_pairing == "names"
+    has_mask_set = (
+        is_paired and arguments.masks is not None and is_mask_set(Path(arguments.masks))
+    )
     source = open_source(
         arguments.images,
-        masks=None if has_mask_set else arguments.masks,
+        masks=arguments.masks if is_paired and not has_mask_set else None,
         mask_hole=arguments.mask_hole,
         resolution=resolution,
         seed=0,
     )
     if arguments.images.startswith("scenes") and arguments.samples is None:
         raise UserError("--images=scenes is endless: set the number with --samples.")
+    if not is_paired:
+        unpaired = UnpairedMasks(Path(arguments.masks), arguments.mask_hole, resolution)
+        source = UnpairedMaskSource(source, unpaired)
     masks = MaskSet(Path(arguments.masks)) if has_mask_set else None
     kind = DEFAULT_MASK_KIND
     if arguments.masks is None and not source.has_masks:
@@ -262,6 +285,7 @@ def evaluate(
     """Evaluate all methods and return the content of result.json."""
     from migan_jax.metrics.evaluator import Evaluation, make_protocol
     from migan_jax.metrics.report import GALLERY_SIZE, replace_nan
+    from migan_jax.metrics.table import NARROW_HOLE_RATIO_BINS
 
     evaluation = Evaluation(test_set, feature_networks, arguments.output / CHUNK_FOLDER)
     with progress(len(test_set) * len(methods), "image") as advance:
@@ -274,6 +298,7 @@ def evaluate(
             "resolution": method.resolution,
             "metrics": table.compute(),
             "by_hole_ratio": table.by_hole_ratio(),
+            "by_hole_ratio_10_to_50": table.by_hole_ratio(NARROW_HOLE_RATIO_BINS),
             **table.extremes(GALLERY_SIZE),
         }
     protocol = make_protocol(test_set, feature_networks, digest)

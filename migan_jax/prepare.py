@@ -56,6 +56,8 @@ MASK_KINDS = (
     *("free_form", "brush", "thin_brush", "box"),
     *("half_box", "centre_box", "half_box_and_brush"),
     *("cellular_automaton", "short_strokes", "deepgin"),
+    *("irregular", "irregular_10_20", "irregular_20_30"),
+    *("irregular_30_40", "irregular_40_50"),
 )
 
 
@@ -172,7 +174,9 @@ def _add_mask_options(masks: argparse._ArgumentGroup) -> None:
         help="free_form: MI-GAN's and Co-Mod-GAN's; brush: DeepFillv2's; thin_brush: "
         "the same but thinner; box, cellular_automaton and short_strokes: DeepGIN's, "
         "of which deepgin draws a random one; half_box, centre_box: a quarter of the "
-        "image; half_box_and_brush: both, as Hukkelas et al. (default: free_form)",
+        "image; half_box_and_brush: both, as Hukkelas et al.; irregular: rotated "
+        "and dilated strokes, over 0 to 10, ..., 50 to 60 %% of the image equally "
+        "often; irregular_10_20 to irregular_40_50: one of these (default: free_form)",
     )
     masks.add_argument(
         "--resolution",

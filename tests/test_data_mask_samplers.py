@@ -13,11 +13,13 @@ from scipy import ndimage
 from migan_jax.data import mask_samplers
 from migan_jax.data.mask_samplers import (
     FREE_FORM,
+    HOLE_BINS,
     MIN_MASK_SIZE,
     SAMPLERS,
     BoxMask,
     Brush,
     CellularAutomaton,
+    Irregular,
     Rectangles,
     mask_on_host,
     masks_on_device,
@@ -46,10 +48,15 @@ OTHERS = {
     "short_strokes": (0.395, 0.060, 0.295, 0.494),
     "half_box_and_brush": (0.358, 0.061, 0.272, 0.469),
 }
-# Brushes are slow; free-form masks, which use one, are tested anyway.
+# Brushes are slow; free-form masks, which use one, are tested anyway. So are irregular
+# masks of all bins, instead of each one's.
+ONE_BIN = {f"irregular_{low}_{high}": (low, high) for low, high in HOLE_BINS[1:5]}
 NAMES = [
     pytest.param(
-        name, marks=pytest.mark.full if "brush" in name or name == "deepgin" else ()
+        name,
+        marks=pytest.mark.full
+        if "brush" in name or name == "deepgin" or name in ONE_BIN
+        else (),
     )
     for name in SAMPLERS
 ]
@@ -163,6 +170,48 @@ def test_device_and_host_have_the_same_distribution(name):
     error = np.sqrt(sum(block.var(axis=0) for block in blocks) / count)
     difference = np.abs(blocks[0].mean(axis=0) - blocks[1].mean(axis=0))
     assert (difference < 4.5 * error + 1e-3).all()
+
+
+def test_irregular_masks_are_uniform_over_bins():
+    """On host and device. A bin includes its lower edge."""
+    count, size, sampler = 600, 16, SAMPLERS["irregular"]
+    rng = np.random.default_rng(0)
+    draw = jax.jit(jax.vmap(lambda key: sampler.hole_on_device(key, size)))
+    host = np.stack([sampler.hole_on_host(rng, size) for _ in range(count)])
+    for holes in (host, np.asarray(draw(keys(count)))):
+        pixels = holes.sum(axis=(1, 2))
+        assert pixels.min() > 0
+        found = np.bincount(10 * pixels // size**2, minlength=7)
+        expected = count / 6
+        assert found[6:].sum() == 0
+        assert abs(found[:6] - expected).max() < 4 * np.sqrt(expected * 5 / 6)
+
+
+@pytest.mark.parametrize("name", ONE_BIN)
+def test_masks_of_one_bin(name):
+    low, high = ONE_BIN[name]
+    ratios = hole_ratios(host_masks(name, 100, 32))
+    assert low / 100 <= ratios.min() and ratios.max() < high / 100
+    assert SAMPLERS[name] == Irregular(((low, high),))  # whose device draws alike
+
+
+def test_strokes_of_irregular_masks_are_rotated_and_dilated():
+    """Those of the brush go to the right, and are up to 40 pixels wide at 256."""
+    irregular, rng, count = Irregular(), np.random.default_rng(0), 400
+
+    def draw(path_on_host):
+        paths = [path_on_host(rng, 256) for _ in range(count)]
+        steps = [np.subtract(points[-1], points[0]) for points, _ in paths]
+        return np.array(steps), np.array([width for _, width in paths])
+
+    steps, widths = draw(irregular.brush.path_on_host)
+    assert (steps[:, 0] >= 0).all() and widths.max() <= 40
+    steps, widths = draw(irregular._path_on_host)
+    directions = np.arctan2(*steps.T)
+    for multiple in (1, 2, 4):
+        assert abs(np.exp(multiple * 1j * directions).mean()) < 3 / np.sqrt(count)
+    assert 12 <= widths.min() and 45 < widths.max() <= 56
+    assert abs(widths.mean() - (12 + 40) / 2 - 8) < 2
 
 
 def stroke_widths(holes):

@@ -52,7 +52,7 @@ def test_contact_sheets(tmp_path, monkeypatch):
     script = docs_script("contact_sheets")
     monkeypatch.setattr(script, "DOCS", tmp_path)
     script.main()
-    for name, rows in {"sources": 6, "scenes": 6, "masks": 10}.items():
+    for name, rows in {"sources": 6, "scenes": 6, "masks": 15}.items():
         with Image.open(tmp_path / f"{name}.jpg") as sheet:
             pixels = np.asarray(sheet.convert("L"), np.float32)
         for row in np.array_split(pixels, rows):

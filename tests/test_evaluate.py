@@ -17,6 +17,7 @@ from variables import SLIM, random_variables, saved_network
 from verbs import run_here
 
 from migan_jax import evaluate
+from migan_jax.data.mask_sets import write_mask_set
 from migan_jax.data.sources import FileSource
 from migan_jax.families import save_checkpoint
 from migan_jax.metrics import evaluator
@@ -100,6 +101,34 @@ def test_masks_default_to_those_of_the_run(
     (checkpoint / "config.json").write_text(json.dumps({"data.mask_kind": "later"}))
     message = run(monkeypatch, tmp_path, checkpoint, photos, output="unknown")
     assert "later" in message and "--masks" in message
+
+
+def test_a_set_of_unpaired_masks(monkeypatch, tmp_path, checkpoint, photos):
+    """All checkpoints see the same ones; the reports have both sets of bins."""
+    folder = tmp_path / "irregular"
+    write_mask_set(folder, kind="irregular", count=40, resolution=64, seed=1)
+    masks = f"--masks={folder}", "--mask-pairing=random"
+    other = saved_network(migan.MIGANGenerator(16, **SLIM), tmp_path / "other", seed=1)
+    results = []
+    for path, output in ((checkpoint, "one"), (other, "two")):
+        assert run(monkeypatch, tmp_path, path, photos, *masks, output=output) == 0
+        results.append(result_of(tmp_path / output))
+    protocol = results[0]["protocol"]
+    assert protocol == results[1]["protocol"]
+    assert protocol["drawn_masks"] == {"kind": "unpaired", "seed": 0}
+    assert protocol["own_masks"] is None
+    content = results[0]["methods"][str(checkpoint)]
+    wide, narrow = content["by_hole_ratio"], content["by_hole_ratio_10_to_50"]
+    assert sum(row["pictures"] for row in wide) == 12 and wide[-1]["to"] <= 0.6
+    assert {row["from"] for row in narrow} <= {0.1, 0.2, 0.3, 0.4}
+    assert all(round(row["to"] - row["from"], 3) == 0.1 for row in narrow)
+    page = (tmp_path / "one" / "report.html").read_text()
+    assert "steps of 20 %" in page and "steps of 10 %" in page
+
+
+def test_random_masks_need_a_set(monkeypatch, tmp_path, checkpoint, photos, capsys):
+    assert run(monkeypatch, tmp_path, checkpoint, photos, "--mask-pairing=random") == 2
+    assert "--masks" in capsys.readouterr().err
 
 
 def test_special_characters_in_names(monkeypatch, tmp_path, photos):

@@ -21,7 +21,12 @@ from migan_jax.metrics.evaluator import (
 )
 from migan_jax.metrics.fid import Moments, fid
 from migan_jax.metrics.fills import classical_fills, mean_colour, network_fill
-from migan_jax.metrics.table import HOLE_RATIO_BINS, Table, bootstrap_interval
+from migan_jax.metrics.table import (
+    HOLE_RATIO_BINS,
+    NARROW_HOLE_RATIO_BINS,
+    Table,
+    bootstrap_interval,
+)
 from migan_jax.metrics.test_set import TestSet
 
 SIZE = 32
@@ -338,6 +343,25 @@ def test_bins_are_by_hole_ratio():
     on_edges = Table(names, edges, {"l1": edges}, nothing, nothing).by_hole_ratio()
     assert [row["pictures"] for row in on_edges] == [1, 1, 1, 1, 2]
     assert [row["from"] for row in on_edges] == list(HOLE_RATIO_BINS[:-1])
+
+
+def test_narrow_bins_are_beside_the_wide_ones():
+    ratios = np.array([0.05, 0.1, 0.15, 0.2, 0.29, 0.3, 0.45, 0.5, 0.7])
+    names, nothing = tuple(map(str, ratios)), np.zeros((9, 0), np.float32)
+    table = Table(names, ratios, {"l1": np.arange(9.0)}, nothing, nothing)
+
+    def rows(*edges):
+        return [
+            (row["from"], row["to"], row["pictures"], row["l1"])
+            for row in table.by_hole_ratio(*edges)
+        ]
+
+    assert rows(NARROW_HOLE_RATIO_BINS) == [
+        *((0.1, 0.2, 2, 1.5), (0.2, 0.3, 2, 3.5), (0.3, 0.4, 1, 5), (0.4, 0.5, 1, 6))
+    ]
+    assert rows() == [
+        *((0.0, 0.2, 3, 1), (0.2, 0.4, 3, 4), (0.4, 0.6, 2, 6.5), (0.6, 0.8, 1, 8))
+    ]
 
 
 def test_the_interval_of_a_mean():

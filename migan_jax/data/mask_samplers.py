@@ -26,17 +26,26 @@ SEGMENTS_PER_DIAGONAL = 8
 ANGLE_OFFSET = 0.01
 # Smaller masks could be all hole or all known for ever; larger ones exhaust memory.
 MIN_MASK_SIZE, MAX_MASK_SIZE = 8, 1 << 14
+# Irregular masks are binned by the percentage of the image that is hole, from the first
+# up to the second. Those of sets are also dilated by up to this many pixels, at 256.
+HOLE_BINS = tuple((percent, percent + 10) for percent in range(0, 60, 10))
+MAX_DILATION = 8
+MAX_STROKES = 64  # to try for an irregular mask; fifteen are enough for most
 # Pillow's lines are narrower than their width, its discs larger than width // 2.
 LINE_MARGIN, DISC_MARGIN = 0.15, 0.45  # pixels
 
 
-class Sampler(Protocol):
-    """A distribution of holes."""
-
-    def hole_on_device(self, key: jax.Array, size: int) -> jax.Array:
-        """Draw a hole, bool [size, size]."""
+class HostSampler(Protocol):
+    """A distribution of holes, drawn on the host."""
 
     def hole_on_host(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        """Draw a hole, bool [size, size]."""
+
+
+class Sampler(HostSampler, Protocol):
+    """The same, also drawn on the device."""
+
+    def hole_on_device(self, key: jax.Array, size: int) -> jax.Array:
         """Draw a hole, bool [size, size]."""
 
 
@@ -72,7 +81,9 @@ def masks_on_device(sampler: Sampler, keys: jax.Array, size: int) -> jax.Array:
     return 1.0 - holes[..., None].astype(jnp.float32)
 
 
-def mask_on_host(sampler: Sampler, rng: np.random.Generator, size: int) -> np.ndarray:
+def mask_on_host(
+    sampler: HostSampler, rng: np.random.Generator, size: int
+) -> np.ndarray:
     """Draw a mask: uint8 [size, size], 1 where known."""
     check_size(size)
     while True:
@@ -99,7 +110,7 @@ class Brush:
         index = jnp.arange(max_count)
         # Few large operations, rather than many small ones in a loop.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-        paths = jax.vmap(lambda key: self._path_on_device(key, size))(keys)
+        paths = jax.vmap(lambda key: self.path_on_device(key, size))(keys)
 
         def add(hole, stroke):
             exists, path = stroke
@@ -114,7 +125,7 @@ class Brush:
             hole = jnp.where(right, hole[:, ::-1], hole)
         return hole
 
-    def _path_on_device(self, key: jax.Array, size: int) -> tuple[jax.Array, ...]:
+    def path_on_device(self, key: jax.Array, size: int) -> tuple[jax.Array, ...]:
         """Draw a stroke: its points (x, y), the last one's index, and its width."""
         keys = jax.random.split(key, 6)
         max_segments = self.segments[1] - 1
@@ -147,15 +158,16 @@ class Brush:
         image = Image.new("1", (size, size))
         draw = ImageDraw.Draw(image)
         for _ in range(rng.integers(*self.strokes)):
-            self._stroke_on_host(draw, rng, size)
+            _draw_path(draw, *self.path_on_host(rng, size))
         hole = np.asarray(image)
         if self.flips:
             hole = hole[:: rng.choice((1, -1)), :: rng.choice((1, -1))]
         return hole
 
-    def _stroke_on_host(
-        self, draw: ImageDraw.ImageDraw, rng: np.random.Generator, size: int
-    ) -> None:
+    def path_on_host(
+        self, rng: np.random.Generator, size: int
+    ) -> tuple[list[tuple[int, int]], int]:
+        """Draw a stroke: its points (x, y) and its width."""
         segments = rng.integers(*self.segments)
         low, high = rng.uniform(0, ANGLE_RANGE, 2)
         angles = rng.uniform(ANGLE - low, ANGLE + high, segments)
@@ -170,11 +182,17 @@ class Brush:
             y = int(min(max(y + length * math.sin(angle), 0), size))
             points.append((x, y))
         width = rng.uniform(*self.widths) * (size / 256 if self.width_scales else 1)
-        width = max(int(width), 1)
-        draw.line(points, fill=1, width=width)
-        radius = width // 2
-        for x, y in points:
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1)
+        return points, max(int(width), 1)
+
+
+def _draw_path(
+    draw: ImageDraw.ImageDraw, points: list[tuple[int, int]], width: int
+) -> None:
+    """Draw lines with discs at their ends."""
+    draw.line(points, fill=1, width=width)
+    radius = width // 2
+    for x, y in points:
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1)
 
 
 def _paint_path(
@@ -202,6 +220,84 @@ def _paint_path(
     line = (along <= 0) & (along >= -square) & (square > 0)
     line &= jnp.abs(across) <= (lines / 2 - LINE_MARGIN) * jnp.sqrt(square)
     return jnp.any((disc | line) & exists, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Irregular:
+    """Strokes of a brush, rotated and dilated, that cover a percentage of the image.
+
+    Its bin is drawn uniformly. Strokes are then added until the hole is in it; those
+    that would make it too large are left out.
+    """
+
+    bins: tuple[tuple[int, int], ...] = HOLE_BINS
+    brush: Brush = Brush()
+
+    def _pixel_bins(self, size: int) -> np.ndarray:
+        """Return each bin's smallest hole in pixels, and that above the bin."""
+        bins = -(-np.array(self.bins) * size**2 // 100)
+        return np.maximum(bins, 1)
+
+    def hole_on_device(self, key: jax.Array, size: int) -> jax.Array:
+        bin_key, key = jax.random.split(key)
+        which = jax.random.randint(bin_key, (), 0, len(self.bins))
+        smallest, above = jnp.asarray(self._pixel_bins(size), jnp.int32)[which]
+        # Few large operations, rather than many small ones in the loop.
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(MAX_STROKES))
+        paths = jax.vmap(lambda key: self._path_on_device(key, size))(keys)
+
+        def add(state):
+            index, hole = state
+            points, last, width = (part[index] for part in paths)
+            larger = hole | _paint_path(points, last, width, width, size)
+            return index + 1, jnp.where(larger.sum() < above, larger, hole)
+
+        def is_below(state):
+            index, hole = state
+            return (hole.sum() < smallest) & (index < MAX_STROKES)
+
+        empty = jnp.zeros((size, size), jnp.bool_)
+        _, hole = jax.lax.while_loop(is_below, add, (0, empty))
+        return hole
+
+    def _path_on_device(self, key: jax.Array, size: int) -> tuple[jax.Array, ...]:
+        key, turn_key, dilation_key = jax.random.split(key, 3)
+        points, last, width = self.brush.path_on_device(key, size)
+        turn = 2 * math.pi * jax.random.uniform(turn_key)
+        x, y = (points - size / 2).T
+        sine, cosine = jnp.sin(turn), jnp.cos(turn)
+        turned = jnp.stack([cosine * x - sine * y, sine * x + cosine * y], axis=-1)
+        dilation = jax.random.uniform(dilation_key) * MAX_DILATION * size / 256
+        # A wider path is a dilated one, because its ends are round.
+        return jnp.trunc(turned + size / 2), last, width + jnp.trunc(2 * dilation)
+
+    def hole_on_host(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        smallest, above = self._pixel_bins(size)[rng.integers(len(self.bins))]
+        hole = np.zeros((size, size), np.bool_)
+        for _ in range(MAX_STROKES):
+            image = Image.fromarray(hole)
+            _draw_path(ImageDraw.Draw(image), *self._path_on_host(rng, size))
+            larger = np.asarray(image)
+            hole = larger if larger.sum() < above else hole
+            if hole.sum() >= smallest:
+                break
+        return hole
+
+    def _path_on_host(
+        self, rng: np.random.Generator, size: int
+    ) -> tuple[list[tuple[int, int]], int]:
+        points, width = self.brush.path_on_host(rng, size)
+        turn = rng.uniform(0, 2 * math.pi)
+        sine, cosine, middle = math.sin(turn), math.cos(turn), size / 2
+        turned = [
+            (
+                int(middle + cosine * (x - middle) - sine * (y - middle)),
+                int(middle + sine * (x - middle) + cosine * (y - middle)),
+            )
+            for x, y in points
+        ]
+        dilation = rng.uniform(0, MAX_DILATION) * size / 256
+        return turned, width + int(2 * dilation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -469,4 +565,10 @@ SAMPLERS: dict[str, Sampler] = {
     "short_strokes": ShortStrokes(),
     # DeepGIN's; its training draws one of each for every image.
     "deepgin": Mixture((BoxMask(), CellularAutomaton(), ShortStrokes())),
+    # Uniform over hole ratios, as sets of irregular masks are used; and one bin each.
+    "irregular": Irregular(),
+    **{
+        f"irregular_{low}_{high}": Irregular(((low, high),))
+        for low, high in HOLE_BINS[1:5]
+    },
 }

@@ -10,11 +10,19 @@ import numpy as np
 from migan_jax.errors import UserError
 
 MaskHole = Literal["white", "black"]
+# Which mask an image gets: the one of the same name, or a random one each time.
+MaskPairing = Literal["names", "random"]
 
 # A mask looks inverted if more than this fraction is hole.
 INVERTED_FRACTION = 0.7
 # The same if the hole includes most of the border.
 INVERTED_FRACTION_WITH_BORDER = 0.5
+
+
+def check_mask_hole(mask_hole: str) -> None:
+    """Raise UserError if this is no colour of a hole."""
+    if mask_hole not in get_args(MaskHole):
+        raise UserError(f"mask_hole is {mask_hole!r}, but must be 'white' or 'black'.")
 
 
 def hole_of(mask: np.ndarray, mask_hole: MaskHole = "white") -> np.ndarray:
@@ -24,8 +32,7 @@ def hole_of(mask: np.ndarray, mask_hole: MaskHole = "white") -> np.ndarray:
     0/255, boolean and soft masks work alike. A mask of zeros is black. `mask_hole` is
     the colour of the hole.
     """
-    if mask_hole not in get_args(MaskHole):
-        raise UserError(f"mask_hole is {mask_hole!r}, but must be 'white' or 'black'.")
+    check_mask_hole(mask_hole)
     mask = np.asarray(mask)
     if mask.ndim == 3 and mask.shape[2] == 1:
         mask = mask[..., 0]

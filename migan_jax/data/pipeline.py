@@ -27,7 +27,7 @@ from absl import flags
 
 from migan_jax.config import available_cores
 from migan_jax.data.examples import CropSettings, Example, decode_crop
-from migan_jax.data.mask_samplers import SAMPLERS, Sampler, mask_on_host
+from migan_jax.data.mask_samplers import SAMPLERS, HostSampler, mask_on_host
 from migan_jax.data.rejects import Rejects
 from migan_jax.data.sources import Source
 from migan_jax.errors import UserError
@@ -51,7 +51,7 @@ class Loader:
     seed: int
     batch_size: int
     rows: range  # of each batch, to load in this process
-    sampler: Sampler | None = None  # of masks, for images without their own
+    sampler: HostSampler | None = None  # of masks, for images without their own
     offset: int = 0  # position of batch 0, after stages with other batch sizes
 
     def __post_init__(self) -> None:
@@ -156,7 +156,9 @@ def make_loader(
     min_side = resolution // 2 if data.smallest_side is None else data.smallest_side
     crop = CropSettings(resolution, data.crop, data.crop_scale, min_side)
     rows = range(batch_size) if rows is None else rows
-    sampler = SAMPLERS[data.mask_kind] if data.draw_masks_on == "host" else None
+    sampler: HostSampler | None = source.unpaired_masks
+    if sampler is None and data.draw_masks_on == "host":
+        sampler = SAMPLERS[data.mask_kind]
     return Loader(source, crop, config.seed, batch_size, rows, sampler, offset)
 
 

@@ -9,7 +9,8 @@
   scenes         drawn from a seed                 `scenes`, `scenes:leaves`
 
 The images of a folder or zip may have masks in another folder or zip. They are matched
-by name, without the extension. Any images may have keypoints (`data.points`), which
+by name, without the extension. Masks without counterparts are in
+`data/unpaired_masks.py`. Any images may have keypoints (`data.points`), which
 `scenes:faces` bring themselves.
 """
 
@@ -21,13 +22,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from migan_jax.data.containers import Files, open_files
 from migan_jax.data.examples import Encoded, Example, decode
-from migan_jax.data.masks import MaskHole, polarity_warning
+from migan_jax.data.masks import MaskHole, check_mask_hole, polarity_warning
 from migan_jax.data.points import read_points
 from migan_jax.data.scenes import (
     FACE_POINTS,
@@ -41,6 +42,8 @@ from migan_jax.files import read_json, reason, refuse_address, refuse_undecodabl
 
 if TYPE_CHECKING:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    from migan_jax.data.unpaired_masks import UnpairedMasks
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +97,7 @@ class Source:
     fingerprint: Fingerprint
     mask_hole: MaskHole = "white"
     has_masks = False  # every image has its own mask
+    unpaired_masks: "UnpairedMasks | None" = None  # to draw from, without own masks
     points = 0  # keypoints of every image
     non_images: tuple[str, ...] = ()  # other files, by their suffix
 
@@ -122,6 +126,13 @@ class DerivedSource(Source):
         self._source, self.fingerprint = source, source.fingerprint
         self.mask_hole, self.non_images = source.mask_hole, source.non_images
         self.has_masks, self.points = source.has_masks, source.points
+        self.unpaired_masks = source.unpaired_masks
+
+    def name(self, index: int) -> str:
+        return self._source.name(index)
+
+    def encoded(self, index: int) -> Encoded:
+        return self._source.encoded(index)
 
 
 class PointSource(DerivedSource):
@@ -138,9 +149,6 @@ class PointSource(DerivedSource):
             digest=_hash(source.fingerprint.digest, self.points, digest),
         )
 
-    def name(self, index: int) -> str:
-        return self._source.name(index)
-
     def encoded(self, index: int) -> Encoded:
         return self._source.encoded(index)._replace(points=self._points[index])
 
@@ -151,10 +159,7 @@ class FileSource(Source):
     def __init__(
         self, location: Path, masks: Path | None = None, mask_hole: MaskHole = "white"
     ):
-        if mask_hole not in get_args(MaskHole):
-            raise UserError(
-                f"mask_hole is {mask_hole!r}, but must be 'white' or 'black'."
-            )
+        check_mask_hole(mask_hole)
         if masks is not None and os.path.realpath(masks) == os.path.realpath(location):
             raise UserError(
                 f"{location} is given both for the images and for their masks. Put the "

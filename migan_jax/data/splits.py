@@ -8,14 +8,16 @@ import dataclasses
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from migan_jax.config import check_numbers
+from migan_jax.config import check_choices, check_numbers
 from migan_jax.data.examples import CropSettings, Encoded, decode_crop
 from migan_jax.data.mask_samplers import SAMPLERS, mask_on_host
+from migan_jax.data.masks import MaskPairing
 from migan_jax.data.sources import DerivedSource, Source, open_source
+from migan_jax.data.unpaired_masks import UnpairedMasks, UnpairedMaskSource
 from migan_jax.errors import UserError
 from migan_jax.files import refuse_address
 
@@ -39,13 +41,17 @@ def open_splits(
     data, resolution = config.data, resolution or config.resolution
     _check_source_exists(data.source, resolution)
     options = {"resolution": resolution, "seed": config.seed}
+    is_paired = data.mask_pairing == "names"
     source = open_source(
         data.source,
-        masks=data.masks,
+        masks=data.masks if is_paired else None,
         mask_hole=data.mask_hole,
         points=data.points,
         **options,
     )
+    if not is_paired:
+        masks = UnpairedMasks(Path(data.masks), data.mask_hole, resolution)
+        source = UnpairedMaskSource(source, masks)
     if not data.validation:
         return hold_out(source, data.held_out, config.seed)
     validation = open_source(
@@ -55,6 +61,8 @@ def open_splits(
         points=data.validation_points,
         **options,
     )
+    if not is_paired:
+        validation = UnpairedMaskSource(validation, masks)
     if validation.points != source.points:
         raise UserError(
             f"data.validation has {validation.points} keypoints per image, but "
@@ -84,6 +92,12 @@ def check_settings(config: "ConfigDict") -> None:
         raise UserError(
             f"data.draw_masks_on is {data.draw_masks_on!r}, but must be 'device' or "
             f"'host'."
+        )
+    check_choices(config, {"data.mask_pairing": get_args(MaskPairing)})
+    if data.mask_pairing == "random" and not data.masks:
+        raise UserError(
+            "data.mask_pairing is random, but there are no masks to draw from: name a "
+            "folder or zip of them with data.masks."
         )
     CropSettings(config.resolution, data.crop, data.crop_scale)  # checks them
 
@@ -155,7 +169,7 @@ def load_held_out(source: Source, config: "ConfigDict") -> HeldOut | None:
         return None
     size = config.resolution
     crop = CropSettings(size, config.data.crop, 1.0, smallest_side=1)
-    sampler = SAMPLERS[config.data.mask_kind]
+    sampler = source.unpaired_masks or SAMPLERS[config.data.mask_kind]
     images, masks, points = [], [], []
     for index in range(len(source)):
         rng = np.random.default_rng((config.seed, index, 4))

@@ -17,6 +17,10 @@ from migan_jax.metrics.table import HIGHER_IS_BETTER
 from migan_jax.metrics.test_set import TestSet
 
 PLOTTED = "hole_psnr", "hole_ssim", "hole_l1", "fid"  # where available
+PLOTTED_BINS = {
+    "by_hole_ratio": "By hole ratio, in steps of 20 %",
+    "by_hole_ratio_10_to_50": "By hole ratio, from 10 to 50 % in steps of 10 %",
+}
 GALLERY_SIZE = 6  # images of each kind: first, best, worst
 
 STYLE = """
@@ -121,8 +125,8 @@ def format_html(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f"<title>Inpainting evaluation</title><style>{STYLE}</style></head><body>"
         f"<h1>Inpainting evaluation</h1><p>{summary}</p>"
-        f"<table><tr>{titles}</tr>{body}</table><h2>By hole ratio</h2>"
-        f'<img alt="metrics by hole ratio" src="{_plot(result)}">'
+        f"<table><tr>{titles}</tr>{body}</table>"
+        f"{_format_plots(result)}"
         f"{_format_gallery(result, test_set, fills)}"
         f"<h2>Protocol</h2><pre>{protocol}</pre></body></html>\n"
     )
@@ -134,16 +138,27 @@ def _format_cell(text: str) -> str:
     return f"{value}<br><small>({interval}</small>" if bracket else value
 
 
-def _plot(result: Mapping[str, Any]) -> str:
+def _format_plots(result: Mapping[str, Any]) -> str:
+    """Plot metrics by hole ratio, for both sets of bins if they have images."""
+    parts = []
+    for key, title in PLOTTED_BINS.items():
+        if next(iter(result["methods"].values()))[key]:
+            parts.append(
+                f'<h2>{title}</h2><img alt="{title}" src="{_plot(result, key)}">'
+            )
+    return "".join(parts)
+
+
+def _plot(result: Mapping[str, Any], bins_key: str) -> str:
     from matplotlib.figure import Figure
 
     methods = result["methods"]
-    available = next(iter(methods.values()))["by_hole_ratio"][0]
+    available = next(iter(methods.values()))[bins_key][0]
     names = [name for name in PLOTTED if name in available]
     figure = Figure(figsize=(4 * len(names), 3.6), layout="constrained")
     for panel, name in zip(figure.subplots(1, len(names)), names, strict=True):
         for method, content in methods.items():
-            bins = [row for row in content["by_hole_ratio"] if row[name] is not None]
+            bins = [row for row in content[bins_key] if row[name] is not None]
             middles = [(row["from"] + row["to"]) / 2 for row in bins]
             label = method.replace("$", r"\$")  # else matplotlib parses a formula
             panel.plot(middles, [row[name] for row in bins], "o-", label=label)

@@ -28,7 +28,8 @@ class TestSet:
 
     Crops are central, shifted where needed to include part of the source's own mask.
     Holes are the source's own masks, else those of `masks`, a set drawn by `prepare
-    --masks`, else the ones that such a set of this kind and seed 0 would have.
+    --masks`, else the ones that such a set of this kind and seed 0 would have, else, of
+    an `UnpairedMaskSource`, drawn from its masks with that seed.
     """
 
     __test__ = False  # pytest collects classes of such names
@@ -76,7 +77,8 @@ class TestSet:
         if self._masks is not None:
             return Pair(name, example.image, self._masks[index] == 0)
         rng = np.random.default_rng((MASK_SEED, index))
-        known = mask_on_host(SAMPLERS[self._kind], rng, self._crop.resolution)
+        sampler = self._source.unpaired_masks or SAMPLERS[self._kind]
+        known = mask_on_host(sampler, rng, self._crop.resolution)
         return Pair(name, example.image, known == 0)
 
     @property
@@ -84,7 +86,8 @@ class TestSet:
         """Everything that determines the images and holes."""
         fingerprint = self._source.fingerprint
         own_masks: MaskHole | None = None
-        drawn_masks: dict[str, Any] | None = {"kind": self._kind, "seed": MASK_SEED}
+        kind = "unpaired" if self._source.unpaired_masks else self._kind
+        drawn_masks: dict[str, Any] | None = {"kind": kind, "seed": MASK_SEED}
         if self._source.has_masks:
             own_masks, drawn_masks = self._source.mask_hole, None
         elif self._masks is not None:

@@ -94,7 +94,7 @@ def check_resume(
         problems.append(data.rstrip("."))
     if now["validation"] != earlier["validation"]:
         problems.append(
-            f"data.validation holds other images or keypoints (it was "
+            f"data.validation holds other images, masks or keypoints (it was "
             f"{before['data.validation']!r} and is now {settings['data.validation']!r})"
         )
     for name, key in family.frozen.items():

@@ -46,7 +46,7 @@ class Programs:
     state: TrainState
     frozen: Mapping[str, Any]
     key: jax.ShapeDtypeStruct
-    has_masks: bool  # of its own, which are loaded with the images
+    has_masks: bool  # of the user, which are loaded with the images
     points: int  # keypoints of each image, likewise
 
     def batch(self, span: Span) -> dict[str, jax.ShapeDtypeStruct]:

@@ -38,7 +38,7 @@ class Stages:
             *shapes_of(
                 (setup.state, setup.frozen, setup.key), replicated_sharding(setup.mesh)
             ),
-            setup.source.has_masks,
+            setup.source.has_masks or setup.source.unpaired_masks is not None,
             setup.source.points,
         )
         self._stack = contextlib.ExitStack()
