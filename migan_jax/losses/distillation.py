@@ -82,7 +82,7 @@ def attention_transfer(
       importance: [N, h, w, 1], its weight.
       hole, reduction: as in `feature_distance`, but all "holes" together.
     """
-    total = jnp.sum(importance * distance * hole)
+    total = jnp.sum(at_least_float32(importance * distance) * hole)
     if reduction == "holes":
         return total / jnp.maximum(jnp.sum(hole), 1)
     return total / (len(hole) if reduction == "sum" else hole.size)
