@@ -252,25 +252,26 @@ def _distillation_settings() -> dict[str, Any]:
     }
 
 
-_DISTILLATION_PARTS = {
-    "cross": "cross_distillation",
-    "self": "self_distillation",
-    "completion": "completion",
-    "attention": "attention",
-    "transfer": "attention_transfer",
-    "fusion": "fusion",
-    "matched": "matched",
-}
+DISTILLATION_PARTS = (
+    "distillation.cross_distillation",
+    "distillation.self_distillation",
+    "distillation.completion",
+    "distillation.attention",
+    "distillation.attention_transfer",
+    "distillation.fusion",
+    "distillation.matched",
+)
+_BOTH = "cross_distillation", "self_distillation"
 _DISTILLATION_LADDER = {
-    "baseline": "matched",
-    "net1": "cross",
-    "net2": "self",
-    "net3": "cross self",
-    "net4": "cross self completion",
-    "net5": "completion",
-    "net6": "cross self completion attention",
-    "net7": "cross self completion attention transfer",
-    "net8": "cross self completion attention transfer fusion",
+    "baseline": ("matched",),
+    "net1": _BOTH[:1],
+    "net2": _BOTH[1:],
+    "net3": _BOTH,
+    "net4": (*_BOTH, "completion"),
+    "net5": ("completion",),
+    "net6": (*_BOTH, "completion", "attention"),
+    "net7": (*_BOTH, "completion", "attention", "attention_transfer"),
+    "net8": (*_BOTH, "completion", "attention", "attention_transfer", "fusion"),
 }
 
 
@@ -281,8 +282,8 @@ def distillation_row(name: str) -> dict[str, bool]:
         raise UserError(
             f"Distillation-guided inpainting has no row {name!r}. Choose from {rows}."
         )
-    parts = _DISTILLATION_LADDER[name].split()
-    return {key: part in parts for part, key in _DISTILLATION_PARTS.items()}
+    parts = [part.rpartition(".")[2] for part in DISTILLATION_PARTS]
+    return {part: part in _DISTILLATION_LADDER[name] for part in parts}
 
 
 def _optimizer_settings() -> dict[str, Any]:

@@ -152,6 +152,33 @@ _GAN_PANELS = (
     ),
     Panel("R1 before its weight", (("d/r1", "R1", "-"),), logarithmic=True),
 )
+# Shared by the families whose encoder can be guided.
+
+_GUIDANCE = (
+    "distillation.cross_distillation",
+    "distillation.self_distillation",
+    "distillation.attention_transfer",
+)
+_GUIDANCE_LABELS = {
+    "a/l1": "auxiliary L1",
+    "g/cross": "CD",
+    "g/self": "SD",
+    "g/attention": "AT",
+    "meta/gradient": "meta",
+}
+_GUIDANCE_PANELS = (
+    Panel("auxiliary network's L1", (("a/l1", "L1", "-"),)),
+    Panel(
+        "guidance",
+        (
+            ("g/cross", "cross-distillation", "-"),
+            ("g/self", "self-distillation", "--"),
+            ("g/attention", "attention transfer", ":"),
+        ),
+        logarithmic=True,
+    ),
+    Panel("norm of the hypergradient", (("meta/gradient", "norm", "-"),)),
+)
 
 
 def _predict(
@@ -173,10 +200,11 @@ def _make_level_kind(
     module: type[Network],
     signature: str,
     constants: Callable[[Network], Tensors],
+    infer: Callable[..., Network] = infer_by_levels,
     **infer_options: Any,
 ) -> Kind:
     """Make a kind whose files name levels as in StyleGAN2, to infer sizes from."""
-    infer = functools.partial(infer_by_levels, module=module, **infer_options)
+    infer = functools.partial(infer, module=module, **infer_options)
     return Kind(name, role, module, signature, infer, reference_rules, constants)
 
 
@@ -193,6 +221,12 @@ def _migan_constants(network: migan.MIGANGenerator) -> Tensors:
         "encoder.b4.conv2.conv2",
     )
     return filter_buffers(network, owners)
+
+
+def _infer_migan(tensors: Tensors, **options: Any) -> migan.MIGANGenerator:
+    network = infer_by_levels(tensors, **options)
+    completes = any(name.startswith("encoder.completion.") for name in tensors)
+    return network.clone(completes=completes)
 
 
 _RELEASED_SIZES = 256, 512  # of the authors' teachers
@@ -258,6 +292,7 @@ MIGAN_FAMILY = Family(
             name="migan",
             role="generator",
             module=migan.MIGANGenerator,
+            infer=_infer_migan,
             signature=r"(?:encoder|synthesis)\.b[0-9]+\.conv[12]\.conv[12]\..*",
             width=r"synthesis\.b{}\.torgb\.(?:weight|w[0-9]+)",
             axis=1,
@@ -286,9 +321,17 @@ MIGAN_FAMILY = Family(
     frozen={"teacher": "teacher"},
     load_frozen=_load_teacher,
     outline_frozen=_outline_teacher,
-    architecture=(*_GAN_SIZES, "reparam.kernels", "reparam.expanded"),
-    labels=_GAN_LABELS,
-    panels=_GAN_PANELS,
+    architecture=(
+        *_GAN_SIZES,
+        *("reparam.kernels", "reparam.expanded", "distillation.completion"),
+        *_GUIDANCE,
+    ),
+    labels={**_GAN_LABELS, **_GUIDANCE_LABELS},
+    panels=(
+        *_GAN_PANELS,
+        # With the generator's other losses.
+        _GUIDANCE_PANELS[1]._replace(title=_GAN_PANELS[1].title, logarithmic=False),
+    ),
     published=lambda network: {
         256: Published(11.19, 5.95),
         512: Published(15.69, 5.98),
@@ -632,8 +675,6 @@ def _outline_style_vgg(config: "ConfigDict") -> dict[str, Frozen]:
     return _outline_features(distillation_system.VGG, config.distillation.vgg)
 
 
-_GUIDANCE = "cross_distillation", "self_distillation", "attention_transfer"
-
 DISTILLATION_FAMILY = Family(
     name="distillation",
     title="distillation-guided network",
@@ -657,22 +698,20 @@ DISTILLATION_FAMILY = Family(
     frozen={distillation_system.VGG: "distillation.vgg"},
     load_frozen=_load_style_vgg,
     outline_frozen=_outline_style_vgg,
-    architecture=tuple(
-        f"distillation.{field}"
-        for field in (
-            *_GUIDANCE,
-            *("completion", "attention", "fusion", "matched"),
-            *("channels", "kernel_size"),
-        )
+    architecture=(
+        *_GUIDANCE,
+        *(
+            f"distillation.{field}"
+            for field in (
+                *("completion", "attention", "fusion", "matched"),
+                *("channels", "kernel_size"),
+            )
+        ),
     ),
     labels={
-        "a/l1": "auxiliary L1",
         "g/reconstruction": "L1",
         "g/style": "style",
-        "g/cross": "CD",
-        "g/self": "SD",
-        "g/attention": "AT",
-        "meta/gradient": "meta",
+        **_GUIDANCE_LABELS,
         "g/hole_psnr": "hole dB",
     },
     panels=(
@@ -680,26 +719,12 @@ DISTILLATION_FAMILY = Family(
         Panel(
             "generator's losses",
             (
-                ("a/l1", "auxiliary network's L1", "-"),
                 ("g/reconstruction", "reconstruction", "-"),
                 ("g/style", "style", "--"),
                 ("g/adversarial", "adversarial", ":"),
             ),
         ),
-        Panel(
-            "guidance",
-            (
-                ("g/cross", "cross-distillation", "-"),
-                ("g/self", "self-distillation", "--"),
-                ("g/attention", "attention transfer", ":"),
-            ),
-            logarithmic=True,
-        ),
-        Panel(
-            "norm of the hypergradient",
-            (("meta/gradient", "norm", "-"),),
-            logarithmic=True,
-        ),
+        *_GUIDANCE_PANELS,
     ),
     published=lambda network: (
         Published(parameters=13)

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from migan_jax.models.channels import LOWEST_RESOLUTION, channels_at, levels
 from migan_jax.models.costs import Cost, num_elements, num_pixels, upsampling_cost
+from migan_jax.models.distillation import LEVELS, CompletionBlocks, pool_hole
 from migan_jax.models.layers import (
     NormalisedConv,
     PointwiseConv,
@@ -21,18 +22,24 @@ from migan_jax.models.noise import Noise, layer_noise
 from migan_jax.ops.activation import lrelu_agc
 from migan_jax.ops.precision import compute_dtype
 
+# Of completion blocks, as in distillation-guided inpainting.
+COMPLETION_CHANNELS, COMPLETION_SIZE = 64, 3
+
 
 class MIGANGenerator(nn.Module):
     """Fill the hole of a masked image in one pass.
 
     Fully convolutional: takes any height and width divisible by `stride`.
-    Levels are named by their resolution for an input of `resolution` pixels.
+    Levels are named by their resolution for an input of `resolution` pixels. With
+    completion blocks, which the paper does not have, the outputs of the highest levels
+    are completed in holes (models/distillation.py).
     """
 
     resolution: int = 256
     channel_base: int = 32768
     channel_max: int = 512
     reparam: Reparam = Reparam()
+    completes: bool = False  # with completion blocks
     dtype: DTypeLike | None = None  # compute dtype; None: the input's
     remat: bool = False  # recompute activations: less memory, a third more time
 
@@ -81,13 +88,66 @@ class MIGANGenerator(nn.Module):
             reparam=self.reparam,
             remat=self.remat,
         )
+        hole = 0.5 - x[..., :1] if self.completes else None
         x = x.astype(compute_dtype(self.dtype, x))
-        features = Encoder(**sizes, name="encoder")(x)
+        features = Encoder(**sizes, name="encoder")(x, hole)
+        # For guidance, which asks for them.
+        self.sow("intermediates", "guided", features["guided"])
         return Synthesis(**sizes, name="synthesis")(features, noise)
 
 
+def guided_channels(
+    resolution: int, channel_base: int, channel_max: int
+) -> tuple[int, ...]:
+    """Return the channels of the encoder's outputs that guidance compares."""
+    below = levels(resolution)[-2::-1][:LEVELS]
+    return tuple(channels_at(r, channel_base, channel_max) for r in below)
+
+
+class MIGANAuxiliary(nn.Module):
+    """An autoencoder of MI-GAN's layout, which sees the whole image, to guide it.
+
+    Features reach its synthesis only through the lowest level, so that the encoder's
+    must tell all about the image. Returns the image and the features that guide.
+    """
+
+    resolution: int = 256
+    channel_base: int = 32768
+    channel_max: int = 512
+    reparam: Reparam = Reparam()
+    dtype: DTypeLike | None = None
+    remat: bool = False
+
+    @nn.nowrap
+    def inputs(self) -> list[jax.ShapeDtypeStruct]:
+        """Shapes of one sample's inputs."""
+        shape = 1, self.resolution, self.resolution, 3
+        return [jax.ShapeDtypeStruct(shape, jnp.float32)]
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        sizes = {
+            name: getattr(self, name)
+            for name in (
+                *("resolution", "channel_base", "channel_max", "reparam", "remat"),
+            )
+        }
+        image = image.astype(compute_dtype(self.dtype, image))
+        # As the generator's input, without a hole.
+        x = jnp.concatenate([jnp.full_like(image[..., :1], 0.5), image], axis=-1)
+        features = Encoder(**sizes, name="encoder")(x)
+        guided, innermost = features.pop("guided"), features.pop("innermost")
+        skips = {r: jnp.zeros_like(x) for r, x in features.items()}
+        synthesis = Synthesis(**sizes, name="synthesis")
+        output, _ = synthesis({"innermost": innermost, **skips}, "none")
+        return output, guided
+
+
 class Encoder(nn.Module):
-    """Compute the features of every level and the input of synthesis ("innermost")."""
+    """Compute the features of every level and the input of synthesis ("innermost").
+
+    "guided" are the highest levels' outputs. Given a hole, these are completed.
+    """
 
     resolution: int
     channel_base: int
@@ -96,8 +156,18 @@ class Encoder(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> dict[int | str, Any]:
-        features = {}
+    def __call__(
+        self, x: jax.Array, hole: jax.Array | None = None
+    ) -> dict[int | str, Any]:
+        features, guided = {}, []
+        count = len(
+            guided_channels(self.resolution, self.channel_base, self.channel_max)
+        )
+        complete = None
+        if hole is not None:
+            complete = CompletionBlocks(
+                count, COMPLETION_CHANNELS, COMPLETION_SIZE, "he", name="completion"
+            )
         for r in reversed(levels(self.resolution)):
             lowest = r == LOWEST_RESOLUTION
             below = r if lowest else r // 2
@@ -110,7 +180,10 @@ class Encoder(nn.Module):
                 name=f"b{r}",
             )
             x, features[r] = run_block(block, self.remat, x)
-        return {"innermost": x, **features}
+            if complete is not None and len(guided) < count:
+                x = complete(x, pool_hole(hole, x.shape[1], "any"), len(guided))
+            guided.append(x)
+        return {"innermost": x, "guided": guided[:count], **features}
 
 
 class EncoderBlock(nn.Module):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from migan_jax.config import DISTILLATION_PARTS, refuse_settings
 from migan_jax.data.transforms import sample_keys
 from migan_jax.errors import UserError
 from migan_jax.models import comodgan
@@ -85,3 +86,4 @@ def check_settings(config: "ConfigDict") -> None:
     logistic.check_settings(config)
     if config.teacher:
         raise UserError("teacher is for system=migan. Leave it empty for comodgan.")
+    refuse_settings(config, *DISTILLATION_PARTS)

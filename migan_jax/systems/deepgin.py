@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from migan_jax.config import check_choices, refuse_settings
+from migan_jax.config import DISTILLATION_PARTS, check_choices, refuse_settings
 from migan_jax.data.mask_samplers import SAMPLERS, Mixture, Sampler, masks_on_device
 from migan_jax.data.transforms import flip, sample_keys
 from migan_jax.errors import UserError
@@ -420,6 +420,7 @@ def check_settings(config: "ConfigDict") -> None:
         )
     refuse_settings(
         config,
+        *DISTILLATION_PARTS,
         *("teacher", "losses.l1"),
         *("optimizer.warmup_kimg", "optimizer.frozen_levels"),
     )

@@ -23,7 +23,6 @@ from migan_jax.config import check_choices, refuse_settings
 from migan_jax.data.mask_samplers import SAMPLERS, Sampler
 from migan_jax.errors import UserError
 from migan_jax.losses import gan
-from migan_jax.losses.distillation import Reduction
 from migan_jax.losses.perceptual import style_l1
 from migan_jax.losses.reconstruction import confidence, spatially_varying_l1
 from migan_jax.models.distillation import (
@@ -33,7 +32,6 @@ from migan_jax.models.distillation import (
     DistillationDiscriminator,
     DistillationGenerator,
     Features,
-    LevelHole,
 )
 from migan_jax.models.layers import Initial
 from migan_jax.models.vgg import Features as FeatureNetwork
@@ -51,8 +49,12 @@ from migan_jax.systems.base import (
     Value,
     init_networks,
 )
-from migan_jax.systems.guidance import META, Guide, Terms, TermsFunction
-from migan_jax.systems.hypergradient import HYPER_MODES
+from migan_jax.systems.guidance import (
+    Guide,
+    Terms,
+    TermsFunction,
+    check_guidance,
+)
 from migan_jax.systems.optimizers import adam
 
 if TYPE_CHECKING:
@@ -130,21 +132,18 @@ class Distillation:
         optimizers = {"generator": Optimizer(("generator",), plain)}
         if guide is not None:
             inner = adam(rate, *decays, eps_root=settings.eps_root)
-            optimizers = guide.optimizers(inner, settings)
-        discriminator_rate = optimizer.discriminator_learning_rate or rate / 10
+            optimizers = guide.optimizers(inner, guide.meta_optimizer(settings))
+            optimizers["auxiliary"] = Optimizer(("auxiliary",), plain)
+        if settings.adversarial:
+            rule = adam(optimizer.discriminator_learning_rate or rate / 10, 0.0, 0.9)
+            optimizers["discriminator"] = Optimizer(("discriminator",), rule)
         return cls(
             generator,
             DistillationAuxiliary(**both),
             DistillationDiscriminator(**shared),
             guide,
             SAMPLERS[config.data.mask_kind],
-            optimizers={
-                **optimizers,
-                "auxiliary": Optimizer(("auxiliary",), plain),
-                "discriminator": Optimizer(
-                    ("discriminator",), adam(discriminator_rate, b1=0.0, b2=0.9)
-                ),
-            },
+            optimizers=optimizers,
             weights=Weights(
                 **{field: settings[field] for field in Weights.__dataclass_fields__}
             ),
@@ -186,38 +185,22 @@ class Distillation:
         discriminator = Turn(
             "discriminator", self.discriminator_loss, ("discriminator",), stream=3
         )
-        adversary = ((discriminator,),) if self.weights.adversarial else ()
-        stages, end = [], 0.0
-        if self._has_teacher and self.pretraining_kimg:
-            end = self.pretraining_kimg
-            turn = Turn("auxiliary", self.auxiliary_loss, ("auxiliary",), stream=1)
-            # With a system of its own, so that scores do not count: the network that
-            # inpaints does not learn yet.
-            stages.append(self._stage("pre-training", ((turn,),), end, system=self))
+        others = ((discriminator,),) if self.weights.adversarial else ()
+        generator = Turn("generator", self.generator_loss, ("generator",), stream=2)
         if self.guide is None:
-            turn = Turn("generator", self.generator_loss, ("generator",), stream=2)
-            return [self._stage("main", ((turn,), *adversary))]
+            return [Stage("main", ((generator,), *others), self.optimizers)]
         update = functools.partial(self.guide.update, terms=self.terms)
-        generator = Turn(
-            "generator", self.generator_loss, ("generator",), stream=2, update=update
+        return self.guide.stages(
+            generator=dataclasses.replace(generator, update=update),
+            others=others,
+            pretraining=Turn(
+                "auxiliary", self.auxiliary_loss, ("auxiliary",), stream=1
+            ),
+            optimizers=self.optimizers,
+            pretraining_kimg=self.pretraining_kimg,
+            meta_delay_kimg=self.meta_delay_kimg,
+            system=self,
         )
-        if self.meta_delay_kimg:
-            end += self.meta_delay_kimg
-            turns = (generator,), *adversary
-            stages.append(self._stage("constant meta networks", turns, end))
-        generator = dataclasses.replace(generator, optimizers=("generator", META))
-        return [*stages, self._stage("main", ((generator,), *adversary))]
-
-    def _stage(
-        self,
-        name: str,
-        turns: tuple[tuple[Turn, ...], ...],
-        until_kimg: float | None = None,
-        **kwargs: Any,
-    ) -> Stage:
-        used = {o for group in turns for turn in group for o in turn.optimizers}
-        optimizers = {name: self.optimizers[name] for name in sorted(used)}
-        return Stage(name, turns, optimizers, until_kimg, **kwargs)
 
     def prepare(self, batch: Batch, key: jax.Array, progress: jax.Array) -> Batch:
         return images.prepare(batch, key, self.sampler)
@@ -345,24 +328,6 @@ def hole_psnr(truth: jax.Array, output: jax.Array, hole: jax.Array) -> jax.Array
 
 
 # Configuration.
-
-
-def check_guidance(config: "ConfigDict") -> None:
-    """Raise UserError for settings of guidance that no family supports."""
-    check_choices(
-        config,
-        {
-            "distillation.hyper_mode": HYPER_MODES,
-            "distillation.level_hole": get_args(LevelHole),
-            "distillation.reduction": get_args(Reduction),
-            "distillation.attention_reduction": get_args(Reduction),
-        },
-    )
-    if not config.distillation.kernel_size % 2:
-        raise UserError(
-            f"distillation.kernel_size is {config.distillation.kernel_size}, but must "
-            f"be odd."
-        )
 
 
 def check_settings(config: "ConfigDict") -> None:

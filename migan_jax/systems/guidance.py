@@ -9,13 +9,15 @@ the hypergradient of the unguided loss through the steps that they influenced (A
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
+from migan_jax.config import check_choices
+from migan_jax.errors import UserError
 from migan_jax.losses.distillation import (
     Reduction,
     attention_transfer,
@@ -36,12 +38,15 @@ from migan_jax.systems.base import (
     Optimizer,
     Optimizers,
     Params,
+    Stage,
     Stats,
+    System,
     TrainState,
     Turn,
     apply_gradient,
 )
 from migan_jax.systems.hypergradient import (
+    HYPER_MODES,
     Bilevel,
     Unrolled,
     hypergradient,
@@ -125,22 +130,67 @@ class Guide:
         """Whether there is anything to learn from the auxiliary network."""
         return bool(self.meta.cross or self.meta.decoder)
 
+    def meta_optimizer(self, settings: Any) -> optax.GradientTransformation:
+        """Make the meta networks' Adam, which does not depend on gradients' scale."""
+        return optax.chain(
+            optax.add_decayed_weights(settings.meta_weight_decay),
+            adam(settings.meta_learning_rate, b1=0.9, b2=0.999),
+        )
+
     def optimizers(
-        self, rule: optax.GradientTransformation, settings: Any
+        self,
+        generator: optax.GradientTransformation,
+        meta: optax.GradientTransformation,
     ) -> dict[str, Optimizer]:
         """Return the optimizers of the guided generator and of the meta networks.
 
         Adam must have an `eps_root` to be differentiated: see systems/hypergradient.py.
         """
         projections = () if self.projections is None else (PROJECTIONS,)
-        meta = optax.chain(
-            optax.add_decayed_weights(settings.meta_weight_decay),
-            adam(settings.meta_learning_rate, b1=0.9, b2=0.999),
-        )
         return {
-            "generator": Optimizer(("generator", *projections), rule),
+            "generator": Optimizer(("generator", *projections), generator),
             META: Optimizer((META,), meta),
         }
+
+    def stages(
+        self,
+        *,
+        generator: Turn,
+        others: tuple[tuple[Turn, ...], ...],
+        pretraining: Turn,
+        optimizers: Optimizers,
+        pretraining_kimg: float,
+        meta_delay_kimg: float,
+        system: System,
+    ) -> list[Stage]:
+        """Return pre-training, steps with constant meta networks, and the main stage.
+
+        Args:
+          generator: the guided turn, whose update is `update`.
+          others: turns after it.
+          pretraining: the turn of the auxiliary network.
+        """
+
+        def make(name: str, *turns: tuple[Turn, ...], **kwargs: Any) -> Stage:
+            used = {
+                name for group in turns for turn in group for name in turn.optimizers
+            }
+            rules = {name: optimizers[name] for name in sorted(used)}
+            return Stage(name, turns, rules, **kwargs)
+
+        stages, end = [], 0.0
+        if self.needs_teacher and pretraining_kimg:
+            end = pretraining_kimg
+            # With a system of its own, so that scores do not count: the network that
+            # inpaints does not learn yet.
+            options = {"until_kimg": end, "system": system}
+            stages.append(make("pre-training", (pretraining,), **options))
+        if meta_delay_kimg:
+            end += meta_delay_kimg
+            name = "constant meta networks"
+            stages.append(make(name, (generator,), *others, until_kimg=end))
+        generator = dataclasses.replace(generator, optimizers=("generator", META))
+        return [*stages, make("main", (generator,), *others)]
 
     @jax.named_scope("guidance")
     def terms(
@@ -274,3 +324,24 @@ class Guide:
         if self.every == 1:
             return train_meta()
         return jax.lax.cond(state.step % self.every == 0, train_meta, take_steps)
+
+
+# Configuration.
+
+
+def check_guidance(config: "ConfigDict") -> None:
+    """Raise UserError for settings of guidance that no family supports."""
+    check_choices(
+        config,
+        {
+            "distillation.hyper_mode": HYPER_MODES,
+            "distillation.level_hole": get_args(LevelHole),
+            "distillation.reduction": get_args(Reduction),
+            "distillation.attention_reduction": get_args(Reduction),
+        },
+    )
+    if not config.distillation.kernel_size % 2:
+        raise UserError(
+            f"distillation.kernel_size is {config.distillation.kernel_size}, but must "
+            f"be odd."
+        )

@@ -144,6 +144,8 @@ def _unroll(
         return problem.step(gradient, opt_state, theta), (theta, metrics)
 
     start = theta, opt_state
-    after, (thetas, metrics) = jax.lax.scan(step, start, length=problem.steps, unroll=True)
+    after, (thetas, metrics) = jax.lax.scan(
+        step, start, length=problem.steps, unroll=True
+    )
     last = jax.tree.map(lambda m: m[-1], metrics) if problem.steps else {}
     return Unrolled(*after, last), thetas

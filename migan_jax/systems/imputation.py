@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from migan_jax.config import check_choices, refuse_settings
+from migan_jax.config import DISTILLATION_PARTS, check_choices, refuse_settings
 from migan_jax.data.mask_samplers import SAMPLERS, Sampler
 from migan_jax.data.transforms import sample_keys
 from migan_jax.errors import UserError
@@ -425,5 +425,7 @@ def check_settings(config: "ConfigDict") -> None:
             "not have: set it to false, or imputation.imputes to true."
         )
     refuse_settings(
-        config, "teacher", "optimizer.warmup_kimg", "optimizer.frozen_levels"
+        config,
+        *DISTILLATION_PARTS,
+        *("teacher", "optimizer.warmup_kimg", "optimizer.frozen_levels"),
     )

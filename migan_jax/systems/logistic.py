@@ -233,12 +233,12 @@ def network_settings(config: "ConfigDict", dtype: Any) -> dict[str, Any]:
 
 
 def gan_settings(
-    config: "ConfigDict", reparam: Reparam | None = None
+    config: "ConfigDict", reparam: Reparam | None = None, eps_root: float = 0.0
 ) -> dict[str, Any]:
     """Return the arguments of a logistic GAN besides its networks."""
     return {
         "sampler": SAMPLERS[config.data.mask_kind],
-        "optimizers": make_optimizers(config, reparam),
+        "optimizers": make_optimizers(config, reparam, eps_root),
         "warmup_kimg": config.optimizer.warmup_kimg,
         "r1_gamma": config.losses.r1_gamma,
         "r1_interval": config.losses.r1_interval,
@@ -248,9 +248,12 @@ def gan_settings(
 
 
 def make_optimizers(
-    config: "ConfigDict", reparam: Reparam | None
+    config: "ConfigDict", reparam: Reparam | None, eps_root: float = 0.0
 ) -> dict[str, optax.GradientTransformation]:
-    """Make Adam for each network; like the reference, both as for a lazy penalty."""
+    """Make Adam for each network; like the reference, both as for a lazy penalty.
+
+    `eps_root` is the generator's, for guidance, which differentiates its steps.
+    """
     settings = config.optimizer
     rates = {
         "generator": settings.learning_rate,
@@ -261,7 +264,14 @@ def make_optimizers(
         "discriminator": config.losses.r1_interval,
     }
     optimizers = {
-        name: lazy_adam(rates[name], settings.b1, settings.b2, intervals[name], reparam)
+        name: lazy_adam(
+            rates[name],
+            settings.b1,
+            settings.b2,
+            intervals[name],
+            reparam,
+            eps_root if name == "generator" else 0.0,
+        )
         for name in rates
     }
     if count := settings.frozen_levels:

@@ -2,24 +2,43 @@
 
 For the paper's ablation (Table 4), leave out the teacher to disable distillation, and
 use `Reparam(kernels=1)` to disable re-parametrisation.
+
+Not in the paper: an auxiliary network of MI-GAN's layout, which sees the whole image,
+may guide the generator's encoder (systems/guidance.py). It is trained first.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
+from migan_jax.config import DISTILLATION_PARTS, refuse_settings
 from migan_jax.data.transforms import sample_keys
 from migan_jax.errors import UserError
 from migan_jax.losses.distillation import MIN_DISTILLED_RESOLUTION, distillation_loss
 from migan_jax.models import comodgan, migan
 from migan_jax.models.discriminators import MIGANDiscriminator
+from migan_jax.models.distillation import Features
 from migan_jax.models.layers import Reparam
 from migan_jax.models.noise import Noise, random_noise
 from migan_jax.systems import images, logistic
-from migan_jax.systems.base import Frozen, Inputs, Params, Stats
+from migan_jax.systems.base import (
+    Frozen,
+    Inputs,
+    Optimizer,
+    Params,
+    Stage,
+    Stats,
+    Turn,
+    Value,
+    init_networks,
+)
+from migan_jax.systems.guidance import Guide, Terms, TermsFunction, check_guidance
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -31,6 +50,12 @@ class MIGAN(logistic.LogisticGAN):
 
     teacher: comodgan.CoModGANGenerator | None = None
     distillation_weight: float = 2.0
+    guide: Guide | None = None
+    auxiliary: migan.MIGANAuxiliary | None = None  # of the guidance, if it needs one
+    auxiliary_optimizer: optax.GradientTransformation | None = None
+    meta_optimizer: optax.GradientTransformation | None = None
+    pretraining_kimg: float = 0.0  # of the auxiliary network
+    meta_delay_kimg: float = 0.0
 
     @classmethod
     def from_config(
@@ -42,13 +67,118 @@ class MIGAN(logistic.LogisticGAN):
         teacher = None
         if "teacher" in frozen:
             teacher = frozen["teacher"].network.clone(dtype=settings["dtype"])
+        guide = Guide.from_config(
+            config,
+            migan.guided_channels(
+                *(settings[n] for n in ("resolution", "channel_base", "channel_max"))
+            ),
+        )
+        options = config.distillation
+        gan = logistic.gan_settings(
+            config, reparam, eps_root=0.0 if guide is None else options.eps_root
+        )
+        if guide is not None:
+            plain = logistic.make_optimizers(config, reparam)["generator"]
+            gan |= {
+                "guide": guide,
+                "auxiliary": migan.MIGANAuxiliary(**settings)
+                if guide.needs_teacher
+                else None,
+                "auxiliary_optimizer": plain,
+                "meta_optimizer": guide.meta_optimizer(options),
+                "pretraining_kimg": options.pretraining_kimg,
+                "meta_delay_kimg": options.meta_delay_kimg,
+            }
         return cls(
-            migan.MIGANGenerator(**settings),
+            migan.MIGANGenerator(**settings, completes=options.completion),
             MIGANDiscriminator(**settings),
-            **logistic.gan_settings(config, reparam),
+            **gan,
             teacher=teacher,
             distillation_weight=config.losses.distillation,
         )
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {**super().networks, **self._guiding_networks}
+
+    @property
+    def _guiding_networks(self) -> dict[str, nn.Module]:
+        networks = {} if self.guide is None else self.guide.networks
+        auxiliary = {} if self.auxiliary is None else {"auxiliary": self.auxiliary}
+        return {**networks, **auxiliary}
+
+    def init(self, key: jax.Array) -> tuple[Params, Stats]:
+        params, stats = super().init(key)
+        others = init_networks(self._guiding_networks, jax.random.fold_in(key, 1))
+        return {**params, **others[0]}, {**stats, **others[1]}
+
+    def stages(self) -> list[Stage]:
+        """Return the usual stages, or those of guidance."""
+        stages = super().stages()
+        if self.guide is None:
+            return stages
+        (main,) = stages
+        (generator,), *others = main.turns
+        return self.guide.stages(
+            generator=dataclasses.replace(
+                generator,
+                update=functools.partial(self.guide.update, terms=self.guided_terms),
+            ),
+            others=tuple(others),
+            pretraining=Turn(
+                "auxiliary", self.auxiliary_loss, ("auxiliary",), stream=4
+            ),
+            optimizers={
+                **main.optimizers,
+                **self.guide.optimizers(
+                    main.optimizers["generator"].transformation, self.meta_optimizer
+                ),
+                "auxiliary": Optimizer(("auxiliary",), self.auxiliary_optimizer),
+            },
+            pretraining_kimg=self.pretraining_kimg,
+            meta_delay_kimg=self.meta_delay_kimg,
+            system=self,
+        )
+
+    def auxiliary_loss(self, params: Params, stats: Stats, inputs: Inputs) -> Value:
+        """Return the L1 loss of reconstructing whole images."""
+        image = inputs.batch["image"]
+        output, _ = self._run_auxiliary(params, stats, image)
+        loss = jnp.mean(jnp.abs(output - image))
+        return loss, (stats, {"a/l1": loss})
+
+    def guided_terms(
+        self, params: Params, stats: Stats, inputs: Inputs
+    ) -> TermsFunction:
+        """Return the function of all terms of the generator's loss, with guidance."""
+        image, mask = inputs.batch["image"], inputs.batch["mask"]
+        teacher = None
+        if self.auxiliary is not None:
+            _, guided = self._run_auxiliary(params, stats, image)
+            teacher = jax.lax.stop_gradient(Features(tuple(guided), ()))
+        noise = self.noise(inputs.key, inputs.batch["sample"])
+        x = images.generator_input(image, mask)
+
+        def compute(params: Params, stats: Stats) -> Terms:
+            variables = {"params": params["generator"], "stats": stats["generator"]}
+            (completion, pyramid), sown = self.generator.apply(
+                variables, x, noise, mutable=["intermediates"]
+            )
+            (guided,) = sown["intermediates"]["guided"]
+            features = Features(tuple(guided), ())
+            return Terms(
+                self.generator_terms(params, inputs, completion, pyramid),
+                self.guide.terms(params, 1 - mask, features, teacher),
+                {"g/hole_psnr": images.hole_psnr(image, completion, mask)},
+            )
+
+        return compute
+
+    def _run_auxiliary(
+        self, params: Params, stats: Stats, image: jax.Array
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        variables = {"params": params["auxiliary"], "stats": stats["auxiliary"]}
+        return self.auxiliary.apply(variables, image)
 
     def generator_terms(
         self,
@@ -111,6 +241,16 @@ class MIGAN(logistic.LogisticGAN):
 def check_settings(config: "ConfigDict") -> None:
     """Raise UserError for a configuration that this system does not support."""
     logistic.check_settings(config)
+    check_guidance(config)
+    refuse_settings(config, *DISTILLATION_PARTS[3:])  # those of the decoder
+    parts = config.distillation
+    if parts.cross_distillation or parts.self_distillation:
+        if config.microbatches > 1:
+            raise UserError(
+                "microbatches must be 1 with distillation.cross_distillation or "
+                "self_distillation: they unroll steps on the whole batch."
+            )
+        refuse_settings(config, "optimizer.warmup_kimg", "losses.reuse_completions")
     if config.teacher and config.resolution < MIN_DISTILLED_RESOLUTION:
         raise UserError(
             f"teacher: distillation needs a resolution of at least "

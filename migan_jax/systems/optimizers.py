@@ -49,6 +49,7 @@ def lazy_adam(
     b2: float,
     interval: int,
     reparam: Reparam | None = None,
+    eps_root: float = 0.0,
 ) -> optax.GradientTransformation:
     """Make Adam for a network with an extra penalty step every `interval` steps.
 
@@ -61,7 +62,7 @@ def lazy_adam(
         return learning_rate(kimg) * ratio
 
     rate = scaled_rate if callable(learning_rate) else learning_rate * ratio
-    return adam(rate, b1**ratio, b2**ratio, reparam=reparam)
+    return adam(rate, b1**ratio, b2**ratio, reparam=reparam, eps_root=eps_root)
 
 
 def scale_by_learning_rate(

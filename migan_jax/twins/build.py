@@ -43,6 +43,11 @@ def build_twin(network: object, upsampling: Upsampling = "efficient") -> nn.Modu
     )
     match network:
         case MIGANGenerator():
+            if network.completes:
+                raise UserError(
+                    "This MI-GAN has completion blocks, which have no PyTorch twin "
+                    "and no ONNX form. Train without distillation.completion."
+                )
             fused = network.reparam.form == "fused"
             kernels = None if fused else network.reparam.kernels
             twin = TorchMIGANGenerator(
