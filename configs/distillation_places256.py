@@ -22,7 +22,7 @@ Data      Places2's training images.
           Without NVIDIA's irregular masks, similar ones are drawn. With them:
             --config.data.masks=FOLDER --config.data.mask_pairing=random
 Hardware  The paper used one RTX 2080 Ti. `python -m migan_jax.plan` estimates yours.
-Length    15,300 kimg, 2.55 million steps of 6 images.
+Length    15,300 kimg, 2,550,000 steps of 6 images.
 Expect    PSNR 29.15, 27.20, 24.21, 22.35 and SSIM .942, .891, .841, .708 for holes of
           10-20, 20-30, 30-40, 40-50 %.
           Numbers are from the paper. We have not run this recipe to its end.

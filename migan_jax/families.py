@@ -162,9 +162,9 @@ _GUIDANCE = (
 _GUIDANCE_LABELS = {
     "a/l1": "auxiliary L1",
     "g/cross": "CD",
-    "g/self": "SD",
+    "g/deeper": "SD",
     "g/attention": "AT",
-    "meta/gradient": "meta",
+    "meta/hypergradient": "meta",
 }
 _GUIDANCE_PANELS = (
     Panel("auxiliary network's L1", (("a/l1", "L1", "-"),)),
@@ -172,12 +172,12 @@ _GUIDANCE_PANELS = (
         "guidance",
         (
             ("g/cross", "cross-distillation", "-"),
-            ("g/self", "self-distillation", "--"),
+            ("g/deeper", "self-distillation", "--"),
             ("g/attention", "attention transfer", ":"),
         ),
         logarithmic=True,
     ),
-    Panel("norm of the hypergradient", (("meta/gradient", "norm", "-"),)),
+    Panel("norm of the hypergradient", (("meta/hypergradient", "norm", "-"),)),
 )
 
 
@@ -421,13 +421,14 @@ COMODGAN_FAMILY = Family(
 
 
 def _load_features(
-    name: str, source: str, losses: tuple[str, ...], section: str
+    name: str, network: str, source: str, losses: tuple[str, ...], section: str
 ) -> dict[str, Frozen]:
     """Load the public weights of a feature network, or make a small random one."""
     if source == "random":
-        return {name: Frozen.of(*feature_networks.random_features(name))}
+        return {name: Frozen.of(*feature_networks.random_features(network))}
     try:
-        variables = feature_networks.load_features(name, feature_networks.find(name))
+        path = feature_networks.find(network)
+        variables = feature_networks.load_features(network, path)
     except UserError as error:
         plural = "losses" if len(losses) > 1 else "loss"
         without = " ".join(f"--config.{section}.{loss}=0" for loss in losses)
@@ -435,14 +436,14 @@ def _load_features(
             f"The network of the {' and '.join(losses)} {plural} cannot be loaded: "
             f"{error} Or train without ({without})."
         ) from error
-    return {name: Frozen.of(vgg.NETWORKS[name], variables)}
+    return {name: Frozen.of(vgg.NETWORKS[network], variables)}
 
 
-def _outline_features(name: str, source: str) -> dict[str, Frozen]:
+def _outline_features(name: str, network: str, source: str) -> dict[str, Frozen]:
     if source == "random":
-        return _load_features(name, source, (), "")
-    shapes = feature_networks.outline_features(name)
-    return {name: Frozen(vgg.NETWORKS[name], shapes, digest="")}
+        return _load_features(name, network, source, (), "")
+    shapes = feature_networks.outline_features(network)
+    return {name: Frozen(vgg.NETWORKS[network], shapes, digest="")}
 
 
 # DeepGIN.
@@ -468,14 +469,16 @@ def _load_vgg(config: "ConfigDict") -> dict[str, Frozen]:
     """Load the VGG-19 of the perceptual and style losses, if they have a weight."""
     if not _uses_vgg(config):
         return {}
+    losses = "perceptual", "style"
     name = deepgin_system.VGG
-    return _load_features(name, config.deepgin.vgg, ("perceptual", "style"), "deepgin")
+    return _load_features(name, name, config.deepgin.vgg, losses, "deepgin")
 
 
 def _outline_vgg(config: "ConfigDict") -> dict[str, Frozen]:
     if not _uses_vgg(config):
         return {}
-    return _outline_features(deepgin_system.VGG, config.deepgin.vgg)
+    name = deepgin_system.VGG
+    return _outline_features(name, name, config.deepgin.vgg)
 
 
 def _published_deepgin(network: Network) -> Published | None:
@@ -663,16 +666,19 @@ def _predict_distillation(
 
 def _load_style_vgg(config: "ConfigDict") -> dict[str, Frozen]:
     """Load the VGG-16 of the style loss, if it has a weight."""
-    settings, name = config.distillation, distillation_system.VGG
+    settings = config.distillation
     if not settings.style:
         return {}
-    return _load_features(name, settings.vgg, ("style",), "distillation")
+    names = distillation_system.STYLE_NETWORK, "vgg"
+    return _load_features(*names, settings.vgg, ("style",), "distillation")
 
 
 def _outline_style_vgg(config: "ConfigDict") -> dict[str, Frozen]:
     if not config.distillation.style:
         return {}
-    return _outline_features(distillation_system.VGG, config.distillation.vgg)
+    return _outline_features(
+        distillation_system.STYLE_NETWORK, "vgg", config.distillation.vgg
+    )
 
 
 DISTILLATION_FAMILY = Family(
@@ -695,7 +701,7 @@ DISTILLATION_FAMILY = Family(
     check_init=lambda config, pretrained: None,
     predict=_predict_distillation,
     draw=lambda networks, seed, count: {},
-    frozen={distillation_system.VGG: "distillation.vgg"},
+    frozen={distillation_system.STYLE_NETWORK: "distillation.vgg"},
     load_frozen=_load_style_vgg,
     outline_frozen=_outline_style_vgg,
     architecture=(
@@ -710,7 +716,6 @@ DISTILLATION_FAMILY = Family(
     ),
     labels={
         "g/reconstruction": "L1",
-        "g/style": "style",
         **_GUIDANCE_LABELS,
         "g/hole_psnr": "hole dB",
     },

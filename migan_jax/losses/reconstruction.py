@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from migan_jax.ops.padding import pad_reflected
+from migan_jax.ops.edges import pad_reflected
 
 
 def l1_in_hole(completion: jax.Array, truth: jax.Array, mask: jax.Array) -> jax.Array:

@@ -28,7 +28,7 @@ from migan_jax.models.spectral import SpectralConv
 from migan_jax.ops.activation import NEGATIVE_SLOPE
 from migan_jax.ops.align_corners import resize_align_corners
 from migan_jax.ops.attention import attend
-from migan_jax.ops.padding import pad_edges
+from migan_jax.ops.edges import pad_edges
 from migan_jax.ops.partition import split_images
 from migan_jax.ops.precision import at_least_float32, compute_dtype
 

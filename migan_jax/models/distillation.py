@@ -34,7 +34,7 @@ from migan_jax.ops.activation import NEGATIVE_SLOPE
 from migan_jax.ops.adaptive_conv import adaptive_conv
 from migan_jax.ops.attention import attend
 from migan_jax.ops.conv import conv_dense, conv_pointwise
-from migan_jax.ops.padding import pad_reflected
+from migan_jax.ops.edges import pad_reflected
 from migan_jax.ops.partition import split_images
 from migan_jax.ops.precision import at_least_float32, compute_dtype
 
@@ -54,7 +54,7 @@ class Attention(NamedTuple):
     keys: jax.Array  # of fewer pixels at the largest level
 
 
-class Features(NamedTuple):
+class GuidedFeatures(NamedTuple):
     """Features of an inpainting or auxiliary network, from the largest level on."""
 
     encoder: tuple[jax.Array, ...]
@@ -101,7 +101,7 @@ class DistillationGenerator(nn.Module):
         return [_image_shape(self.resolution, 4)]
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, Features]:
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, GuidedFeatures]:
         _check_size(x, 4, self.stride)
         settings = {
             "channels": self.channels,
@@ -127,7 +127,7 @@ class DistillationGenerator(nn.Module):
             name="decoder",
         )
         output, attention = decoder(levels[-1])
-        return output, Features(tuple(levels), tuple(attention))
+        return output, GuidedFeatures(tuple(levels), tuple(attention))
 
 
 class DistillationAuxiliary(nn.Module):
@@ -152,7 +152,7 @@ class DistillationAuxiliary(nn.Module):
         return [_image_shape(self.resolution, 3)]
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, Features]:
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, GuidedFeatures]:
         _check_size(x, 3, self.stride)
         settings = {
             "channels": self.channels,
@@ -169,7 +169,7 @@ class DistillationAuxiliary(nn.Module):
             name="decoder",
         )
         output, attention = decoder(levels[-1])
-        return output, Features(tuple(levels), tuple(attention))
+        return output, GuidedFeatures(tuple(levels), tuple(attention))
 
 
 def _image_shape(resolution: int, channels: int) -> jax.ShapeDtypeStruct:
@@ -222,7 +222,7 @@ class Encoder(nn.Module):
             x = run(PaddedConv(features, 4, 2, **settings, name=name), x)
             for block in range(1, blocks + 1):
                 name = f"block{level + 1}_{block}"
-                x = run(ResidualBlock(features, self.initial, name=name), x)
+                x = run(ResidualPair(features, self.initial, name=name), x)
             if complete is not None:
                 x = complete(x, pool_hole(hole, x.shape[1], level_hole), level)
             levels.append(split_images(x))
@@ -251,11 +251,11 @@ class Decoder(nn.Module):
                 name = f"up{level + 1}"
                 x = run(PaddedConv(features, **settings, name=name), enlarge(x))
             name = f"block{level + 1}"
-            x = run(ResidualBlock(features, self.initial, name=name), x)
+            x = run(ResidualPair(features, self.initial, name=name), x)
             if self.matched:
                 name = f"extra{level + 1}"
                 narrow = self.channels // 2
-                x = run(ResidualBlock(narrow, self.initial, name=name), x)
+                x = run(ResidualPair(narrow, self.initial, name=name), x)
             if self.attends:
                 layer = FusedAttention(
                     self.output,
@@ -281,7 +281,7 @@ def enlarge(x: jax.Array) -> jax.Array:
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
-class ResidualBlock(nn.Module):
+class ResidualPair(nn.Module):
     """Two 3x3 convolutions with leaky ReLU between them, and a sum."""
 
     width: int  # between the convolutions
@@ -304,7 +304,7 @@ class ResidualBlock(nn.Module):
 # Adaptive convolutions.
 
 
-class Taps(nn.Module):
+class AdaptiveTaps(nn.Module):
     """Predict the weights and offsets of an adaptive convolution of each pixel.
 
     Initially, offsets are 0, and the convolution is the identity or an average.
@@ -365,7 +365,7 @@ class CompletionBlocks(nn.Module):
             PlainPointwise(self.channels, self.initial, name=f"adapter{level + 1}")
             for level in range(self.levels)
         ]
-        self.taps = Taps(self.size, is_average=True, name="taps")
+        self.taps = AdaptiveTaps(self.size, is_average=True, name="taps")
 
     def __call__(self, x: jax.Array, hole: jax.Array, level: int) -> jax.Array:
         """Complete [N, h, w, C], given the hole [N, h, w, 1] of its level."""
@@ -412,7 +412,7 @@ class FusedAttention(nn.Module):
         attended = attend(inputs.queries, inputs.keys, values)
         if self.size:
             adapted = adaptive_conv(
-                x, *Taps(self.size, is_average=False, name="taps")(x)
+                x, *AdaptiveTaps(self.size, is_average=False, name="taps")(x)
             )
             share = PaddedConv(
                 1, activate=False, reflects=True, initial=self.initial, name="share"

@@ -36,7 +36,7 @@ from migan_jax.ops.conv import (
     join_kernels,
     normalise_kernel,
 )
-from migan_jax.ops.padding import pad_edges, pad_reflected
+from migan_jax.ops.edges import pad_edges, pad_reflected
 from migan_jax.ops.partition import (
     image_size,
     in_strips,

@@ -13,6 +13,9 @@ from jax.typing import DTypeLike
 # ImageNet's mean and standard deviation, of images in [0, 1].
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+# Of the weights that losses use: published ones, or random ones with few channels.
+FEATURE_SOURCES = "public", "random"
+
 
 class Layer(NamedTuple):
     """A convolution and ReLU, after max pooling if `window` is not 0."""

@@ -29,7 +29,7 @@ from migan_jax.models.deepgin import (
     DeepGINDiscriminator,
     DeepGINGenerator,
 )
-from migan_jax.models.vgg import DEVIATION, MEAN, Features
+from migan_jax.models.vgg import DEVIATION, FEATURE_SOURCES, MEAN, Features
 from migan_jax.ops.align_corners import resize_align_corners
 from migan_jax.ops.partition import split_images, split_samples
 from migan_jax.systems import images
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 VGG = "vgg19"  # the frozen network's name
-VGG_SOURCES = "public", "random"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -404,7 +403,7 @@ def check_settings(config: "ConfigDict") -> None:
         {
             "deepgin.variant": tuple(LADDER),
             "deepgin.loss_form": get_args(perceptual.Form),
-            "deepgin.vgg": VGG_SOURCES,
+            "deepgin.vgg": FEATURE_SOURCES,
         },
     )
     if config.resolution % (stride := DeepGINGenerator.stride):

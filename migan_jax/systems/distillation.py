@@ -31,10 +31,10 @@ from migan_jax.models.distillation import (
     DistillationAuxiliary,
     DistillationDiscriminator,
     DistillationGenerator,
-    Features,
+    GuidedFeatures,
 )
 from migan_jax.models.layers import Initial
-from migan_jax.models.vgg import Features as FeatureNetwork
+from migan_jax.models.vgg import FEATURE_SOURCES, Features
 from migan_jax.ops.partition import split_images
 from migan_jax.systems import images
 from migan_jax.systems.base import (
@@ -60,16 +60,15 @@ from migan_jax.systems.optimizers import adam
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-VGG = "vgg"  # the frozen network's name
-VGG_SOURCES = "public", "random"
-VGG_STRIDE = 8  # down to relu4_3
+STYLE_NETWORK = "vgg16"  # the frozen network's name
+STYLE_STRIDE = 8  # down to relu4_3
 MIN_DISCRIMINATED = 24  # pixels, for one score
 StyleOf = Literal["output", "completed"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
-    """Weights of the unguided loss."""
+class UnguidedWeights:
+    """UnguidedWeights of the unguided loss."""
 
     reconstruction: float = 1.0
     hole: float = 1.0  # in the reconstruction
@@ -88,8 +87,8 @@ class Distillation:
     guide: Guide | None
     sampler: Sampler
     optimizers: Mapping[str, Optimizer]
-    weights: Weights = Weights()
-    vgg: FeatureNetwork | None = None  # `inputs.frozen[VGG]` holds its variables
+    weights: UnguidedWeights = UnguidedWeights()
+    vgg: Features | None = None  # `inputs.frozen[STYLE_NETWORK]` holds its variables
     pretraining_kimg: float = 300.0  # of the auxiliary network
     meta_delay_kimg: float = 6.0
     confidence_size: int = 65
@@ -144,11 +143,14 @@ class Distillation:
             guide,
             SAMPLERS[config.data.mask_kind],
             optimizers=optimizers,
-            weights=Weights(
-                **{field: settings[field] for field in Weights.__dataclass_fields__}
+            weights=UnguidedWeights(
+                **{
+                    field: settings[field]
+                    for field in UnguidedWeights.__dataclass_fields__
+                }
             ),
-            vgg=frozen[VGG].network.clone(dtype=shared["dtype"])
-            if VGG in frozen
+            vgg=frozen[STYLE_NETWORK].network.clone(dtype=shared["dtype"])
+            if STYLE_NETWORK in frozen
             else None,
             **{
                 field: settings[field]
@@ -230,7 +232,7 @@ class Distillation:
         truth, hole = (batch["image"] + 1) / 2, 1 - batch["mask"]
         x = pack(batch["image"], batch["mask"])
         trust = confidence(hole, self.confidence_size)
-        teacher: Features | None = None
+        teacher: GuidedFeatures | None = None
         if self._has_teacher:
             variables = {"params": params["auxiliary"]}
             _, teacher = self.auxiliary.apply(variables, truth)
@@ -293,7 +295,7 @@ class Distillation:
 
     def _style_features(self, inputs: Inputs, image: jax.Array) -> list[jax.Array]:
         """Return VGG's relu2_2, relu3_3 and relu4_3 of images in [0, 1]."""
-        return self.vgg.apply(inputs.frozen[VGG], split_images(image))[1:4]
+        return self.vgg.apply(inputs.frozen[STYLE_NETWORK], split_images(image))[1:4]
 
     def inpaint(
         self,
@@ -337,13 +339,13 @@ def check_settings(config: "ConfigDict") -> None:
     check_choices(
         config,
         {
-            "distillation.vgg": VGG_SOURCES,
+            "distillation.vgg": FEATURE_SOURCES,
             "distillation.initial": get_args(Initial),
             "distillation.attention_output": get_args(AttentionOutput),
             "distillation.style_of": get_args(StyleOf),
         },
     )
-    smallest = MIN_DISCRIMINATED if settings.adversarial else 2 * VGG_STRIDE
+    smallest = MIN_DISCRIMINATED if settings.adversarial else 2 * STYLE_STRIDE
     if config.resolution % (stride := DistillationGenerator.stride) or (
         config.resolution < smallest
     ):

@@ -25,7 +25,7 @@ from migan_jax.losses.distillation import (
 )
 from migan_jax.models.distillation import (
     Attention,
-    Features,
+    GuidedFeatures,
     LevelHole,
     MetaNetworks,
     Projections,
@@ -197,8 +197,8 @@ class Guide:
         self,
         params: Params,
         hole: jax.Array,
-        student: Features,
-        teacher: Features | None,
+        student: GuidedFeatures,
+        teacher: GuidedFeatures | None,
     ) -> dict[str, jax.Array]:
         """Return the weighted terms: equations 2, 3 and 9, summed over levels.
 
@@ -232,7 +232,7 @@ class Guide:
         if self.projections is not None:
             variables = {"params": params[PROJECTIONS]}
             projected = self.projections.apply(variables, *student.encoder[:-1])
-            terms["self"] = compare(projected, deeper, choice.self_weights)
+            terms["deeper"] = compare(projected, deeper, choice.self_weights)
         if self.meta.decoder:
             transfers = map(
                 self._transfer, student.attention, decoder, choice.importance
@@ -305,7 +305,10 @@ class Guide:
 
         def take_steps() -> tuple[TrainState, Metrics]:
             after = unroll(problem, *start)
-            return replaced(after), {**after.metrics, "meta/gradient": jnp.zeros(())}
+            return replaced(after), {
+                **after.metrics,
+                "meta/hypergradient": jnp.zeros(()),
+            }
 
         def train_meta() -> tuple[TrainState, Metrics]:
             gradient, after, *_ = hypergradient(self.mode, problem, *start)
@@ -317,7 +320,7 @@ class Guide:
                 inputs.kimg,
             )
             norm = optax.global_norm(gradient)
-            return new, {**after.metrics, "meta/gradient": norm}
+            return new, {**after.metrics, "meta/hypergradient": norm}
 
         if META not in turn.optimizers:
             return take_steps()

@@ -23,7 +23,7 @@ from migan_jax.errors import UserError
 from migan_jax.losses.distillation import MIN_DISTILLED_RESOLUTION, distillation_loss
 from migan_jax.models import comodgan, migan
 from migan_jax.models.discriminators import MIGANDiscriminator
-from migan_jax.models.distillation import Features
+from migan_jax.models.distillation import GuidedFeatures
 from migan_jax.models.layers import Reparam
 from migan_jax.models.noise import Noise, random_noise
 from migan_jax.systems import images, logistic
@@ -155,7 +155,7 @@ class MIGAN(logistic.LogisticGAN):
         teacher = None
         if self.auxiliary is not None:
             _, guided = self._run_auxiliary(params, stats, image)
-            teacher = jax.lax.stop_gradient(Features(tuple(guided), ()))
+            teacher = jax.lax.stop_gradient(GuidedFeatures(tuple(guided), ()))
         noise = self.noise(inputs.key, inputs.batch["sample"])
         x = images.generator_input(image, mask)
 
@@ -165,7 +165,7 @@ class MIGAN(logistic.LogisticGAN):
                 variables, x, noise, mutable=["intermediates"]
             )
             (guided,) = sown["intermediates"]["guided"]
-            features = Features(tuple(guided), ())
+            features = GuidedFeatures(tuple(guided), ())
             return Terms(
                 self.generator_terms(params, inputs, completion, pyramid),
                 self.guide.terms(params, 1 - mask, features, teacher),

@@ -1,4 +1,4 @@
-"""Padding of images with their own pixels; `jnp.pad` has a slow gradient on CPUs."""
+"""Edges of images, repeated or reflected; the gradient of `jnp.pad` is slow on CPUs."""
 
 from collections.abc import Callable
 
