@@ -19,7 +19,7 @@ def get_config(variant="net8"):
     config.system = "distillation"
     config.resolution = 64
     config.batch_size = 8
-    config.total_kimg = 12
+    config.total_kimg = 7
     config.distillation.update(distillation_row(variant))
     config.distillation.update(
         {
@@ -28,15 +28,16 @@ def get_config(variant="net8"):
             "style": 0.0,
             "adversarial": 0.0,
             "confidence_size": 17,  # a quarter of the size, as the paper's
-            "pretraining_kimg": 3.0,
+            "pretraining_kimg": 2.0,
+            "meta_every": 8,
             "meta_delay_kimg": 1.0,
         }
     )
     config.optimizer.update(
-        {"learning_rate": 5e-4, "b1": 0.9, "b2": 0.99, "ema_halflife_kimg": 0.5}
+        {"learning_rate": 1e-3, "b1": 0.9, "b2": 0.99, "ema_halflife_kimg": 0.5}
     )
     config.networks.dtype = "float32"
     config.data.update({"mask_kind": "thin_brush", "held_out": 64})
-    config.log_every_steps = 50
-    config.save_every_steps = 250
+    config.log_every_steps = 25
+    config.save_every_steps = 125
     return config

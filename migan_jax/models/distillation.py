@@ -117,7 +117,7 @@ class DistillationGenerator(nn.Module):
             )
         encoder = Encoder(**settings, name="encoder")
         levels = encoder(x, hole, complete, self.level_hole)
-        decoder = Decoder(
+        decoder = AttentiveDecoder(
             **settings,
             attends=self.attends,
             output=self.attention_output,
@@ -161,7 +161,7 @@ class DistillationAuxiliary(nn.Module):
         }
         x = x.astype(compute_dtype(self.dtype, x))
         levels = Encoder(**settings, name="encoder")(x)
-        decoder = Decoder(
+        decoder = AttentiveDecoder(
             **settings,
             attends=self.attends,
             output="gated",
@@ -229,7 +229,7 @@ class Encoder(nn.Module):
         return levels
 
 
-class Decoder(nn.Module):
+class AttentiveDecoder(nn.Module):
     """From the lowest level to the image; also returns each level's attention."""
 
     channels: int

@@ -48,7 +48,6 @@ from migan_jax.systems.base import (
 from migan_jax.systems.hypergradient import (
     HYPER_MODES,
     Bilevel,
-    Unrolled,
     hypergradient,
     unroll,
 )
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 PROJECTIONS, META = "projections", "meta"
+META_STREAM = 5  # of the lazy turn's random numbers
 
 
 class Terms(NamedTuple):
@@ -189,8 +189,19 @@ class Guide:
             end += meta_delay_kimg
             name = "constant meta networks"
             stages.append(make(name, (generator,), *others, until_kimg=end))
-        generator = dataclasses.replace(generator, optimizers=("generator", META))
-        return [*stages, make("main", (generator,), *others)]
+        both = dataclasses.replace(generator, optimizers=("generator", META))
+        if self.every == 1:
+            return [*stages, make("main", (both,), *others)]
+        # Meta networks learn from steps that are taken back, in a program of its own:
+        # a conditional would make convolutions on CPUs slow.
+        meta = dataclasses.replace(
+            generator,
+            name="meta",
+            optimizers=(META,),
+            stream=META_STREAM,
+            every=self.every,
+        )
+        return [*stages, make("main", (generator,), *others, (meta,))]
 
     @jax.named_scope("guidance")
     def terms(
@@ -263,7 +274,7 @@ class Guide:
         inputs: Inputs,
         terms: Callable[[Params, Stats, Inputs], TermsFunction],
     ) -> tuple[TrainState, Metrics]:
-        """Take the unrolled steps; if the turn trains the meta networks, them too.
+        """Take the unrolled steps, train the meta networks by them, or both.
 
         `terms` computes what the parameters do not change, once for all steps.
         """
@@ -296,37 +307,22 @@ class Guide:
         problem = Bilevel(total, guided, own, step, self.steps, self.rate)
         start = theta, state.opt_state["generator"], psi
 
-        def replaced(after: Unrolled) -> TrainState:
-            return dataclasses.replace(
-                state,
-                params={**state.params, **after.theta},
-                opt_state={**state.opt_state, "generator": after.opt_state},
-            )
-
-        def take_steps() -> tuple[TrainState, Metrics]:
-            after = unroll(problem, *start)
-            return replaced(after), {
-                **after.metrics,
-                "meta/hypergradient": jnp.zeros(()),
-            }
-
-        def train_meta() -> tuple[TrainState, Metrics]:
+        if turn.optimizers == ("generator",):
+            after, metrics = unroll(problem, *start), {}
+        else:
             gradient, after, *_ = hypergradient(self.mode, problem, *start)
-            new = apply_gradient(
-                META,
-                optimizers[META],
-                {META: gradient},
-                replaced(after),
-                inputs.kimg,
+            metrics = {"meta/hypergradient": optax.tree.norm(gradient)}
+            state = apply_gradient(
+                META, optimizers[META], {META: gradient}, state, inputs.kimg
             )
-            norm = optax.global_norm(gradient)
-            return new, {**after.metrics, "meta/hypergradient": norm}
-
-        if META not in turn.optimizers:
-            return take_steps()
-        if self.every == 1:
-            return train_meta()
-        return jax.lax.cond(state.step % self.every == 0, train_meta, take_steps)
+        if "generator" not in turn.optimizers:
+            return state, metrics  # the steps are taken back
+        state = dataclasses.replace(
+            state,
+            params={**state.params, **after.theta},
+            opt_state={**state.opt_state, "generator": after.opt_state},
+        )
+        return state, {**after.metrics, **metrics}
 
 
 # Configuration.
