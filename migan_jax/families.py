@@ -692,7 +692,7 @@ DISTILLATION_FAMILY = Family(
             signature=distillation_files.SIGNATURE,
             infer=distillation_files.infer_generator,
             rules=lambda network: (),
-            constants=lambda network: {},
+            constants=distillation_files.check_settings_in_files,
         ),
     ),
     exported=distillation_system.Distillation.exported,

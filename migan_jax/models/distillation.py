@@ -424,13 +424,13 @@ class FusedAttention(nn.Module):
         return attended if self.output == "alone" else x + attended, inputs
 
     @nn.nowrap
-    def cost(self, args: tuple, out: tuple) -> Cost:
+    def cost(self, args: tuple, out: jax.Array) -> Cost:
         """Scores, their products with the values, and the adaptive convolution."""
-        output, inputs = out
-        pairs = num_pixels(inputs.queries) * num_pixels(inputs.keys)
-        products = pairs * (inputs.queries.shape[-1] + output.shape[-1])
-        adaptive = adaptive_cost(self.size, output)
-        return Cost(products, elementwise=2 * num_elements(output)) + adaptive
+        pixels, channels = num_pixels(out), out.shape[-1]
+        pairs = pixels * pixels // self.pooling**2
+        attention = Cost(pairs * (channels // 2 + channels))
+        sums = Cost(elementwise=2 * num_elements(out))
+        return attention + sums + adaptive_cost(self.size, out)
 
 
 # Networks that are only used in training.

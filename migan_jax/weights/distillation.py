@@ -1,11 +1,13 @@
 """Checkpoints of distillation-guided inpainting: networks from their tensors.
 
-There are no released files. Ours name tensors as the network does.
+There are no released files. Ours name tensors as the network does. They do not state
+settings without tensors, so that these must have their defaults.
 """
 
 import math
 import re
 
+from migan_jax.errors import UserError
 from migan_jax.models.distillation import DistillationGenerator
 from migan_jax.weights.architecture import UnknownNetwork
 from migan_jax.weights.tensor_files import Tensors
@@ -33,3 +35,14 @@ def infer_generator(tensors: Tensors) -> DistillationGenerator:
         matched=has(r"decoder\.extra\d\."),
         kernel_size=math.isqrt(taps[0]) if taps else DistillationGenerator.kernel_size,
     )
+
+
+def check_settings_in_files(network: DistillationGenerator) -> Tensors:
+    """Return no constants; raise UserError if a file would lose a setting."""
+    for field in ("level_hole", "attention_output", "pooled_keys"):
+        if getattr(network, field) != getattr(DistillationGenerator, field):
+            raise UserError(
+                f"A file cannot state that this network has distillation.{field}="
+                f"{getattr(network, field)}. Use the workdir instead."
+            )
+    return {}
