@@ -103,8 +103,7 @@ def test_recipes_are_valid_and_documented(recipe):
 # One recipe for each kind of program; the others differ in sizes only.
 DIFFERENT = (
     *("scenes64", "scenes64:baseline", "scenes64:teacher"),
-    *("deepgin_scenes64", "imputation_scenes64", "distillation_scenes64"),
-    "migan_distilled_scenes64",
+    *("deepgin_scenes64", "imputation_scenes64"),
 )
 
 

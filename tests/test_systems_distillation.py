@@ -161,13 +161,14 @@ def test_hypergradient_of_the_system(row, optimizer, monkeypatch):
     def value_at(h):
         return run(jax.tree.map(lambda x, d: x + h * d, psi, direction))[0]
 
-    h = 1e-5
+    h = 1e-7  # Adam's first steps are nearly those of signs
     finite = (value_at(h) - value_at(-h)) / (2 * h)
     products = jax.tree.map(lambda g, d: jnp.sum(g * d), gradient, direction)
     slope = float(sum(jax.tree.leaves(products)))
-    assert slope == pytest.approx(float(finite), rel=1e-4)
+    assert slope == pytest.approx(float(finite), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_gradients_of_guidance():
     """The student gets one; the teacher and the unguided terms' psi get none."""
@@ -242,6 +243,7 @@ def test_terms_of_guidance():
     assert gradient[0].any() and gradient[1].any() and not gradient[2].any()
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("float64")
 def test_without_weight_there_is_no_hypergradient(monkeypatch):
     system, params, stats, inputs = setting("net1")

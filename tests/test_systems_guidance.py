@@ -102,6 +102,7 @@ def test_completion_changes_holes_of_features_only():
     assert not changed[:, :, 2:].any()
 
 
+@pytest.mark.slow
 def test_only_the_student_learns_from_guidance():
     """No gradient of the auxiliary network; the meta networks have one."""
     _, system = make()
@@ -137,7 +138,7 @@ def test_stages_of_guidance():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_meta_networks_learn_with_the_generator_or_alone(every):
     """The auxiliary network does not. Alone, their steps are taken back."""
     config, system = make(f"distillation.meta_every={every}", "networks.channel_max=4")
