@@ -12,8 +12,7 @@ migan_distilled256:completion  completion blocks in the encoder; no ONNX export
 Data      As for places256.
 Hardware  Batches of 32 images, in one piece: unrolled steps know no microbatches.
 Length    30,300 kimg, 946,875 steps; the first 9,375 of the auxiliary network.
-Expect    Unknown. On drawn scenes, docs/distillation.md has first results. We have not
-          run this recipe to its end.
+Expect    Unknown. We have not run this recipe.
 Command   python -m migan_jax.train --config=migan_distilled256 --workdir=runs/guided
 """
 

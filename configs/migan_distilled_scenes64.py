@@ -10,8 +10,8 @@ migan_distilled_scenes64:completion  with completion blocks in the encoder, too
 migan_distilled_scenes64:plain       without guidance, to compare: scenes64
 
 Hardware  Two CPU cores.
-Length    14 kimg, 1,750 steps, the first 250 of the auxiliary network: TODO minutes.
-Expect    A held-out hole PSNR of TODO dB; filling with the mean colour has 14.9 dB.
+Length    14 kimg, 1,750 steps, the first 250 of the auxiliary network.
+Expect    Not measured yet; scenes64 reaches 20.3 dB, the mean colour has 14.9 dB.
 Command   python -m migan_jax.train --config=migan_distilled_scenes64 --workdir=runs/d
 """
 

@@ -137,8 +137,8 @@ def test_stages_of_guidance():
     assert system.networks.keys() == {"generator", "discriminator"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.full), 2])
+@pytest.mark.full
+@pytest.mark.parametrize("every", [1, 2])
 def test_meta_networks_learn_with_the_generator_or_alone(every):
     """The auxiliary network does not. Alone, their steps are taken back."""
     config, system = make(f"distillation.meta_every={every}", "networks.channel_max=4")

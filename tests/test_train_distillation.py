@@ -43,13 +43,13 @@ def continue_run(row, workdir, stop=None, kills=False):
 def test_runs_resume_bit_for_bit_and_are_used(row, one_device, tmp_path):
     """Killed in pre-training, at the change of stage, and in main."""
     assert continue_run(row, tmp_path / "whole").step == STEPS
+    workdir = tmp_path / "killed"
     for step in (CONSTANT - 1, CONSTANT, MAIN + 1):
-        workdir = tmp_path / f"killed_at_{step}"
         with pytest.raises(Killed):
             continue_run(row, workdir, step, kills=True)
         assert runs.steps(workdir)[-1] == step - 1
-        continue_run(row, workdir)
-        runs.assert_same(workdir, tmp_path / "whole")
+    continue_run(row, workdir)
+    runs.assert_same(workdir, tmp_path / "whole")
     model = migan_jax.load(tmp_path / "whole")
     image = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
     hole = np.zeros((24, 40), np.bool_)
