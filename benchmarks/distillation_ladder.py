@@ -1,4 +1,4 @@
-"""Distillation-guided inpainting's rows, and MI-GAN with a guided encoder, in small runs.
+"""Rows of distillation-guided inpainting, and a guided MI-GAN, in small runs.
 
   python benchmarks/distillation_ladder.py --seeds=2 --minutes=4
 
@@ -9,9 +9,9 @@ completion blocks, net7 attention and its transfer, net8 adaptive convolutions.
 
 All runs take as long: as many steps as fit into --minutes on this machine, and those of
 the auxiliary network are among them. Pre-training and the steps with constant meta
-networks are as long as in the recipe, but at most a third and a tenth of the time. Steps
-follow from the fastest ones, timed in turn once, so that other load does not change
-results. Compiling, loading and evaluations do not count.
+networks are as long as in the recipe, but at most a third and a tenth of the time. The
+numbers of steps follow from the fastest ones, timed in turn once, so that other load
+does not change results. Compiling, loading and evaluations do not count.
 
 The metric is the held-out hole PSNR of the EMA at the end, in dB, over the same 64
 scenes and masks for all runs of a seed; `mean colour` is that of filling holes with the
@@ -249,8 +249,9 @@ def make_rows(table: str, runs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         gains = [b - a for a, b in zip(base, values, strict=True)] if compares else []
         row |= describe("over", gains)
         if table in WITH_KERNEL:
-            distances = [run.get("kernel") for run in found]
-            row |= describe("kernel", [] if is_baseline else distances)
+            distances = [] if is_baseline else [run.get("kernel") for run in found]
+            mean, spread = describe("kernel", distances).values()
+            row |= {"kernel": mean, "kernel's sd": spread}
         shown = ["-" if value is None else value for value in values]
         yield row | {f"seed {s}": v for s, v in zip(seeds, shown, strict=True)}
 

@@ -6,8 +6,9 @@
 
 `exact`, `sgd_virtual` and `first_order` are steps of the main stage that train the meta
 networks, too (distillation.hyper_mode). `unrolled` are the same steps of the network
-with constant meta networks, and `one step` is a single one of these. Alternatives run in
-turn, and the fastest run of each counts. Memory is the compiler's, for temporary arrays.
+with constant meta networks, and `one step` is a single one of these. Alternatives run
+in turn, and the fastest run of each counts. Memory is that of temporary arrays, as the
+compiler states it.
 """
 
 import argparse
