@@ -24,6 +24,11 @@ TINY = {
     "forward": ["--resolutions", "16", "--batches", "1", "2"],
     "operations": ["--shapes", "2x8x8x4"],
     "imputation_forward": "--shapes 1x16x16x8 --generators 16x16".split(),
+    "adaptive_conv": ["--shapes", "1x8x6x4"],
+    "hypergradient": (
+        "--recipe=distillation_scenes64:net3 --modes unrolled first_order --settings "
+        "resolution=16 batch_size=1 distillation.channels=2"
+    ).split(),
     "inpaint": ["--photos", "900x700", "--resolution", "16"],
     "data": ["--sizes", "16", "--batches", "2"],
     "onnx": "--resolutions 16 --width=0.03125 --photos 40x30".split(),

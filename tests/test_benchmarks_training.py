@@ -121,3 +121,65 @@ def test_imputation_ladder(script, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", [*sys.argv, f"--plot={tmp_path / 'curves.jpg'}"])
     ladder.main()
     assert (tmp_path / "curves.jpg").stat().st_size > 5000
+
+
+def test_distillation_ladder_plans_and_tables(script, tmp_path):
+    """Runs take as long, whatever their stages; tables are those of finished seeds."""
+    ladder = script("distillation_ladder")
+    recipes = ladder.TABLES["distillation"]
+    ms = {"pre-training": 100.0, "constant meta networks": 200.0, "main": 400.0}
+    steps = ladder.plan(recipes["net8"], ms, minutes=2)
+    assert steps["pre-training"] <= 40_000 / 100
+    assert sum(ms[stage] * count for stage, count in steps.items()) == (
+        pytest.approx(120_000, rel=0.01)
+    )
+    assert ladder.plan(recipes["baseline"], {"main": 50.0}, minutes=2) == {"main": 2400}
+    saved = {}
+    for table in ladder.TABLES:
+        saved[table] = {
+            f"{row}-{seed}": {
+                "steps": {"main": 3},
+                "hole_psnr": 15.0 + place + seed,
+                "mean_colour_psnr": 12.0 + seed,
+                **({"kernel": 2.0 + seed} if row == "guided" else {}),
+            }
+            for place, row in enumerate(ladder.TABLES[table])
+            for seed in range(2)
+        }
+    del saved["distillation"]["net8-1"]
+    rows, migan = (
+        {row.pop(""): row for row in ladder.make_rows(table, runs)}
+        for table, runs in saved.items()
+    )
+    assert rows["mean colour"]["mean dB"] == 12 and rows["net1"]["over"] == 1
+    assert rows["baseline"]["over"] == "-" and "seed 1" not in rows["net8"]
+    assert migan["guided"]["mean dB"] == 16.5 and migan["guided"]["over"] == 1
+    assert migan["guided"]["kernel"] == 2.5 and migan["plain"]["kernel"] == "-"
+
+
+@pytest.mark.full
+def test_distillation_ladder(script, monkeypatch, tmp_path, capsys):
+    ladder = script("distillation_ladder")
+    tables = {t: dict(list(rows.items())[-1:]) for t, rows in ladder.TABLES.items()}
+    tables["distillation"] = {"net3": ladder.TABLES["distillation"]["net3"]}
+    monkeypatch.setattr(ladder, "TABLES", tables)
+    stages = dict.fromkeys([*ladder.PARTS, "main"], 1000.0)
+    monkeypatch.setattr(
+        ladder, "time_steps", lambda rows, repeats: dict.fromkeys(rows, stages)
+    )
+    monkeypatch.setattr(ladder, "mean_features", lambda _, x: x.mean(axis=(1, 2)))
+    monkeypatch.setenv("MIGAN_JAX_FEATURES", str(tmp_path))
+    options = "--seeds=1", f"--minutes={10 / 60}"
+    saved = run(ladder, monkeypatch, tmp_path, *options)
+    for table in tables:
+        (found,) = saved[table].values()
+        assert sum(found["steps"].values()) == 10 and found["hole_psnr"] > 0
+        assert (tmp_path / "runs" / f"{table}.png").stat().st_size > 1000
+    assert "kernel distance is left out: vgg16" in capsys.readouterr().out
+    monkeypatch.setattr(ladder, "train", None)  # finished runs are not repeated
+    features = "migan_jax.weights.feature_networks"
+    monkeypatch.setattr(f"{features}.find", lambda name: None)
+    monkeypatch.setattr(f"{features}.load_features", lambda name, path: None)
+    ladder.main()
+    (found,) = json.loads((tmp_path / "table.json").read_text())["migan"].values()
+    assert found["kernel"] is not None

@@ -19,6 +19,7 @@ DOCUMENTS = (
     "docs/first_pod_run.md",
     "docs/deepgin.md",
     "docs/imputation.md",
+    "docs/distillation.md",
 )
 
 
