@@ -265,13 +265,3 @@ def test_sharded_batches():
     split = NamedSharding(mesh, PartitionSpec(None, "data"))
     result = sharded(jax.device_put(batch, split))
     assert_close(result, compute("exact", *small_problem(SGD)), 1e-9)
-
-
-def test_more_steps_do_not_store_more_activations():
-    batch = make_batch(4096)
-
-    def memory(steps):
-        lowered = compute.lower("exact", *regression(SGD, batch, steps))
-        return lowered.compile().memory_analysis().temp_size_in_bytes
-
-    assert memory(8) - memory(2) < batch[0].nbytes

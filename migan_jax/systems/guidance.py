@@ -24,7 +24,6 @@ from migan_jax.losses.distillation import (
     feature_distance,
 )
 from migan_jax.models.distillation import (
-    Attention,
     GuidedFeatures,
     LevelHole,
     MetaNetworks,
@@ -245,24 +244,19 @@ class Guide:
             projected = self.projections.apply(variables, *student.encoder[:-1])
             terms["deeper"] = compare(projected, deeper, choice.self_weights)
         if self.meta.decoder:
-            transfers = map(
-                self._transfer, student.attention, decoder, choice.importance
-            )
-            total = sum(transfer(hole) for transfer in transfers)
+            total = jnp.zeros((), jnp.float32)
+            for ours, theirs, importance in zip(
+                student.attention, decoder, choice.importance, strict=True
+            ):
+                distance = attention_distance(
+                    ours.queries, ours.keys, theirs.queries, theirs.keys
+                )
+                level = pool_hole(hole, distance.shape[1], self.level_hole)
+                total += attention_transfer(
+                    distance, importance, level, self.attention_reduction
+                )
             terms["attention"] = self.attention_weight * total
         return terms
-
-    def _transfer(
-        self, student: Attention, teacher: Attention, importance: jax.Array
-    ) -> Callable[[jax.Array], jax.Array]:
-        def transfer(hole: jax.Array) -> jax.Array:
-            distance = attention_distance(*student[1:], *teacher[1:])
-            level = pool_hole(hole, distance.shape[1], self.level_hole)
-            return attention_transfer(
-                distance, importance, level, self.attention_reduction
-            )
-
-        return transfer
 
     # Updates of a turn.
 

@@ -6,7 +6,8 @@ steps of an optimizer on it, the outer loss is L(theta_T). It depends on psi onl
 through these steps; dL(theta_T) / dpsi is the hypergradient.
 
 Pure functions on pytrees. The steps are not taken back: their result is the new theta.
-Memory is that of one step, and T copies of theta and of the optimizer's state.
+Memory is that of one step, and T copies of theta and of the optimizer's state; but
+XLA keeps the activations of all steps on CPUs, where it ignores `jax.checkpoint`.
 """
 
 import dataclasses
