@@ -14,7 +14,7 @@ from migan_jax.errors import UserError
 from migan_jax.families import family_named
 from migan_jax.models.distillation import Attention, GuidedFeatures
 from migan_jax.systems import guidance
-from migan_jax.systems.base import Inputs, Optimizer, TrainState
+from migan_jax.systems.base import Inputs, Optimizer, TrainState, init_networks
 from migan_jax.systems.hypergradient import hypergradient
 from migan_jax.training.programs import build_system, make_timeline
 
@@ -213,10 +213,9 @@ def draw_features(seed, side=SIDE):
 @pytest.mark.usefixtures("float64")
 def test_terms_of_guidance():
     system, params, _, inputs = setting()
-    params = {
-        **params,
-        "meta": cast(jax.jit(system.init)(jax.random.key(0))[0]["meta"]),
-    }
+    meta = {"meta": system.guide.meta}
+    initial, _ = jax.jit(lambda key: init_networks(meta, key))(jax.random.key(0))
+    params = {**params, **cast(initial)}
     hole = 1 - inputs.batch["mask"]
     student, teacher = draw_features(0), draw_features(1)
     terms = jax.jit(lambda s, t: system.guide.terms(params, hole, s, t))
