@@ -7,36 +7,35 @@ import jax.numpy as jnp
 
 
 def pad_edges(x: jax.Array, padding: int) -> jax.Array:
-    """Replicate the edges of images [N, H, W, C]."""
-
-    def repeat(x: jax.Array, end: int, axis: int) -> jax.Array:
-        shape = list(x.shape)
-        shape[axis] = padding
-        return jnp.broadcast_to(jax.lax.index_in_dim(x, end, axis), shape)
-
-    return _pad(
-        x, lambda x, axis: repeat(x, 0, axis), lambda x, axis: repeat(x, -1, axis)
-    )
+    """Repeat the edges of images [N, H, W, C]."""
+    return _pad(x, lambda x, end, axis: _repeat(x, end, axis, padding))
 
 
 def pad_reflected(x: jax.Array, padding: int) -> jax.Array:
-    """Reflect images [N, H, W, C] at their edge pixels, which are not repeated."""
+    """Reflect images [N, H, W, C] at their edge pixels, which are not repeated.
 
-    def reflect(x: jax.Array, start: int, axis: int) -> jax.Array:
+    As with `np.pad`, a single pixel is.
+    """
+
+    def reflect(x: jax.Array, end: int, axis: int) -> jax.Array:
+        length = x.shape[axis]
+        if length == 1:
+            return _repeat(x, end, axis, padding)
+        start = length - 1 - padding if end else 1
         rows = jax.lax.slice_in_dim(x, start, start + padding, axis=axis)
         return jnp.flip(rows, axis)
 
-    def after(x: jax.Array, axis: int) -> jax.Array:
-        return reflect(x, x.shape[axis] - 1 - padding, axis)
-
-    return _pad(x, lambda x, axis: reflect(x, 1, axis), after)
+    return _pad(x, reflect)
 
 
-def _pad(
-    x: jax.Array,
-    before: Callable[[jax.Array, int], jax.Array],
-    after: Callable[[jax.Array, int], jax.Array],
-) -> jax.Array:
+def _repeat(x: jax.Array, end: int, axis: int, times: int) -> jax.Array:
+    shape = list(x.shape)
+    shape[axis] = times
+    return jnp.broadcast_to(jax.lax.index_in_dim(x, end, axis), shape)
+
+
+def _pad(x: jax.Array, extend: Callable[[jax.Array, int, int], jax.Array]) -> jax.Array:
+    """Add what `extend` returns for the first (0) and last (-1) end of both axes."""
     for axis in (1, 2):
-        x = jnp.concatenate([before(x, axis), x, after(x, axis)], axis)
+        x = jnp.concatenate([extend(x, 0, axis), x, extend(x, -1, axis)], axis)
     return x
