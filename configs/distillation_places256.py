@@ -34,14 +34,12 @@ from migan_jax.config import base_config, distillation_row
 
 
 def get_config(variant="final"):
-    is_final = variant == "final"
     config = base_config()
     config.system = "distillation"
     config.resolution = 256
     config.batch_size = 6
     config.total_kimg = 15_300
-    config.distillation.update(distillation_row("net8" if is_final else variant))
-    config.distillation.adversarial = 0.1 if is_final else 0.0
+    config.distillation.update(distillation_row(variant))
     config.optimizer.update(
         {"learning_rate": 1e-4, "b1": 0.9, "b2": 0.999, "ema_halflife_kimg": 0.0}
     )

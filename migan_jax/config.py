@@ -223,7 +223,7 @@ def _distillation_settings() -> dict[str, Any]:
         "hole": 1.0,  # in the reconstruction, ours; GMCNN's code has 1.4
         "valid": 1.0,  # the same for known pixels; GMCNN's code has 1.2
         "style": 150.0,
-        "adversarial": 0.1,  # ours, after RN's code; equation 11 has no such term
+        "adversarial": 0.1,
         # How squares of features are averaged, ours after L2T-ww's code: over all
         # "pixels", over "holes", or their "sum".
         "reduction": "pixels",
@@ -242,7 +242,9 @@ def _distillation_settings() -> dict[str, Any]:
         # The hypergradient: "exact" through Adam's steps, through steps of SGD
         # ("sgd_virtual"), or without their Hessian ("first_order").
         "hyper_mode": "exact",
-        "meta_every": 1,  # batches between updates of the meta networks
+        # Batches between updates of the meta networks; if there are several, by steps
+        # that are taken back.
+        "meta_every": 1,
         "meta_delay_kimg": 6.0,
         "meta_learning_rate": 1e-4,  # ours, after L2T-ww's code
         "meta_weight_decay": 1e-4,  # ours, likewise
@@ -273,17 +275,23 @@ _DISTILLATION_LADDER = {
     "net7": (*_BOTH, "completion", "attention", "attention_transfer"),
     "net8": (*_BOTH, "completion", "attention", "attention_transfer", "fusion"),
 }
+_DISTILLATION_LADDER["final"] = _DISTILLATION_LADDER["net8"]
 
 
-def distillation_row(name: str) -> dict[str, bool]:
-    """Return the parts of a row of Suin et al.'s Table 3, net8 being the final one."""
+def distillation_row(name: str) -> dict[str, Any]:
+    """Return the parts of a row of Suin et al.'s Table 3, and the adversary's weight.
+
+    The rows have no adversary. "final" is net8 with one.
+    """
     if name not in _DISTILLATION_LADDER:
         rows = ", ".join(_DISTILLATION_LADDER)
         raise UserError(
             f"Distillation-guided inpainting has no row {name!r}. Choose from {rows}."
         )
     parts = [part.rpartition(".")[2] for part in DISTILLATION_PARTS]
-    return {part: part in _DISTILLATION_LADDER[name] for part in parts}
+    row = {part: part in _DISTILLATION_LADDER[name] for part in parts}
+    # Ours, after RN's code: equation 11 has no such term.
+    return {**row, "adversarial": 0.1 if name == "final" else 0.0}
 
 
 def _optimizer_settings() -> dict[str, Any]:

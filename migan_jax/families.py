@@ -152,6 +152,8 @@ _GAN_PANELS = (
     ),
     Panel("R1 before its weight", (("d/r1", "R1", "-"),), logarithmic=True),
 )
+
+
 # Shared by the families whose encoder can be guided.
 
 _GUIDANCE = (

@@ -126,12 +126,13 @@ class MIGANAuxiliary(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        sizes = {
-            name: getattr(self, name)
-            for name in (
-                *("resolution", "channel_base", "channel_max", "reparam", "remat"),
-            )
-        }
+        sizes = dict(
+            resolution=self.resolution,
+            channel_base=self.channel_base,
+            channel_max=self.channel_max,
+            reparam=self.reparam,
+            remat=self.remat,
+        )
         image = image.astype(compute_dtype(self.dtype, image))
         # As the generator's input, without a hole.
         x = jnp.concatenate([jnp.full_like(image[..., :1], 0.5), image], axis=-1)
