@@ -276,6 +276,11 @@ def _reflecting(initial: Initial) -> dict[str, Any]:
     return {"reflects": True, "initial": initial}
 
 
+def _small(initial: Initial) -> Initial:
+    """Return the initialisation of layers that should change little at first."""
+    return "small_he" if initial == "he" else initial
+
+
 def enlarge(x: jax.Array) -> jax.Array:
     """Repeat each pixel twice on both axes."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
@@ -291,8 +296,7 @@ class ResidualPair(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = PaddedConv(self.width, **_reflecting(self.initial), name="conv1")(x)
         # He's deviation would double the variance in each block.
-        small = "small_he" if self.initial == "he" else self.initial
-        settings = {"activate": False, **_reflecting(small)}
+        settings = {"activate": False, **_reflecting(_small(self.initial))}
         return x + PaddedConv(x.shape[-1], **settings, name="conv2")(y)
 
     @nn.nowrap
@@ -402,8 +406,10 @@ class FusedAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, Attention]:
+        # He's deviation would make each pixel attend to a random one.
+        small = _small(self.initial)
         query, key = (
-            PlainPointwise(x.shape[-1] // 2, self.initial, name=name)
+            PlainPointwise(x.shape[-1] // 2, small, name=name)
             for name in ("query", "key")
         )
         window = self.pooling, self.pooling
@@ -414,9 +420,8 @@ class FusedAttention(nn.Module):
             adapted = adaptive_conv(
                 x, *AdaptiveTaps(self.size, is_average=False, name="taps")(x)
             )
-            share = PaddedConv(
-                1, activate=False, reflects=True, initial=self.initial, name="share"
-            )
+            # Little attention at first, ours: averages of all pixels say little.
+            share = ZeroConv(1, bias=constant(-3), name="share")
             weight = nn.sigmoid(at_least_float32(share(x))).astype(x.dtype)
             return attended * weight + adapted * (1 - weight), inputs
         if self.output == "gated":

@@ -128,7 +128,9 @@ class Reporter:
         self._loading, self._loads, self._last_load = 0.0, 0, 0.0
         self._since, self._since_step = time.perf_counter(), first_step
         self.clock, self._rotates = clock or Clock(None), rotates
-        self._durations = collections.deque(maxlen=MEDIAN_STEPS)  # of steps, seconds
+        # Seconds of the last steps, by the names of their metrics: those of steps with
+        # lazy turns are others.
+        self._durations: dict[frozenset[str], collections.deque[float]] = {}
         self._step_start: float | None = None
         self._step = first_step  # the newest written
         self._file = self._board = self._bar = None
@@ -213,15 +215,19 @@ class Reporter:
         """
         pending, self._pending = self._pending, (step, metrics, images)
         self._log(pending)
-        self._watch_duration(step - 1)
+        # It is the pending step that was waited for.
+        self._watch_duration(step - 1, frozenset(pending[1] if pending else ()))
 
-    def _watch_duration(self, step: int) -> None:
-        """Warn if the last step took far longer than those before it."""
+    def _watch_duration(self, step: int, names: frozenset[str]) -> None:
+        """Warn if the last step took far longer than those with the same metrics."""
         now, before = time.perf_counter(), self._step_start
         self._step_start = now
         if before is None:
             return
-        seconds, durations = now - before, self._durations
+        seconds = now - before
+        durations = self._durations.setdefault(
+            names, collections.deque(maxlen=MEDIAN_STEPS)
+        )
         if len(durations) == MEDIAN_STEPS:
             median = statistics.median(durations)
             if seconds > max(SLOW * median, SLOW_SECONDS):
