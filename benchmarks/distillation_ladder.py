@@ -14,11 +14,12 @@ numbers of steps follow from the fastest ones, timed in turn once, so that other
 does not change results. Compiling, loading and evaluations do not count.
 
 The metric is the held-out hole PSNR of the EMA at the end, in dB, over the same 64
-scenes and masks for all runs of a seed. The EMA's half-life is a 20th of the run.
-`mean colour` is the PSNR of filling holes with the mean of the known pixels. `over` is the gain over the first row, per seed. For MI-GAN,
-`kernel` is a thousand times the VGG-16 kernel distance of completed scenes from true
-ones: the unbiased squared maximum mean discrepancy, with KID's kernel, of VGG-16's
-averaged features. It needs VGG-16's public weights.
+scenes and masks for all runs of a seed. The EMA's half-life is a 20th of the run. `mean
+colour` is the PSNR of filling holes with the mean of the known pixels. `over` is the
+gain over the first row, per seed. For MI-GAN, `kernel` is a thousand times the VGG-16
+kernel distance of completed scenes from true ones: the unbiased squared maximum mean
+discrepancy, with KID's kernel, of VGG-16's averaged features. It needs VGG-16's public
+weights.
 
 Such short runs show how networks start to learn, not how good they become. Each
 finished run is added to --json, and not repeated; an interrupted one resumes. Grids of
